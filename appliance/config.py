@@ -1,0 +1,96 @@
+"""Every option of the daemon, declared once: its key, type, default, what it does, whether a change needs a restart.
+
+Read from `<data-dir>/appliance.toml`, then from APPLIANCE_<KEY> in the environment, then from the command line; the
+last that names an option wins. The console's Settings screen and `appliance serve --help` are made from these
+declarations too.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ConfigInvalid
+
+
+def option(default: Any, doc: str, *, restart: bool = True, minimum: int | None = None) -> Any:
+    """Declare one option. Its type is its annotation."""
+    return field(default=default, metadata={"doc": doc, "restart": restart, "minimum": minimum})
+
+
+def default_data_dir() -> Path:
+    """/var/lib/appliance for root, else the user's data directory."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/appliance")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "appliance"
+
+
+@dataclass(frozen=True)
+class Config:
+    data_dir: Path = field(default_factory=default_data_dir, metadata={"doc": "Where everything the box keeps lies."})
+    listen: str = option("127.0.0.1:7431", "Address and port of the gRPC API.")
+    drain_seconds: int = option(10, "How long running calls may finish after SIGTERM.", minimum=0)
+    inference_threads: int = option(0, "Threads of a model's worker; 0: one a core, less one reserved.", minimum=0)
+    model_context_tokens: int = option(8192, "KV cells of a chat model, shared by its running sequences.", minimum=256)
+    model_sequences: int = option(8, "Sequences that a model decodes at once.", minimum=1)
+    model_batch_tokens: int = option(512, "Token budget of one engine step: decodes first, then prefill.", minimum=32)
+    model_queue: int = option(64, "Requests that may wait for a model before QUEUE_FULL.", minimum=1)
+    memory_reserve_mib: int = option(1024, "Memory that a model's plan leaves to the rest of the box.", minimum=0)
+    import_poll_seconds: int = option(1, "How often the import folder is looked at.", minimum=1)
+    seal_passages: int = option(20_000, "Passages in the memtable before it is sealed into a segment.", minimum=16)
+    search_cache_mib: int = option(256, "Decrypted text and vectors kept in memory, a collection.", minimum=1)
+    parse_memory_mib: int = option(512, "Address space of a parser child.", minimum=128)
+    parse_cpu_seconds: int = option(20, "Processor time of a parser child.", minimum=1)
+    parse_wall_seconds: int = option(60, "Wall time of a parser child.", minimum=1)
+    document_max_mib: int = option(64, "Largest file that ingest takes.", minimum=1)
+    document_max_pages: int = option(5000, "Most pages of one document.", minimum=1)
+    log_level: str = option("info", "debug, info, warning or error.", restart=False)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            minimum = item.metadata.get("minimum")
+            if minimum is not None and getattr(self, item.name) < minimum:
+                raise ConfigInvalid(f"{item.name}: must be at least {minimum}.")
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ConfigInvalid("listen: must be host:port, such as 127.0.0.1:7431.")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigInvalid("log_level: must be debug, info, warning or error.")
+
+
+def load(given: Mapping[str, str], environ: Mapping[str, str]) -> Config:
+    """The configuration from the file in the data directory, the environment and `given` (the command line).
+
+    Raises ConfigInvalid, naming the file or the option.
+    """
+    names = {item.name for item in fields(Config)}
+    named = {name: environ[f"APPLIANCE_{name.upper()}"] for name in names if f"APPLIANCE_{name.upper()}" in environ}
+    values: dict[str, Any] = named | dict(given)
+    data_dir = Path(values.get("data_dir", default_data_dir())).expanduser().absolute()
+    values = _read_file(data_dir / "appliance.toml") | values | {"data_dir": data_dir}
+    if unknown := sorted(values.keys() - names):
+        raise ConfigInvalid(f"{unknown[0]}: there is no such option.")
+    return Config(**{name: _convert(name, value) for name, value in values.items()})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: {error}.") from None
+
+
+def _convert(name: str, value: Any) -> Any:
+    kind = next(item.type for item in fields(Config) if item.name == name)
+    if kind is int and not isinstance(value, bool):
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise ConfigInvalid(f"{name}: must be a whole number, not {value!r}.") from None
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        raise ConfigInvalid(f"{name}: must be text, not {value!r}.")
+    return value

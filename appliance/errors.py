@@ -1,0 +1,271 @@
+"""What can go wrong, and what to do about it.
+
+ApplianceError
+├── Refused                  the request is wrong; trying again will not help
+│   ├── InvalidArgument      a field of the request, named
+│   ├── NotFound
+│   ├── AlreadyExists
+│   ├── Unauthenticated      no certificate, or one of another authority
+│   ├── Forbidden
+│   ├── DeadlineRequired
+│   ├── PromptTooLong
+│   ├── NoChatModel          chat or generate, and no chat model is imported
+│   ├── ModelMissing         a model file that is not where it should be
+│   ├── ModelDamaged         truncated, hostile, or not what its hash says
+│   ├── ModelUnsupported     sound, but not for this engine
+│   ├── ModelTooLarge        larger than the memory of this box
+│   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
+│   ├── ConfigInvalid
+│   ├── PortInUse
+│   └── DataDirectoryInUse   a second daemon
+├── Busy                     trying again will help; carries retry_after_seconds
+│   ├── QueueFull
+│   ├── Draining
+│   └── ModelRestarting
+├── Cancelled
+└── Broken                   we are wrong, or the hardware is
+    ├── Unreachable          no daemon answers
+    ├── DeadlineExceeded
+    ├── WorkerDied
+    ├── SelfTestFailed
+    ├── SandboxUnavailable   nothing is parsed until it is mended
+    ├── DiskFull
+    ├── KeyUnavailable       the key slot is missing or wrong
+    └── StoreDamaged         a file of the knowledge base is not what was written
+
+A class carries what every surface needs: `reason` (stable for ever), the gRPC `code`, a `remedy`, `retryable`, and the
+CLI's `exit_code`. 1 broken, 2 usage, 3 refused, 4 not found, 5 not allowed, 6 busy, 7 damaged, 130 cancelled.
+"""
+
+from typing import ClassVar
+
+from grpc import StatusCode
+
+
+class ApplianceError(Exception):
+    """An error that a caller is told about. `str(error)` is one or two plain sentences without secrets or content."""
+
+    reason: ClassVar[str] = "INTERNAL"
+    code: ClassVar[StatusCode] = StatusCode.INTERNAL
+    remedy: ClassVar[str] = "Look at the daemon's log; if it happens again, report it with the log."
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+class Refused(ApplianceError):
+    reason = "REFUSED"
+    code = StatusCode.INVALID_ARGUMENT
+    remedy = "Correct the request."
+    exit_code = 3
+
+
+class InvalidArgument(Refused):
+    reason = "INVALID_ARGUMENT"
+    remedy = "Correct the named field."
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> "InvalidArgument":
+        """The error for one field of a request: 'limit: must be between 1 and 100.'"""
+        return cls(f"{field}: {problem}")
+
+
+class NotFound(Refused):
+    reason = "NOT_FOUND"
+    code = StatusCode.NOT_FOUND
+    remedy = "List what there is, and check the name."
+    exit_code = 4
+
+
+class AlreadyExists(Refused):
+    reason = "ALREADY_EXISTS"
+    code = StatusCode.ALREADY_EXISTS
+    remedy = "Choose another name, or delete the present one first."
+
+
+class Unauthenticated(Refused):
+    reason = "UNAUTHENTICATED"
+    code = StatusCode.UNAUTHENTICATED
+    remedy = "Connect with a client certificate of this box's authority."
+    exit_code = 5
+
+
+class Forbidden(Refused):
+    reason = "FORBIDDEN"
+    code = StatusCode.PERMISSION_DENIED
+    remedy = "Ask an administrator for a certificate with the role that this needs."
+    exit_code = 5
+
+
+class DeadlineRequired(Refused):
+    reason = "DEADLINE_REQUIRED"
+    remedy = "Set a deadline on the call (`timeout=` in Python)."
+
+
+class PromptTooLong(Refused):
+    reason = "PROMPT_TOO_LONG"
+    remedy = "Shorten the prompt, ask for fewer tokens, or load the model with a longer context."
+
+
+class NoChatModel(Refused):
+    reason = "NO_CHAT_MODEL"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Drop a GGUF chat model into the import folder, or ask in quote mode."
+
+
+class ModelMissing(Refused):
+    reason = "MODEL_MISSING"
+    code = StatusCode.NOT_FOUND
+    remedy = "Check the path; import the model again."
+    exit_code = 4
+
+
+class ModelDamaged(Refused):
+    reason = "MODEL_DAMAGED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Copy the file again from its publisher and compare its sha256."
+
+
+class ModelUnsupported(Refused):
+    reason = "MODEL_UNSUPPORTED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Import a GGUF of an architecture that this engine's llama.cpp knows."
+
+
+class ModelTooLarge(Refused):
+    reason = "MODEL_TOO_LARGE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Unload another model, choose a smaller quantization, or shorten `model_context_tokens`."
+
+
+class DocumentRefused(Refused):
+    """One document that was not taken. `file_reason` is stable, such as PDF_ENCRYPTED or NOT_UTF8."""
+
+    reason = "DOCUMENT_REFUSED"
+    remedy = "See the file's reason in `appliance ingest --files JOB`."
+
+    def __init__(self, file_reason: str, message: str) -> None:
+        super().__init__(message)
+        self.file_reason = file_reason
+
+
+class ConfigInvalid(Refused):
+    reason = "CONFIG_INVALID"
+    remedy = "Correct the named option; `appliance serve --help` lists them."
+
+
+class PortInUse(Refused):
+    reason = "PORT_IN_USE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Stop what listens there, or choose another address with --listen."
+
+
+class DataDirectoryInUse(Refused):
+    reason = "DATA_DIRECTORY_IN_USE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Use the running daemon, stop it, or choose another --data-dir."
+
+
+class Busy(ApplianceError):
+    """Trying again will help, after `retry_after_seconds`."""
+
+    reason = "BUSY"
+    code = StatusCode.UNAVAILABLE
+    remedy = "Try again shortly."
+    retryable = True
+    exit_code = 6
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(Busy):
+    reason = "QUEUE_FULL"
+    code = StatusCode.RESOURCE_EXHAUSTED
+
+
+class Draining(Busy):
+    reason = "DRAINING"
+    remedy = "The daemon is stopping; call again when it is back, or call another box."
+
+
+class ModelRestarting(Busy):
+    reason = "MODEL_RESTARTING"
+
+
+class Cancelled(ApplianceError):
+    reason = "CANCELLED"
+    code = StatusCode.CANCELLED
+    remedy = "Nothing to do: it was cancelled."
+    exit_code = 130
+
+
+class Broken(ApplianceError):
+    reason = "BROKEN"
+
+
+class Unreachable(Broken):
+    reason = "UNREACHABLE"
+    code = StatusCode.UNAVAILABLE
+    remedy = "Start the daemon with `appliance serve`, or check --address and --data-dir."
+    retryable = True
+    exit_code = 6
+
+
+class DeadlineExceeded(Broken):
+    reason = "DEADLINE_EXCEEDED"
+    code = StatusCode.DEADLINE_EXCEEDED
+    remedy = "Allow more time, or ask for less."
+    retryable = True
+    exit_code = 6
+
+
+class WorkerDied(Broken):
+    reason = "WORKER_DIED"
+    code = StatusCode.UNAVAILABLE
+    remedy = "Call again: the model is restarted by itself."
+    retryable = True
+    exit_code = 6
+
+
+class SelfTestFailed(Broken):
+    reason = "SELF_TEST_FAILED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Reinstall the engine; if it stays, this machine computes wrongly and must not serve."
+
+
+class SandboxUnavailable(Broken):
+    reason = "SANDBOX_UNAVAILABLE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Run a kernel with Landlock and seccomp enabled (lsm=landlock,…); nothing is parsed without them."
+
+
+class DiskFull(Broken):
+    reason = "DISK_FULL"
+    code = StatusCode.RESOURCE_EXHAUSTED
+    remedy = "Free space on the data directory's disk, then ingest again: what was acknowledged is kept."
+
+
+class KeyUnavailable(Broken):
+    reason = "KEY_UNAVAILABLE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Restore the key slot from its backup; without it the data cannot be read."
+    exit_code = 7
+
+
+class StoreDamaged(Broken):
+    reason = "STORE_DAMAGED"
+    code = StatusCode.DATA_LOSS
+    remedy = "Restore the named file from a peer or a backup, then start again."
+    exit_code = 7
+
+
+def by_reason() -> dict[str, type[ApplianceError]]:
+    """Every class of the tree by its reason: how a client turns ErrorInfo back into an error."""
+    found: dict[str, type[ApplianceError]] = {}
+    todo: list[type[ApplianceError]] = [ApplianceError]
+    while todo:
+        cls = todo.pop()
+        found[cls.reason] = cls
+        todo += cls.__subclasses__()
+    return found

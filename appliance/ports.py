@@ -1,0 +1,209 @@
+"""What the parts ask of one another. Each protocol states a contract; `app.py` chooses who fulfils it.
+
+    Embedder     texts to unit vectors                 infer/onnx.py
+    Generator    prompts to streams, by model name     infer/router.py
+    Pointer      which sentence answers a question     infer/pointer.py
+    Composer     messages and passages to a prompt     tenancy/compose.py
+    ModelFiles   verified model files on disk          models/store.py
+    Cipher       authenticated encryption              vault/envelope.py
+    Keyring      wraps keys, signs manifests           vault/keyring.py
+    Library      the knowledge base                    knowledge/library.py
+    Extractor    one untrusted file to text            sandbox/extractor.py
+    Jobs         the one runner of long work           jobs.py
+    Progress     what a job tells of itself            jobs.py
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
+
+from appliance.types import (
+    Collection,
+    Document,
+    Extracted,
+    Finish,
+    Floats,
+    Generation,
+    Job,
+    Message,
+    ModelFile,
+    NewDocument,
+    Passage,
+    Pointing,
+    Segment,
+    Span,
+    Text,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Embedder(Protocol):
+    """Texts to unit vectors. Safe to call from many threads; a text's vector never depends on its batch mates."""
+
+    @property
+    def identity(self) -> str:
+        """sha256 over model and tokenizer: vectors of another identity must not be compared with these."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """float32 [len(texts), dimension], unit norm. Text past the model's 256 tokens is not seen."""
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that `embed` would read, for usage."""
+
+
+class Generator(Protocol):
+    """Streams from models by name; loads on demand. '' names the default chat model."""
+
+    def chat_model(self, name: str) -> ModelFile:
+        """The chat model of that name, '' for the default. Raises NotFound, NoChatModel."""
+
+    def generate(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+        """Zero or more Text, then one Finish. Closing the iterator frees the sequence.
+
+        Raises NotFound, NoChatModel, PromptTooLong, QueueFull, ModelRestarting, ModelTooLarge, WorkerDied.
+        """
+
+    async def tokenize(self, model: str, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Token ids as the model reads them. Raises as `generate`."""
+
+
+class Pointer(Protocol):
+    async def point(self, question: str, passages: Sequence[Sequence[str]]) -> Pointing | None:
+        """Which sentence of the passages answers. None where they are more than the model can read.
+
+        passages: sentences by passage; the logprobs come back flattened in that order.
+        """
+
+
+class Composer(Protocol):
+    """Prompts as segments tagged by origin, in the scaffold of a model's family. Pure."""
+
+    def chat(self, scaffold: str, messages: Sequence[Message]) -> tuple[Segment, ...]: ...
+
+    def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:
+        """Numbered passages, marked as retrieved, then the question."""
+
+
+class ModelFiles(Protocol):
+    """Verified model files, content-addressed."""
+
+    def list(self) -> tuple[ModelFile, ...]: ...
+
+    def get(self, name: str) -> ModelFile:
+        """Raises NotFound."""
+
+    def verify(self, file: ModelFile) -> None:
+        """Hash the file again. Raises ModelMissing, ModelDamaged."""
+
+
+class Cipher(Protocol):
+    """Authenticated encryption under one key; 12-byte nonces, never used twice, and a 16-byte tag at the end."""
+
+    def seal(self, nonce: bytes, plaintext: Buffer, aad: bytes) -> bytes: ...
+
+    def open(self, nonce: bytes, ciphertext: Buffer, aad: bytes) -> bytes:
+        """Raises StoreDamaged where ciphertext, nonce or aad is not what was sealed."""
+
+
+class Keyring(Protocol):
+    """Keys that never leave the process unwrapped."""
+
+    def new_key(self) -> bytes:
+        """32 random bytes."""
+
+    def wrap(self, key: bytes, context: bytes, under: bytes | None = None) -> bytes:
+        """Wrap a key under another, by default the root key; `context` is bound and needed again to unwrap."""
+
+    def unwrap(self, wrapped: bytes, context: bytes, under: bytes | None = None) -> bytes:
+        """Raises StoreDamaged where it is not what was wrapped, for that context, under that key."""
+
+    def cipher(self, key: bytes) -> Cipher: ...
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519, 64 bytes."""
+
+    def verify(self, message: bytes, signature: bytes) -> None:
+        """Raises StoreDamaged where this box's key did not sign that message."""
+
+
+class Library(Protocol):
+    """The knowledge base. Safe to call from many threads; every call may block on the disk.
+
+    `groups` are the caller's: documents whose readers share none with them do not exist for the call.
+    """
+
+    def create(self, collection: str) -> Collection:
+        """Raises AlreadyExists, InvalidArgument."""
+
+    def collections(self) -> tuple[Collection, ...]: ...
+
+    def drop(self, collection: str) -> None:
+        """Destroys the wrapped keys first, then the files. Raises NotFound."""
+
+    def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
+        """The document made from those bytes by that pipeline: ingest is idempotent on the pair. Raises NotFound."""
+
+    def add(self, collection: str, document: NewDocument) -> Document:
+        """Chunk, embed, write. When it returns the document survives power loss; when it raises nothing of it stays.
+
+        Raises NotFound, DocumentRefused (no text), DiskFull, StoreDamaged.
+        """
+
+    def documents(self, collection: str, groups: frozenset[str]) -> tuple[Document, ...]: ...
+
+    def get(self, collection: str, document: str, groups: frozenset[str]) -> Document:
+        """Raises NotFound."""
+
+    def pages(self, collection: str, document: str, groups: frozenset[str]) -> tuple[str, ...]:
+        """The stored text by page. Raises NotFound, StoreDamaged."""
+
+    def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
+        """Gone from every search when it returns. Raises NotFound."""
+
+    def compact(self, collection: str) -> Collection:
+        """Seal the memtable; rewrite segments without deleted rows. Raises NotFound, DiskFull, StoreDamaged."""
+
+    def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
+        """The best passages by fused lexical and vector score, best first; ACL and tombstones apply before top-k."""
+
+    def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
+        """The stored text of a span. Raises NotFound, StoreDamaged."""
+
+
+class Extractor(Protocol):
+    """Untrusted bytes to text in a locked child. Fails closed."""
+
+    async def extract(self, fd: int, name: str) -> Extracted:
+        """Read the open file `fd` (stays the caller's to close). Cancelling kills the child.
+
+        Raises DocumentRefused with the file's reason, SandboxUnavailable.
+        """
+
+
+class Progress(Protocol):
+    """How a job tells what it does. Cheap: call it for each unit."""
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None: ...
+
+
+Work = Callable[[Progress], Awaitable[None]]
+
+
+class Jobs(Protocol):
+    """Long work with one shape. Cancelling a job cancels its task at the next await."""
+
+    def start(self, kind: str, subject: str, unit: str, work: Work) -> Job: ...
+
+    def get(self, job: str) -> Job:
+        """Raises NotFound."""
+
+    def list(self) -> tuple[Job, ...]: ...
+
+    def watch(self, job: str) -> AsyncIterator[Job]:
+        """The present state at once, then each change, until the job has ended. Raises NotFound."""
+
+    def cancel(self, job: str) -> Job:
+        """Raises NotFound."""

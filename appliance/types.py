@@ -1,0 +1,429 @@
+"""Frozen values that cross boundaries. No behaviour beyond what a value knows of itself."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+EVERYONE = "everyone"
+
+
+# --- who -------------------------------------------------------------------------------------------------------------
+
+
+class Role(Enum):
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    APP = "app"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a caller is, from the URI name of its certificate."""
+
+    tenant: str
+    user: str
+    role: Role
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """What a document's `readers` are compared with."""
+        return frozenset({EVERYONE, f"user:{self.user}", f"role:{self.role.value}"})
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/users/{self.user} ({self.role.value})"
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+class Origin(Enum):
+    """Whose words a stretch of a prompt is, most trusted first. Only SCAFFOLD text may become control tokens."""
+
+    SCAFFOLD = 1
+    SYSTEM = 2
+    TENANT = 3
+    USER = 4
+    RETRIEVED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    origin: Origin
+    text: str
+
+
+class Speaker(Enum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    speaker: Speaker
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; top_k 0 and repeat_penalty 1 mean none."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request to an engine. With `labels` (each one token of the vocabulary) the answer is one of them."""
+
+    prompt: tuple[Segment, ...]
+    sampling: Sampling = Sampling()
+    labels: tuple[str, ...] = ()
+    prefix_salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    queue_seconds: float = 0.0
+    search_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of an answer as it is made."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last piece of an answer. label_logprobs: in the order of the request's labels."""
+
+    reason: FinishReason
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    label_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pointing:
+    """What the pointer model says of a question. logprobs: one a sentence; none_logprob: that no sentence answers."""
+
+    logprobs: tuple[float, ...]
+    none_logprob: float
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+class ModelKind(Enum):
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+    POINTER = "pointer"
+
+
+class ModelState(Enum):
+    STORED = "stored"
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model that is on disk and was verified. `scaffold` names the prompt scaffold of its family."""
+
+    name: str
+    kind: ModelKind
+    path: str
+    architecture: str
+    sha256: str
+    size_bytes: int
+    source: str
+    parameters: int = 0
+    trained_context_tokens: int = 0
+    kv_bytes_per_token: int = 0
+    scaffold: str = "plain"
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model as `models list` shows it."""
+
+    name: str
+    kind: ModelKind
+    state: ModelState
+    architecture: str = ""
+    source: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    memory_bytes: int = 0
+    context_tokens: int = 0
+    parameters: int = 0
+    detail: str = ""
+    create_time: datetime | None = None
+
+
+# --- knowledge -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A passage's place in its document: page from 1, [start, end) in code points of the page's extracted text."""
+
+    page: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewDocument:
+    """What ingest hands to a collection: the extracted text by page, and where it came from (lineage)."""
+
+    title: str
+    media_type: str
+    sha256: str
+    size_bytes: int
+    source: str
+    parser: str
+    pipeline: str
+    pages: tuple[str, ...]
+    readers: frozenset[str] = frozenset({EVERYONE})
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A stored document. `id` is unique in its collection."""
+
+    id: str
+    collection: str
+    title: str
+    media_type: str
+    sha256: str
+    size_bytes: int
+    source: str
+    parser: str
+    pipeline: str
+    page_count: int
+    passage_count: int
+    readers: frozenset[str]
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        return f"collections/{self.collection}/documents/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    id: str
+    document_count: int
+    passage_count: int
+    size_bytes: int
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        return f"collections/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A found stretch of a document. `document` is a resource name."""
+
+    document: str
+    title: str
+    span: Span
+    text: str
+    score: float
+
+
+class AnswerMode(Enum):
+    QUOTE = "quote"
+    GENERATE = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """The first piece of an Ask stream."""
+
+    mode: AnswerMode
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A span of stored text that backs [answer_start, answer_end) of the answer; `quote` was read from the store."""
+
+    document: str
+    title: str
+    span: Span
+    quote: str
+    answer_start: int
+    answer_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A sentence of the answer that no passage supports."""
+
+    answer_start: int
+    answer_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskFinish:
+    answered: bool
+    finish: Finish
+
+
+AskPiece = Passages | Text | Citation | Unsupported | AskFinish
+
+
+# --- ingest ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a locked child read from one file."""
+
+    media_type: str
+    parser: str
+    pages: tuple[str, ...]
+
+
+class FileState(Enum):
+    COMMITTED = "committed"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """How one file ended. `path` is printable: control and bidirectional characters are escaped."""
+
+    path: str
+    state: FileState
+    reason: str = ""
+    detail: str = ""
+    document: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    job: str = ""
+    time: datetime | None = None
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+class JobState(Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Long work. `total` 0: not known yet."""
+
+    id: str
+    kind: str
+    subject: str
+    state: JobState
+    create_time: datetime
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    note: str = ""
+    error_reason: str = ""
+    error_message: str = ""
+    end_time: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        return f"jobs/{self.id}"
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+class Severity(Enum):
+    OK = 1
+    WARNING = 2
+    CRITICAL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that an admin may have to know, as seen at `since`."""
+
+    code: str
+    severity: Severity
+    subject: str
+    title: str
+    remedy: str
+    since: datetime
+    detail: str = ""
+    impacts_serving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    severity: Severity
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The box at a glance."""
+
+    version: str
+    uptime_seconds: float
+    data_directory: str
+    listen_address: str
+    severity: Severity
+    model_count: int
+    collection_count: int
+    document_count: int
+    memory_used_bytes: int
+    memory_total_bytes: int
+    disk_free_bytes: int
+    principal: str = ""
+
