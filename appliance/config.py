@@ -86,10 +86,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: Any) -> Any:
     kind = next(item.type for item in fields(Config) if item.name == name)
-    if kind is int and not isinstance(value, bool):
+    if kind is int:
         try:
-            return int(value)
-        except (TypeError, ValueError):
+            return int(str(value))  # by way of text: TOML's true and 1.5 are no whole numbers
+        except ValueError:
             raise ConfigInvalid(f"{name}: must be a whole number, not {value!r}.") from None
     if not isinstance(value, kind):  # type: ignore[arg-type]
         raise ConfigInvalid(f"{name}: must be text, not {value!r}.")

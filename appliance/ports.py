@@ -1,16 +1,16 @@
 """What the parts ask of one another. Each protocol states a contract; `app.py` chooses who fulfils it.
 
-    Embedder     texts to unit vectors                 infer/onnx.py
-    Generator    prompts to streams, by model name     infer/router.py
-    Pointer      which sentence answers a question     infer/pointer.py
-    Composer     messages and passages to a prompt     tenancy/compose.py
-    ModelFiles   verified model files on disk          models/store.py
-    Cipher       authenticated encryption              vault/envelope.py
-    Keyring      wraps keys, signs manifests           vault/keyring.py
-    Library      the knowledge base                    knowledge/library.py
-    Extractor    one untrusted file to text            sandbox/extractor.py
-    Jobs         the one runner of long work           jobs.py
-    Progress     what a job tells of itself            jobs.py
+Embedder     texts to unit vectors                 infer/onnx.py
+Generator    prompts to streams, by model name     infer/router.py
+Pointer      which sentence answers a question     infer/pointer.py
+Composer     messages and passages to a prompt     tenancy/compose.py
+ModelFiles   verified model files on disk          models/store.py
+Cipher       authenticated encryption              vault/envelope.py
+Keyring      wraps keys, signs manifests           vault/keyring.py
+Library      the knowledge base                    knowledge/library.py
+Extractor    one untrusted file to text            sandbox/extractor.py
+Jobs         the one runner of long work           jobs.py
+Progress     what a job tells of itself            jobs.py
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

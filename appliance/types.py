@@ -426,4 +426,3 @@ class Status:
     memory_total_bytes: int
     disk_free_bytes: int
     principal: str = ""
-

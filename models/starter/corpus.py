@@ -75,7 +75,7 @@ class Paragraphs(html.parser.HTMLParser):
         self._skipping = 0
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        if tag in self.BLOCKS:
+        if tag in self.BLOCKS or ("class", "para") in attrs:  # DocBook writes <div class="para">
             self.flush()
             self._open = []
         self._skipping += tag in self.SKIPPED

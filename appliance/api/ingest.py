@@ -1,0 +1,43 @@
+"""IngestService: documents into a collection."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from appliance.api import messages, requests
+from appliance.api.interceptors import Context
+from appliance.gen.v1 import ingest_pb2 as pb
+from appliance.gen.v1 import ingest_pb2_grpc
+from appliance.types import EVERYONE, FileOutcome, Job
+
+MAX_PATH_CHARACTERS = 4096
+
+
+class Ingest(Protocol):
+    """Reads folders in jobs (`ingest/pipeline.py`)."""
+
+    async def start(self, path: str, collection: str, readers: frozenset[str]) -> Job: ...
+
+    def files(self, job: str) -> tuple[FileOutcome, ...]: ...
+
+    def quarantined(self) -> tuple[FileOutcome, ...]: ...
+
+
+@dataclass(frozen=True)
+class IngestService(ingest_pb2_grpc.IngestServiceServicer):
+    ingest: Ingest
+
+    async def IngestFolder(self, request: pb.IngestFolderRequest, context: Context) -> pb.IngestFolderResponse:
+        path = requests.text(request.path, "path", MAX_PATH_CHARACTERS)
+        collection = requests.collection(request.collection, "collection")
+        readers = frozenset(request.readers) or frozenset({EVERYONE})
+        job = await self.ingest.start(path, collection, readers)
+        return pb.IngestFolderResponse(job=messages.job(job))
+
+    async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:
+        found = self.ingest.files(requests.job(request.job, "job"))
+        items, token = requests.page(found, request.page_size, request.page_token)
+        return pb.ListFilesResponse(files=map(messages.file_outcome, items), next_page_token=token)
+
+    async def ListQuarantine(self, request: pb.ListQuarantineRequest, context: Context) -> pb.ListQuarantineResponse:
+        items, token = requests.page(self.ingest.quarantined(), request.page_size, request.page_token)
+        return pb.ListQuarantineResponse(files=map(messages.file_outcome, items), next_page_token=token)

@@ -1,0 +1,110 @@
+"""What every call passes: a caller with a name and a right, a deadline, one shape of error, one line of log."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from appliance.access import roles
+from appliance.errors import ApplianceError, Busy, DeadlineRequired, DocumentRefused, Draining
+
+DOMAIN = "appliance"
+HEALTH_PREFIX = "/grpc.health.v1.Health/"  # load balancers watch it without a deadline
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Admits calls, and turns what a service raises into a google.rpc.Status."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(HEALTH_PREFIX):
+            return handler
+        make = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        guarded = self._stream(method, handler) if handler.response_streaming else self._unary(method, handler)
+        return make(guarded, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, method: str, handler: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            async with self._admitted(method, context):
+                return await handler.unary_unary(request, context)
+
+        return call
+
+    def _stream(self, method: str, handler: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._admitted(method, context), aclosing(handler.unary_stream(request, context)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+        return call
+
+    @asynccontextmanager
+    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
+        started, outcome, who = time.monotonic(), "CANCELLED", ""
+        try:
+            principal = roles.principal(context.auth_context())
+            who = str(principal)
+            if self.draining:
+                raise Draining("The daemon is stopping.")
+            if context.time_remaining() is None:
+                raise DeadlineRequired(f"{method} was called without a deadline.")
+            roles.allow(principal, method)
+            yield
+            outcome = "OK"
+        except ApplianceError as error:
+            outcome = error.reason
+            await _abort(context, error)
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            outcome = ApplianceError.reason
+            log.exception("call.crashed", method=method)
+            await _abort(context, ApplianceError(f"The daemon failed inside: {type(error).__name__}."))
+        finally:
+            elapsed_ms = round((time.monotonic() - started) * 1000, 1)
+            log.info("call", method=method, who=who, outcome=outcome, milliseconds=elapsed_ms)
+
+
+async def _abort(context: Context, error: ApplianceError) -> None:
+    """End the call with the error as google.rpc.Status (AIP-193)."""
+    status = to_status(error)
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(error.code, status.message, trailing_metadata=details)
+
+
+def to_status(error: ApplianceError) -> status_pb2.Status:
+    """Code and message, ErrorInfo with reason and remedy, RetryInfo where trying again will help."""
+    metadata = {"remedy": error.remedy, "exit_code": str(error.exit_code)}
+    if isinstance(error, DocumentRefused):
+        metadata["file_reason"] = error.file_reason
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
+    packed = [_pack(detail) for detail in details]
+    if isinstance(error, Busy):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
+        packed.append(_pack(retry))
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=str(error), details=packed)
+
+
+def _pack(message: Any) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed

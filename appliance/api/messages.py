@@ -1,0 +1,203 @@
+"""Our values as protobuf messages, a function a message."""
+
+from datetime import datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from appliance import types
+from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def usage(value: types.Usage) -> inference_pb2.Usage:
+    return inference_pb2.Usage(
+        input_tokens=value.input_tokens,
+        cached_input_tokens=value.cached_input_tokens,
+        output_tokens=value.output_tokens,
+    )
+
+
+def finish(value: types.Finish) -> inference_pb2.Finish:
+    timings = inference_pb2.Timings(
+        queue_seconds=value.timings.queue_seconds,
+        search_seconds=value.timings.search_seconds,
+        prefill_seconds=value.timings.prefill_seconds,
+        decode_seconds=value.timings.decode_seconds,
+        total_seconds=value.timings.total_seconds,
+    )
+    reason = inference_pb2.Finish.Reason.Value(f"REASON_{value.reason.name}")
+    return inference_pb2.Finish(reason=reason, usage=usage(value.usage), timings=timings)
+
+
+def sampling(message: inference_pb2.Sampling) -> types.Sampling:
+    """The request's sampling, our defaults where it is silent."""
+    given = {name: getattr(message, name) for name in _SAMPLING if message.HasField(name)}  # type: ignore[arg-type]
+    return types.Sampling(**given, stop=tuple(message.stop))
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
+
+
+def collection(value: types.Collection) -> knowledge_pb2.Collection:
+    return knowledge_pb2.Collection(
+        name=value.name,
+        document_count=value.document_count,
+        passage_count=value.passage_count,
+        size_bytes=value.size_bytes,
+        create_time=timestamp(value.create_time),
+    )
+
+
+def document(value: types.Document) -> knowledge_pb2.Document:
+    return knowledge_pb2.Document(
+        name=value.name,
+        title=value.title,
+        media_type=value.media_type,
+        sha256=value.sha256,
+        size_bytes=value.size_bytes,
+        page_count=value.page_count,
+        passage_count=value.passage_count,
+        source=value.source,
+        parser=value.parser,
+        readers=sorted(value.readers),
+        create_time=timestamp(value.create_time),
+    )
+
+
+def passage(value: types.Passage) -> knowledge_pb2.Passage:
+    return knowledge_pb2.Passage(
+        document=value.document,
+        title=value.title,
+        page=value.span.page,
+        start=value.span.start,
+        end=value.span.end,
+        text=value.text,
+        score=value.score,
+    )
+
+
+def ask_piece(value: types.AskPiece) -> knowledge_pb2.AskResponse:
+    match value:
+        case types.Passages():
+            mode = knowledge_pb2.AnswerMode.Value(f"ANSWER_MODE_{value.mode.name}")
+            passages = [passage(item) for item in value.passages]
+            return knowledge_pb2.AskResponse(passages=knowledge_pb2.Passages(mode=mode, passages=passages))
+        case types.Text():
+            return knowledge_pb2.AskResponse(text=value.text)
+        case types.Citation():
+            return knowledge_pb2.AskResponse(citation=_citation(value))
+        case types.Unsupported():
+            span = knowledge_pb2.Unsupported(answer_start=value.answer_start, answer_end=value.answer_end)
+            return knowledge_pb2.AskResponse(unsupported=span)
+        case types.AskFinish():
+            ending = knowledge_pb2.AskFinish(answered=value.answered, finish=finish(value.finish))
+            return knowledge_pb2.AskResponse(finish=ending)
+
+
+def _citation(value: types.Citation) -> knowledge_pb2.Citation:
+    return knowledge_pb2.Citation(
+        document=value.document,
+        title=value.title,
+        page=value.span.page,
+        start=value.span.start,
+        end=value.span.end,
+        quote=value.quote,
+        answer_start=value.answer_start,
+        answer_end=value.answer_end,
+    )
+
+
+def job(value: types.Job) -> job_pb2.Job:
+    return job_pb2.Job(
+        name=value.name,
+        kind=value.kind,
+        subject=value.subject,
+        state=job_pb2.Job.State.Value(f"STATE_{value.state.name}"),
+        done=value.done,
+        total=value.total,
+        unit=value.unit,
+        note=value.note,
+        error_reason=value.error_reason,
+        error_message=value.error_message,
+        create_time=timestamp(value.create_time),
+        end_time=timestamp(value.end_time),
+    )
+
+
+def file_outcome(value: types.FileOutcome) -> ingest_pb2.FileOutcome:
+    return ingest_pb2.FileOutcome(
+        path=value.path,
+        state=ingest_pb2.FileOutcome.State.Value(f"STATE_{value.state.name}"),
+        reason=value.reason,
+        detail=value.detail,
+        document=value.document,
+        sha256=value.sha256,
+        size_bytes=value.size_bytes,
+        job=value.job,
+        time=timestamp(value.time),
+    )
+
+
+def model(value: types.ModelStatus) -> model_pb2.Model:
+    return model_pb2.Model(
+        name=f"models/{value.name}",
+        kind=model_pb2.Model.Kind.Value(f"KIND_{value.kind.name}"),
+        state=model_pb2.Model.State.Value(f"STATE_{value.state.name}"),
+        architecture=value.architecture,
+        source=value.source,
+        sha256=value.sha256,
+        size_bytes=value.size_bytes,
+        memory_bytes=value.memory_bytes,
+        context_tokens=value.context_tokens,
+        parameters=value.parameters,
+        detail=value.detail,
+        create_time=timestamp(value.create_time),
+    )
+
+
+def severity(value: types.Severity) -> telemetry_pb2.Severity.ValueType:
+    return telemetry_pb2.Severity.Value(f"SEVERITY_{value.name}")
+
+
+def health(value: types.HealthReport) -> telemetry_pb2.WatchHealthResponse:
+    findings = [
+        telemetry_pb2.Finding(
+            code=item.code,
+            severity=severity(item.severity),
+            subject=item.subject,
+            title=item.title,
+            detail=item.detail,
+            remedy=item.remedy,
+            since=timestamp(item.since),
+            impacts_serving=item.impacts_serving,
+        )
+        for item in value.findings
+    ]
+    return telemetry_pb2.WatchHealthResponse(severity=severity(value.severity), findings=findings)
+
+
+def status(value: types.Status) -> telemetry_pb2.GetStatusResponse:
+    uptime = Duration()
+    uptime.FromMilliseconds(int(value.uptime_seconds * 1000))
+    return telemetry_pb2.GetStatusResponse(
+        version=value.version,
+        uptime=uptime,
+        data_directory=value.data_directory,
+        listen_address=value.listen_address,
+        severity=severity(value.severity),
+        model_count=value.model_count,
+        collection_count=value.collection_count,
+        document_count=value.document_count,
+        memory_used_bytes=value.memory_used_bytes,
+        memory_total_bytes=value.memory_total_bytes,
+        disk_free_bytes=value.disk_free_bytes,
+        principal=value.principal,
+    )

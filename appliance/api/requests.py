@@ -1,0 +1,102 @@
+"""Checks that every service makes of a request: resource names (AIP-122), listings (AIP-158), sampling ranges."""
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from appliance.api import messages
+from appliance.errors import InvalidArgument
+from appliance.gen.v1 import inference_pb2
+from appliance.types import Sampling
+
+T = TypeVar("T")
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+MAX_STOPS = 8
+COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
+DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
+JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
+MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
+
+
+def collection(name: str, field: str = "name") -> str:
+    """The id in "collections/handbook". Raises InvalidArgument."""
+    return _match(COLLECTION, name, field, "collections/handbook")[1]
+
+
+def document(name: str) -> tuple[str, str]:
+    """Collection and document id. Raises InvalidArgument."""
+    found = _match(DOCUMENT, name, "name", "collections/handbook/documents/5f2c")
+    return found[1], found[2]
+
+
+def job(name: str, field: str = "name") -> str:
+    """The id in "jobs/7f3a". Raises InvalidArgument."""
+    return _match(JOB, name, field, "jobs/7f3a")[1]
+
+
+def model(name: str, field: str = "name") -> str:
+    """The id in "models/qwen3". Raises InvalidArgument."""
+    return _match(MODEL, name, field, "models/qwen3")[1]
+
+
+def model_or_default(name: str) -> str:
+    """The id in "models/qwen3", '' for the default model. Raises InvalidArgument."""
+    return model(name, "model") if name else ""
+
+
+def text(value: str, field: str, max_characters: int) -> str:
+    """Text that is there and not too long. Raises InvalidArgument."""
+    if not value.strip():
+        raise InvalidArgument.of(field, "must not be empty.")
+    if len(value) > max_characters:
+        raise InvalidArgument.of(field, f"has {len(value)} characters; at most {max_characters} are taken.")
+    return value
+
+
+def sampling(message: inference_pb2.Sampling) -> Sampling:
+    """Raises InvalidArgument, naming the field that is out of range."""
+    value = messages.sampling(message)
+    _within("sampling.temperature", value.temperature, 0.0, 5.0)
+    _within("sampling.top_p", value.top_p, 1e-6, 1.0)
+    _within("sampling.top_k", value.top_k, 0, 1_000_000)
+    _within("sampling.min_p", value.min_p, 0.0, 0.999_999)
+    _within("sampling.repeat_penalty", value.repeat_penalty, 0.1, 10.0)
+    _within("sampling.max_tokens", value.max_tokens, 1, 1_000_000)
+    if len(value.stop) > MAX_STOPS or not all(value.stop):
+        raise InvalidArgument.of("sampling.stop", f"takes at most {MAX_STOPS} strings, none of them empty.")
+    return value
+
+
+def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
+    """One page of a listing and the token of the next ('' at the end). Raises InvalidArgument."""
+    if page_size < 0:
+        raise InvalidArgument.of("page_size", "must not be negative.")
+    start = _offset(page_token)
+    end = start + min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    return items[start:end], _token(end) if end < len(items) else ""
+
+
+def _match(pattern: re.Pattern[str], name: str, field: str, example: str) -> re.Match[str]:
+    found = pattern.fullmatch(name)
+    if found is None:
+        raise InvalidArgument.of(field, f"must be a name such as {example!r}.")
+    return found
+
+
+def _within(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise InvalidArgument.of(field, f"must be between {low:g} and {high:g}.")
+
+
+def _token(offset: int) -> str:
+    return base64.urlsafe_b64encode(str(offset).encode()).decode()
+
+
+def _offset(page_token: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(page_token.encode() or b"MA=="))
+    except (ValueError, binascii.Error, UnicodeEncodeError):
+        raise InvalidArgument.of("page_token", "is not one that a listing gave.") from None

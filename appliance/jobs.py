@@ -1,0 +1,118 @@
+"""The one runner of long work.
+
+A job is an asyncio task and a frozen snapshot of what it says of itself. Ended jobs are kept until `KEEP_ENDED` newer
+ones have ended, so that a client that comes back later still learns how its job went.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from appliance.errors import ApplianceError, NotFound
+from appliance.ports import Work
+from appliance.types import Job, JobState
+
+KEEP_ENDED = 200
+log = structlog.get_logger()
+
+
+@dataclass
+class _Entry:
+    """A job's latest snapshot, its task, and the event that the next snapshot sets."""
+
+    job: Job
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def publish(self, job: Job) -> None:
+        self.job = job
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@dataclass(frozen=True)
+class _Progress:
+    entry: _Entry
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        self.entry.publish(replace(self.entry.job, done=done, total=total, note=note))
+
+
+class JobRunner:
+    """Fulfils `ports.Jobs`. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+
+    def start(self, kind: str, subject: str, unit: str, work: Work) -> Job:
+        job = Job(secrets.token_hex(8), kind, subject, JobState.QUEUED, datetime.now(UTC), unit=unit)
+        entry = self._entries[job.id] = _Entry(job)
+        entry.task = asyncio.create_task(self._run(entry, work), name=job.name)
+        # A task that is cancelled before its first step never enters _run.
+        entry.task.add_done_callback(lambda _: None if entry.job.state.ended else self._end(entry, JobState.CANCELLED))
+        self._forget_old()
+        return job
+
+    def get(self, job: str) -> Job:
+        return self._entry(job).job
+
+    def list(self) -> tuple[Job, ...]:
+        return tuple(
+            sorted((entry.job for entry in self._entries.values()), key=lambda job: job.create_time, reverse=True)
+        )
+
+    async def watch(self, job: str) -> AsyncIterator[Job]:
+        entry = self._entry(job)
+        while True:
+            changed, snapshot = entry.changed, entry.job
+            yield snapshot
+            if snapshot.state.ended:
+                return
+            await changed.wait()
+
+    def cancel(self, job: str) -> Job:
+        entry = self._entry(job)
+        if entry.task is not None and not entry.job.state.ended:
+            entry.task.cancel()
+        return entry.job
+
+    async def stop(self) -> None:
+        """Cancel what runs and wait until it has ended."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None and not entry.task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, entry: _Entry, work: Work) -> None:
+        entry.publish(replace(entry.job, state=JobState.RUNNING))
+        try:
+            await work(_Progress(entry))  # a job's fault ends that job, whatever it is
+        except asyncio.CancelledError:
+            self._end(entry, JobState.CANCELLED)
+        except ApplianceError as error:
+            self._end(entry, JobState.FAILED, error.reason, str(error))
+        except Exception as error:
+            log.exception("job.crashed", job=entry.job.name, kind=entry.job.kind)
+            self._end(entry, JobState.FAILED, ApplianceError.reason, f"The job failed inside: {type(error).__name__}.")
+        else:
+            self._end(entry, JobState.SUCCEEDED)
+
+    def _end(self, entry: _Entry, state: JobState, reason: str = "", message: str = "") -> None:
+        ended = replace(entry.job, state=state, end_time=datetime.now(UTC), error_reason=reason, error_message=message)
+        entry.publish(ended)
+        log.info("job.ended", job=ended.name, kind=ended.kind, state=state.value, done=ended.done, reason=reason)
+
+    def _entry(self, job: str) -> _Entry:
+        try:
+            return self._entries[job]
+        except KeyError:
+            raise NotFound(f"There is no job jobs/{job}.") from None
+
+    def _forget_old(self) -> None:
+        ended = [entry.job for entry in self._entries.values() if entry.job.state.ended]
+        for job in sorted(ended, key=lambda job: job.create_time)[: max(0, len(ended) - KEEP_ENDED)]:
+            del self._entries[job.id]

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Config, load
+from appliance.errors import ConfigInvalid
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "appliance.toml").write_text('listen = "127.0.0.1:1"\ndrain_seconds = 1\nmodel_queue = 9\n')
+    given = {"data_dir": str(tmp_path), "listen": "127.0.0.1:3"}
+    config = load(given, {"APPLIANCE_LISTEN": "127.0.0.1:2", "APPLIANCE_DRAIN_SECONDS": "2", "APPLIANCE_OTHER": "x"})
+    assert (config.listen, config.drain_seconds, config.model_queue) == ("127.0.0.1:3", 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("no_such = 1", "no_such"),
+        ("listen = 5", "listen"),
+        ('listen = "nowhere"', "listen"),
+        ('listen = "127.0.0.1:99999"', "listen"),
+        ('drain_seconds = "soon"', "drain_seconds"),
+        ("drain_seconds = -1", "drain_seconds"),
+        ("model_queue = true", "model_queue"),
+        ('log_level = "loud"', "log_level"),
+        ("listen = [", "appliance.toml"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "appliance.toml").write_text(text)
+    with pytest.raises(ConfigInvalid, match=named):
+        load({"data_dir": str(tmp_path)}, {})
+
+
+def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "appliance.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigInvalid, match=r"appliance\.toml"):
+        load({"data_dir": str(tmp_path)}, {})
+
+
+def test_every_option_has_a_sentence_that_explains_it() -> None:
+    for item in Config.__dataclass_fields__.values():
+        assert item.metadata["doc"].endswith("."), item.name

@@ -1,0 +1,88 @@
+import asyncio
+
+import pytest
+
+from appliance.errors import DiskFull, NotFound
+from appliance.jobs import KEEP_ENDED, JobRunner
+from appliance.ports import Progress
+from appliance.types import Job, JobState
+
+
+async def ended(runner: JobRunner, job: Job) -> Job:
+    return [snapshot async for snapshot in runner.watch(job.id)][-1]
+
+
+async def test_a_watcher_sees_the_present_state_first_and_the_end_last() -> None:
+    runner, go_on = JobRunner(), asyncio.Event()
+
+    async def work(progress: Progress) -> None:
+        progress.update(1, 2, "first")
+        await go_on.wait()
+        progress.update(2, 2)
+
+    job = runner.start("ingest", "collections/a", "files", work)
+    await asyncio.sleep(0)
+    watching = runner.watch(job.id)
+    first = await anext(watching)
+    assert (first.state, first.done, first.total, first.note) == (JobState.RUNNING, 1, 2, "first")
+    go_on.set()
+    seen = [snapshot async for snapshot in watching]
+    assert (seen[-1].state, seen[-1].done) == (JobState.SUCCEEDED, 2)
+    assert seen[-1].end_time is not None
+
+
+async def test_a_job_that_raises_our_error_fails_with_its_reason() -> None:
+    async def work(progress: Progress) -> None:
+        raise DiskFull("No space is left.")
+
+    runner = JobRunner()
+    last = await ended(runner, runner.start("ingest", "", "files", work))
+    assert (last.state, last.error_reason, last.error_message) == (JobState.FAILED, "DISK_FULL", "No space is left.")
+
+
+async def test_a_bug_in_a_job_fails_it_without_quoting_what_it_read() -> None:
+    async def work(progress: Progress) -> None:
+        raise ValueError("the patient's name")
+
+    runner = JobRunner()
+    last = await ended(runner, runner.start("ingest", "", "files", work))
+    assert (last.state, last.error_reason) == (JobState.FAILED, "INTERNAL")
+    assert "patient" not in last.error_message
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_cancel_ends_a_job_whether_it_has_begun_or_not(started: bool) -> None:
+    async def work(progress: Progress) -> None:
+        await asyncio.Event().wait()
+
+    runner = JobRunner()
+    job = runner.start("ingest", "", "files", work)
+    if started:
+        await asyncio.sleep(0)
+    runner.cancel(job.id)
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+
+
+async def test_stopping_the_runner_cancels_what_runs() -> None:
+    async def work(progress: Progress) -> None:
+        await asyncio.Event().wait()
+
+    runner = JobRunner()
+    job = runner.start("ingest", "", "files", work)
+    await asyncio.sleep(0)
+    await runner.stop()
+    assert runner.get(job.id).state is JobState.CANCELLED
+
+
+async def test_jobs_are_listed_newest_first_and_old_ended_ones_are_forgotten() -> None:
+    async def work(progress: Progress) -> None:
+        return
+
+    runner = JobRunner()
+    started = [runner.start("ingest", "", "files", work) for _ in range(2)]
+    assert [job.id for job in runner.list()] == [job.id for job in reversed(started)]
+    for _ in range(KEEP_ENDED + 5):
+        await ended(runner, runner.start("ingest", "", "files", work))
+    with pytest.raises(NotFound):
+        runner.get(started[0].id)
+    assert len(runner.list()) <= KEEP_ENDED + 1
