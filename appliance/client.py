@@ -4,23 +4,20 @@ Synchronous and safe to use from many threads. Values are those of `appliance.ty
 `appliance.errors`. Every call carries a deadline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 import numpy as np
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from appliance import client_messages as convert
 from appliance import errors, types
+from appliance.client_messages import named
 from appliance.config import default_data_dir
 from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
 from appliance.gen.v1.inference_pb2_grpc import InferenceServiceStub
@@ -31,14 +28,13 @@ from appliance.gen.v1.model_pb2_grpc import ModelServiceStub
 from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Enum)
 
 CALL_SECONDS = 30.0  # a look-up or a small change
 WORK_SECONDS = 600.0  # an answer, a model that loads, a compaction
 WATCH_SECONDS = 86_400.0
 ERROR_DOMAIN = "appliance"
 CHANNEL_OPTIONS = [
-    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_time_ms", 1_000),  # so that a dead box is noticed within seconds
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 256 << 20),  # GetDocument sends the whole text of a document
@@ -49,12 +45,12 @@ CHANNEL_OPTIONS = [
 class Stream(Iterator[T], Generic[T]):
     """The messages of a streaming call. `cancel` may be called from any thread; the reader then gets Cancelled."""
 
-    def __init__(self, call: Any, convert: Callable[[Any], T], address: str) -> None:
-        self._call, self._convert, self._address = call, convert, address
+    def __init__(self, call: Any, read: Callable[[Any], T], address: str) -> None:
+        self._call, self._read, self._address = call, read, address
 
     def __next__(self) -> T:
         try:
-            return self._convert(next(self._call))
+            return self._read(next(self._call))
         except grpc.RpcError as error:
             raise _error(error, self._address) from None
 
@@ -92,7 +88,7 @@ class Client:
         self._jobs = JobServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._telemetry = TelemetryServiceStub(self._channel)
-        self._probe = health_pb2_grpc.HealthStub(self._channel)
+        self._check: Any = health_pb2_grpc.HealthStub(self._channel).Check  # type: ignore[attr-defined]
 
     @classmethod
     def local(
@@ -123,13 +119,13 @@ class Client:
     def serving(self) -> bool:
         """Whether the daemon takes calls (grpc.health.v1). False too where none answers."""
         try:
-            answer = self._call(self._probe.Check, health_pb2.HealthCheckRequest(), 5.0)
+            answer = self._call(self._check, health_pb2.HealthCheckRequest(), 5.0)
         except (errors.Unreachable, errors.DeadlineExceeded):
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def status(self) -> types.Status:
-        return _status(self._call(self._telemetry.GetStatus, telemetry_pb2.GetStatusRequest()))
+        return convert.status(self._call(self._telemetry.GetStatus, telemetry_pb2.GetStatusRequest()))
 
     def health(self) -> types.HealthReport:
         """What there is to know now."""
@@ -139,7 +135,7 @@ class Client:
     def watch_health(self, timeout_seconds: float = WATCH_SECONDS) -> Stream[types.HealthReport]:
         """The present report at once, then each change."""
         request = telemetry_pb2.WatchHealthRequest()
-        return self._stream(self._telemetry.WatchHealth, request, _health, timeout_seconds)
+        return self._stream(self._telemetry.WatchHealth, request, convert.health, timeout_seconds)
 
     # --- inference ---
 
@@ -152,18 +148,20 @@ class Client:
     ) -> Stream[types.Text | types.Finish]:
         """Zero or more Text, then one Finish. '' names the default chat model; without `sampling` the box chooses."""
         request = inference_pb2.ChatRequest(
-            model=_named("models", model), messages=map(_message, messages), sampling=_sampling(sampling)
+            model=named("models", model),
+            messages=map(convert.message, messages),
+            sampling=convert.sampling(sampling),
         )
-        return self._stream(self._inference.Chat, request, _chat_piece, timeout_seconds)
+        return self._stream(self._inference.Chat, request, convert.chat_piece, timeout_seconds)
 
     def embed(self, texts: Sequence[str], model: str = "") -> types.Floats:
         """float32 [len(texts), dimension], unit norm."""
-        request = inference_pb2.EmbedRequest(model=_named("models", model), texts=texts)
+        request = inference_pb2.EmbedRequest(model=named("models", model), texts=texts)
         answer = self._call(self._inference.Embed, request, WORK_SECONDS)
         return np.array([vector.values for vector in answer.vectors], dtype=np.float32)
 
     def tokenize(self, text: str, model: str = "") -> tuple[int, ...]:
-        request = inference_pb2.TokenizeRequest(model=_named("models", model), text=text)
+        request = inference_pb2.TokenizeRequest(model=named("models", model), text=text)
         return tuple(self._call(self._inference.Tokenize, request).ids)
 
     # --- knowledge ---
@@ -179,44 +177,44 @@ class Client:
     ) -> Stream[types.AskPiece]:
         """Passages, then Text, then Citation and Unsupported, then one AskFinish. Without `mode` the box chooses."""
         request = knowledge_pb2.AskRequest(
-            collection=_named("collections", collection),
+            collection=named("collections", collection),
             question=question,
             mode=knowledge_pb2.AnswerMode.Value(f"ANSWER_MODE_{mode.name if mode else 'UNSPECIFIED'}"),
-            model=_named("models", model),
-            sampling=_sampling(sampling),
+            model=named("models", model),
+            sampling=convert.sampling(sampling),
         )
-        return self._stream(self._knowledge.Ask, request, _ask_piece, timeout_seconds)
+        return self._stream(self._knowledge.Ask, request, convert.ask_piece, timeout_seconds)
 
     def search(self, collection: str, query: str, limit: int = 0) -> tuple[types.Passage, ...]:
         """The best passages, best first; limit 0: as many as the box thinks right."""
-        request = knowledge_pb2.SearchRequest(collection=_named("collections", collection), query=query, limit=limit)
-        return tuple(map(_passage, self._call(self._knowledge.Search, request).passages))
+        request = knowledge_pb2.SearchRequest(collection=named("collections", collection), query=query, limit=limit)
+        return tuple(map(convert.passage, self._call(self._knowledge.Search, request).passages))
 
     def collections(self) -> Iterator[types.Collection]:
         request = knowledge_pb2.ListCollectionsRequest()
-        return map(_collection, self._pages(self._knowledge.ListCollections, request, "collections"))
+        return map(convert.collection, self._pages(self._knowledge.ListCollections, request, "collections"))
 
     def create_collection(self, collection: str) -> types.Collection:
         request = knowledge_pb2.CreateCollectionRequest(collection_id=collection.removeprefix("collections/"))
-        return _collection(self._call(self._knowledge.CreateCollection, request).collection)
+        return convert.collection(self._call(self._knowledge.CreateCollection, request).collection)
 
     def delete_collection(self, collection: str) -> None:
         """Destroys the collection's keys, then its files."""
-        request = knowledge_pb2.DeleteCollectionRequest(name=_named("collections", collection))
+        request = knowledge_pb2.DeleteCollectionRequest(name=named("collections", collection))
         self._call(self._knowledge.DeleteCollection, request, WORK_SECONDS)
 
     def compact(self, collection: str) -> types.Collection:
-        request = knowledge_pb2.CompactCollectionRequest(name=_named("collections", collection))
-        return _collection(self._call(self._knowledge.CompactCollection, request, WORK_SECONDS).collection)
+        request = knowledge_pb2.CompactCollectionRequest(name=named("collections", collection))
+        return convert.collection(self._call(self._knowledge.CompactCollection, request, WORK_SECONDS).collection)
 
     def documents(self, collection: str) -> Iterator[types.Document]:
-        request = knowledge_pb2.ListDocumentsRequest(parent=_named("collections", collection))
-        return map(_document, self._pages(self._knowledge.ListDocuments, request, "documents"))
+        request = knowledge_pb2.ListDocumentsRequest(parent=named("collections", collection))
+        return map(convert.document, self._pages(self._knowledge.ListDocuments, request, "documents"))
 
     def document(self, name: str) -> tuple[types.Document, tuple[str, ...]]:
         """A document and its text by page: what citations are ranges of."""
         answer = self._call(self._knowledge.GetDocument, knowledge_pb2.GetDocumentRequest(name=name))
-        return _document(answer.document), tuple(answer.pages)
+        return convert.document(answer.document), tuple(answer.pages)
 
     def delete_document(self, name: str) -> None:
         self._call(self._knowledge.DeleteDocument, knowledge_pb2.DeleteDocumentRequest(name=name))
@@ -226,56 +224,60 @@ class Client:
     def ingest_folder(self, path: str, collection: str, readers: Sequence[str] = ()) -> types.Job:
         """Start to read a folder or file of the box; no `readers`: everyone may read the documents."""
         request = ingest_pb2.IngestFolderRequest(
-            path=path, collection=_named("collections", collection), readers=readers
+            path=path, collection=named("collections", collection), readers=readers
         )
-        return _job(self._call(self._ingest.IngestFolder, request).job)
+        return convert.job(self._call(self._ingest.IngestFolder, request).job)
 
     def files(self, job: str) -> Iterator[types.FileOutcome]:
         """What became of each file of an ingest job."""
-        request = ingest_pb2.ListFilesRequest(job=_named("jobs", job))
-        return map(_file_outcome, self._pages(self._ingest.ListFiles, request, "files"))
+        request = ingest_pb2.ListFilesRequest(job=named("jobs", job))
+        return map(convert.file_outcome, self._pages(self._ingest.ListFiles, request, "files"))
 
     def quarantine(self) -> Iterator[types.FileOutcome]:
         """Files that were refused, of all jobs, newest first."""
-        return map(_file_outcome, self._pages(self._ingest.ListQuarantine, ingest_pb2.ListQuarantineRequest(), "files"))
+        return map(
+            convert.file_outcome, self._pages(self._ingest.ListQuarantine, ingest_pb2.ListQuarantineRequest(), "files")
+        )
 
     def job(self, job: str) -> types.Job:
-        return _job(self._call(self._jobs.GetJob, job_pb2.GetJobRequest(name=_named("jobs", job))).job)
+        return convert.job(self._call(self._jobs.GetJob, job_pb2.GetJobRequest(name=named("jobs", job))).job)
 
     def jobs(self) -> Iterator[types.Job]:
         """Newest first."""
-        return map(_job, self._pages(self._jobs.ListJobs, job_pb2.ListJobsRequest(), "jobs"))
+        return map(convert.job, self._pages(self._jobs.ListJobs, job_pb2.ListJobsRequest(), "jobs"))
 
     def watch_job(self, job: str, timeout_seconds: float = WATCH_SECONDS) -> Stream[types.Job]:
         """The present state at once, then each change, until the job has ended."""
-        request = job_pb2.WatchJobRequest(name=_named("jobs", job))
-        return self._stream(self._jobs.WatchJob, request, lambda answer: _job(answer.job), timeout_seconds)
+        request = job_pb2.WatchJobRequest(name=named("jobs", job))
+        return self._stream(self._jobs.WatchJob, request, lambda answer: convert.job(answer.job), timeout_seconds)
 
     def cancel_job(self, job: str) -> types.Job:
-        return _job(self._call(self._jobs.CancelJob, job_pb2.CancelJobRequest(name=_named("jobs", job))).job)
+        return convert.job(self._call(self._jobs.CancelJob, job_pb2.CancelJobRequest(name=named("jobs", job))).job)
 
     # --- models ---
 
     def models(self) -> Iterator[types.ModelStatus]:
-        return map(_model, self._pages(self._models.ListModels, model_pb2.ListModelsRequest(), "models"))
+        return map(convert.model, self._pages(self._models.ListModels, model_pb2.ListModelsRequest(), "models"))
 
     def model(self, model: str) -> types.ModelStatus:
-        return _model(self._call(self._models.GetModel, model_pb2.GetModelRequest(name=_named("models", model))).model)
+        return convert.model(
+            self._call(self._models.GetModel, model_pb2.GetModelRequest(name=named("models", model))).model
+        )
 
     def import_model(self, path: str) -> types.Job:
         """Start to check a file of the box and to take it into the store."""
         return self.job(self._call(self._models.ImportModel, model_pb2.ImportModelRequest(path=path)).job)
 
     def load_model(self, model: str) -> types.ModelStatus:
-        request = model_pb2.LoadModelRequest(name=_named("models", model))
-        return _model(self._call(self._models.LoadModel, request, WORK_SECONDS).model)
+        request = model_pb2.LoadModelRequest(name=named("models", model))
+        return convert.model(self._call(self._models.LoadModel, request, WORK_SECONDS).model)
 
     def unload_model(self, model: str) -> types.ModelStatus:
-        request = model_pb2.UnloadModelRequest(name=_named("models", model))
-        return _model(self._call(self._models.UnloadModel, request, WORK_SECONDS).model)
+        request = model_pb2.UnloadModelRequest(name=named("models", model))
+        return convert.model(self._call(self._models.UnloadModel, request, WORK_SECONDS).model)
 
     def delete_model(self, model: str) -> None:
-        request = model_pb2.DeleteModelRequest(name=_named("models", model))
+        request = model_pb2.DeleteModelRequest(name=named("models", model))
         self._call(self._models.DeleteModel, request, WORK_SECONDS)
 
     # --- calling ---
@@ -286,8 +288,8 @@ class Client:
         except grpc.RpcError as error:
             raise _error(error, self.address) from None
 
-    def _stream(self, method: Any, request: Any, convert: Callable[[Any], T], seconds: float) -> Stream[T]:
-        return Stream(method(request, timeout=self._timeout_seconds or seconds), convert, self.address)
+    def _stream(self, method: Any, request: Any, read: Callable[[Any], T], seconds: float) -> Stream[T]:
+        return Stream(method(request, timeout=self._timeout_seconds or seconds), read, self.address)
 
     def _pages(self, method: Any, request: Any, field: str) -> Iterator[Any]:
         while True:
@@ -324,7 +326,7 @@ def _credential(data_dir: Path, name: str) -> bytes:
 def restore_error(
     reason: str, message: str, file_reason: str = "", retry_after_seconds: float = 1.0
 ) -> errors.ApplianceError:
-    """The error of that reason, as the box raised it. A reason that this client does not know is named in the message."""
+    """The error of that reason, as the box raised it; a reason that this client does not know is in the message."""
     kind = errors.by_reason().get(reason)
     if kind is None:
         return errors.ApplianceError(f"{reason}: {message}")
@@ -337,7 +339,7 @@ def restore_error(
 
 def _error(error: grpc.RpcError, address: str) -> errors.ApplianceError:
     """What a failed call means: the box's own error where it sent one (google.rpc.Status), else what gRPC saw."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an RpcError of a call is that call
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for detail in status.details if status else ():
         detail.Unpack(info)
@@ -350,10 +352,8 @@ def _error(error: grpc.RpcError, address: str) -> errors.ApplianceError:
 
 def _transport_error(code: grpc.StatusCode, details: str, address: str) -> errors.ApplianceError:
     match code:
-        case grpc.StatusCode.UNAVAILABLE if _is_handshake(details):
-            return errors.Unauthenticated(f"{address} and this client do not accept each other's certificates.")
         case grpc.StatusCode.UNAVAILABLE:
-            return errors.Unreachable(f"No daemon answers at {address}.")
+            return _unavailable(details, address)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceeded(f"{address} did not answer in time.")
         case grpc.StatusCode.CANCELLED:
@@ -366,194 +366,13 @@ def _transport_error(code: grpc.StatusCode, details: str, address: str) -> error
             return errors.ApplianceError(f"{address} failed: {code.name}, {details}.")
 
 
-def _is_handshake(details: str) -> bool:
-    return any(word in details.lower() for word in ("handshake", "certificate", "ssl", "tls"))
-
-
-# --- our values as messages -------------------------------------------------------------------------------------------
-
-
-def _named(kind: str, name: str) -> str:
-    """'handbook' and 'collections/handbook' as the latter; '' stays."""
-    return name if not name or name.startswith(f"{kind}/") else f"{kind}/{name}"
-
-
-def _message(value: types.Message) -> inference_pb2.Message:
-    return inference_pb2.Message(role=inference_pb2.Message.Role.Value(f"ROLE_{value.speaker.name}"), text=value.text)
-
-
-def _sampling(value: types.Sampling | None) -> inference_pb2.Sampling | None:
-    if value is None:
-        return None
-    return inference_pb2.Sampling(
-        temperature=value.temperature,
-        top_p=value.top_p,
-        top_k=value.top_k,
-        min_p=value.min_p,
-        repeat_penalty=value.repeat_penalty,
-        seed=value.seed,
-        max_tokens=value.max_tokens,
-        stop=value.stop,
-    )
-
-
-# --- messages as our values -------------------------------------------------------------------------------------------
-
-
-def _enum(kind: type[E], names: Any, number: int) -> E:
-    """The member of `kind` that a protobuf enum value stands for: STATE_READY is READY."""
-    try:
-        return next(member for member in kind if names.Name(number).endswith(f"_{member.name}"))
-    except (StopIteration, ValueError):
-        raise errors.Broken(f"The box sent a {kind.__name__} that this client does not know: {number}.") from None
-
-
-def _time(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(UTC)
-
-
-def _chat_piece(answer: inference_pb2.ChatResponse) -> types.Text | types.Finish:
-    return types.Text(answer.text) if answer.WhichOneof("piece") == "text" else _finish(answer.finish)
-
-
-def _finish(value: inference_pb2.Finish) -> types.Finish:
-    usage, timings = value.usage, value.timings
-    return types.Finish(
-        _enum(types.FinishReason, inference_pb2.Finish.Reason, value.reason),
-        types.Usage(usage.input_tokens, usage.cached_input_tokens, usage.output_tokens),
-        types.Timings(
-            timings.queue_seconds,
-            timings.search_seconds,
-            timings.prefill_seconds,
-            timings.decode_seconds,
-            timings.total_seconds,
-        ),
-    )
-
-
-def _passage(value: knowledge_pb2.Passage) -> types.Passage:
-    span = types.Span(value.page, value.start, value.end)
-    return types.Passage(value.document, value.title, span, value.text, value.score)
-
-
-def _ask_piece(answer: knowledge_pb2.AskResponse) -> types.AskPiece:
-    match answer.WhichOneof("piece"):
-        case "passages":
-            mode = _enum(types.AnswerMode, knowledge_pb2.AnswerMode, answer.passages.mode)
-            return types.Passages(mode, tuple(map(_passage, answer.passages.passages)))
-        case "text":
-            return types.Text(answer.text)
-        case "citation":
-            item = answer.citation
-            span = types.Span(item.page, item.start, item.end)
-            return types.Citation(item.document, item.title, span, item.quote, item.answer_start, item.answer_end)
-        case "unsupported":
-            return types.Unsupported(answer.unsupported.answer_start, answer.unsupported.answer_end)
-        case _:
-            return types.AskFinish(answer.finish.answered, _finish(answer.finish.finish))
-
-
-def _collection(value: knowledge_pb2.Collection) -> types.Collection:
-    name = value.name.removeprefix("collections/")
-    return types.Collection(name, value.document_count, value.passage_count, value.size_bytes, _time(value.create_time))
-
-
-def _document(value: knowledge_pb2.Document) -> types.Document:
-    parent, _, identifier = value.name.partition("/documents/")
-    return types.Document(
-        id=identifier,
-        collection=parent.removeprefix("collections/"),
-        title=value.title,
-        media_type=value.media_type,
-        sha256=value.sha256,
-        size_bytes=value.size_bytes,
-        source=value.source,
-        parser=value.parser,
-        pipeline="",  # stays inside the box
-        page_count=value.page_count,
-        passage_count=value.passage_count,
-        readers=frozenset(value.readers),
-        create_time=_time(value.create_time),
-    )
-
-
-def _file_outcome(value: ingest_pb2.FileOutcome) -> types.FileOutcome:
-    return types.FileOutcome(
-        path=value.path,
-        state=_enum(types.FileState, ingest_pb2.FileOutcome.State, value.state),
-        reason=value.reason,
-        detail=value.detail,
-        document=value.document,
-        sha256=value.sha256,
-        size_bytes=value.size_bytes,
-        job=value.job,
-        time=_time(value.time) if value.HasField("time") else None,
-    )
-
-
-def _job(value: job_pb2.Job) -> types.Job:
-    return types.Job(
-        id=value.name.removeprefix("jobs/"),
-        kind=value.kind,
-        subject=value.subject,
-        state=_enum(types.JobState, job_pb2.Job.State, value.state),
-        create_time=_time(value.create_time),
-        done=value.done,
-        total=value.total,
-        unit=value.unit,
-        note=value.note,
-        error_reason=value.error_reason,
-        error_message=value.error_message,
-        end_time=_time(value.end_time) if value.HasField("end_time") else None,
-    )
-
-
-def _model(value: model_pb2.Model) -> types.ModelStatus:
-    return types.ModelStatus(
-        name=value.name.removeprefix("models/"),
-        kind=_enum(types.ModelKind, model_pb2.Model.Kind, value.kind),
-        state=_enum(types.ModelState, model_pb2.Model.State, value.state),
-        architecture=value.architecture,
-        source=value.source,
-        sha256=value.sha256,
-        size_bytes=value.size_bytes,
-        memory_bytes=value.memory_bytes,
-        context_tokens=value.context_tokens,
-        parameters=value.parameters,
-        detail=value.detail,
-        create_time=_time(value.create_time) if value.HasField("create_time") else None,
-    )
-
-
-def _health(value: telemetry_pb2.WatchHealthResponse) -> types.HealthReport:
-    findings = (
-        types.Finding(
-            code=item.code,
-            severity=_enum(types.Severity, telemetry_pb2.Severity, item.severity),
-            subject=item.subject,
-            title=item.title,
-            remedy=item.remedy,
-            since=_time(item.since),
-            detail=item.detail,
-            impacts_serving=item.impacts_serving,
-        )
-        for item in value.findings
-    )
-    return types.HealthReport(_enum(types.Severity, telemetry_pb2.Severity, value.severity), tuple(findings))
-
-
-def _status(value: telemetry_pb2.GetStatusResponse) -> types.Status:
-    return types.Status(
-        version=value.version,
-        uptime_seconds=value.uptime.ToTimedelta().total_seconds(),
-        data_directory=value.data_directory,
-        listen_address=value.listen_address,
-        severity=_enum(types.Severity, telemetry_pb2.Severity, value.severity),
-        model_count=value.model_count,
-        collection_count=value.collection_count,
-        document_count=value.document_count,
-        memory_used_bytes=value.memory_used_bytes,
-        memory_total_bytes=value.memory_total_bytes,
-        disk_free_bytes=value.disk_free_bytes,
-        principal=value.principal,
-    )
+def _unavailable(details: str, address: str) -> errors.ApplianceError:
+    """gRPC has one code for all of these; only its words tell them apart. Under TLS 1.3 a refused client certificate
+    shows as a connection that closes before the first call."""
+    if "failed to connect" not in details:
+        return errors.Unreachable(f"The connection to {address} broke off.")
+    if "Tls handshake failed" in details or "security handshaker" in details:
+        return errors.Unauthenticated(f"What listens at {address} is not the box that the certificates are for.")
+    if "Socket closed" in details or "Connection reset" in details:
+        return errors.Unauthenticated(f"{address} did not accept this client's certificate.")
+    return errors.Unreachable(f"No daemon answers at {address}.")

@@ -161,7 +161,10 @@ class ModelState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model that is on disk and was verified. `scaffold` names the prompt scaffold of its family."""
+    """A model that is on disk and was verified. `scaffold` names the prompt scaffold of its family.
+
+    kv_bytes_per_token: of the context; compute_bytes_per_token: of one engine step.
+    """
 
     name: str
     kind: ModelKind
@@ -173,6 +176,7 @@ class ModelFile:
     parameters: int = 0
     trained_context_tokens: int = 0
     kv_bytes_per_token: int = 0
+    compute_bytes_per_token: int = 0
     scaffold: str = "plain"
     create_time: datetime | None = None
 

@@ -1,18 +1,30 @@
 """Texts to vectors by onnxruntime, on the CPU. Nothing else imports onnxruntime."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 
 from appliance.errors import ModelDamaged
 from appliance.types import Floats
 
 MAX_TOKENS = 256
+MAX_TOKENS_IN_CONTEXT = 512  # all positions that the model has
 BATCH_TEXTS = 8  # of like length; more gains nothing on a CPU and pads more
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """The tokens of one text as the model understands each in its context, without the tokens that frame the text."""
+
+    ids: NDArray[np.int32]  # [tokens]
+    vectors: Floats  # [tokens, dimension], unit norm
+    spans: NDArray[np.int32]  # [tokens, 2]: start and end in code points of the text
 
 
 class OnnxEmbedder:
@@ -30,37 +42,57 @@ class OnnxEmbedder:
             self._tokenizer = Tokenizer.from_buffer(vocabulary)
         except Exception as error:  # noqa: BLE001  (both libraries raise classes of their own, some bare)
             raise ModelDamaged(f"The embedder can't be opened: {error}") from error
-        # the published file pads and cuts to 128
+        # the published file pads, and cuts at 128; both are done here instead
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer.no_truncation()
         self.identity = hashlib.sha256(hashlib.sha256(model).digest() + hashlib.sha256(vocabulary).digest()).hexdigest()
         self.dimension = int(self._session.get_outputs()[0].shape[1])
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """float32 [len(texts), dimension], unit norm; text past MAX_TOKENS is not seen."""
-        tokens = self._encode(texts)
-        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        tokens = [_cut(encoding.ids, MAX_TOKENS) for encoding in self._encode(texts)]
         vectors = np.empty((len(tokens), self.dimension), np.float32)
-        for start in range(0, len(by_length), BATCH_TEXTS):
-            batch = by_length[start : start + BATCH_TEXTS]
-            vectors[batch] = self._run([tokens[i] for i in batch])
+        for batch, results in self._batches(tokens, "embedding"):
+            vectors[batch] = results
         return vectors
+
+    def embed_tokens(self, texts: Sequence[str]) -> tuple[TokenVectors, ...]:
+        """A vector for each token of each text; text past MAX_TOKENS_IN_CONTEXT is not seen."""
+        encodings = self._encode(texts)
+        tokens = [_cut(encoding.ids, MAX_TOKENS_IN_CONTEXT) for encoding in encodings]
+        found: dict[int, TokenVectors] = {}
+        for batch, results in self._batches(tokens, "tokens"):
+            for i, states in zip(batch, results, strict=True):
+                inner = slice(1, len(tokens[i]) - 1)
+                vectors = states[inner] / np.maximum(np.linalg.norm(states[inner], axis=1, keepdims=True), 1e-12)
+                spans = np.array(encodings[i].offsets[inner], np.int32).reshape(-1, 2)
+                found[i] = TokenVectors(np.array(tokens[i][inner], np.int32), vectors, spans)
+        return tuple(found[i] for i in range(len(texts)))
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that `embed` would read."""
-        return sum(map(len, self._encode(texts)))
+        return sum(min(len(encoding.ids), MAX_TOKENS) for encoding in self._encode(texts))
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # a lone surrogate can't be encoded; it stands for nothing readable
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        # a lone surrogate can't be encoded; a mark of the same length stands for it, so that spans stay true
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(clean)]
+        found: list[Encoding] = self._tokenizer.encode_batch(clean)
+        return found
 
-    def _run(self, batch: Sequence[Sequence[int]]) -> Floats:
-        longest = max(map(len, batch))
-        ids = np.zeros((len(batch), longest), np.int32)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        vectors: Floats = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
-        return vectors
+    def _batches(self, tokens: Sequence[Sequence[int]], output: str) -> Iterator[tuple[list[int], Floats]]:
+        """Texts of like length together: their places, and the model's output for them, padding included."""
+        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        for start in range(0, len(by_length), BATCH_TEXTS):
+            batch = by_length[start : start + BATCH_TEXTS]
+            longest = len(tokens[batch[-1]])
+            ids = np.zeros((len(batch), longest), np.int32)
+            mask = np.zeros_like(ids)
+            for row, i in enumerate(batch):
+                ids[row, : len(tokens[i])] = tokens[i]
+                mask[row, : len(tokens[i])] = 1
+            yield batch, self._session.run([output], {"input_ids": ids, "attention_mask": mask})[0]
+
+
+def _cut(ids: Sequence[int], most: int) -> list[int]:
+    """At most that many ids, the last one kept: it closes the text."""
+    return list(ids) if len(ids) <= most else [*ids[: most - 1], ids[-1]]

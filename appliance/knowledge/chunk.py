@@ -34,16 +34,21 @@ _NEEDS_MORE = tuple(",;-–—(/&")
 _WRAP_CHARACTERS = 160  # a longer line was not wrapped by a page
 _NARROW_CHARACTERS = 48  # a paragraph of lines no longer than this, without punctuation, is a list
 
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs ms prof st sr jr vs no nos vol fig figs eq sec ch pp ed eds cf al approx dept inc ltd gen col sgt rev hon"
-    " nr hr fr abs art bd ca bzw ggf inkl evtl zzgl str tel vgl sog usf geb mio mrd bspw max min std dipl ing hrsg jh"
-    " zb dh ua oä"
-    " г гг ул стр рис табл др им см напр тов проф акад руб коп тыс млн млрд пп ст п д кв обл р".split()
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+_ABBREVIATIONS = _words(
+    "dr mr mrs ms prof st sr jr vs no nos vol fig figs eq sec ch pp ed eds cf al approx dept inc ltd gen col sgt rev"
+    " hon nr hr fr abs art bd ca bzw ggf inkl evtl zzgl str tel vgl sog usf geb mio mrd bspw max min std dipl ing hrsg"
+    " jh zb dh ua oä"
+    " г гг ул стр рис табл др им см напр тов проф акад руб коп тыс млн млрд пп ст п д кв обл р"
 )
 _LETTERS_WITH_DOTS = re.compile(r"\w(?:\.\w{1,2})+\Z")  # e.g, z.B, т.е, U.S
 _ENDS_A_LIST = frozenset(("p.m", "a.m", "т.д", "т.п"))
-_MONTHS = frozenset("januar jänner februar märz april mai juni juli august september oktober november dezember".split())
-_BEFORE_ORDINALS = frozenset("am der den dem des vom bis im zum zur seit ab die das beim jeder jeden ein".split())
+_MONTHS = _words("januar jänner februar märz april mai juni juli august september oktober november dezember")
+_BEFORE_ORDINALS = _words("am der den dem des vom bis im zum zur seit ab die das beim jeder jeden ein")
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -59,7 +64,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 def passages(pages: Sequence[str]) -> list[Span]:
-    """Passages of the pages: PASSAGE_WORDS at most, of about equal length within a page, whole sentences if they fit."""
+    """Passages of the pages: at most PASSAGE_WORDS, about equally long within a page, whole sentences if they fit."""
     return [Span(number, start, end) for number, page in enumerate(pages, 1) for start, end in _passages_of(page)]
 
 

@@ -31,6 +31,7 @@ BUILDER = 1
 # The shape belongs to the pinned weights; their config.json is not pinned and therefore not read.
 WIDTH, HEADS, LAYERS, EPSILON = 384, 12, 6, 1e-12
 INPUTS = ("input_ids", "attention_mask")
+EMBEDDING, TOKENS = "embedding", "tokens"
 MIDDLE = 128  # the zero of unsigned int8 activations
 
 
@@ -135,6 +136,12 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return names[0] if outputs == 1 else names
 
+    def rename(self, old: str, new: str) -> None:
+        """Give an output that nothing reads yet its public name."""
+        node = self.nodes[-1]
+        assert list(node.output) == [old]
+        node.output[0] = new
+
     def scalar(self, value: float) -> str:
         return self.constant(np.float32(value))
 
@@ -145,12 +152,13 @@ class _Builder:
     def __init__(self, weights: dict[str, Floats]) -> None:
         self.weights, self.graph = weights, _Graph()
 
-    def vectors(self, ids: str, mask: str) -> str:
-        """int32 [batch, seq] ids and mask (1 token, 0 padding) -> float32 [batch, WIDTH], unit norm."""
+    def encode(self, ids: str, mask: str) -> None:
+        """int32 [batch, seq] ids and mask (1 token, 0 padding) -> EMBEDDING, the unit mean of TOKENS."""
         x = self._embed(ids)
         for number in range(LAYERS):
             x = self._layer(f"encoder.layer.{number}.", x, mask)
-        return self._mean_of_tokens(x, mask)
+        self.graph.rename(x, TOKENS)
+        self.graph.rename(self._mean_of_tokens(TOKENS, mask), EMBEDDING)
 
     def _embed(self, ids: str) -> str:
         g, weights = self.graph, self.weights
@@ -208,11 +216,18 @@ class _Builder:
 
 
 def build(weights: dict[str, Floats]) -> bytes:
-    """The serialised ONNX model: int32 input_ids and attention_mask [batch, seq] in, float32 [batch, WIDTH] out."""
+    """The serialised ONNX model.
+
+    In: int32 input_ids and attention_mask [batch, seq]. Out: float32 embedding [batch, WIDTH], unit norm, and tokens
+    [batch, seq, WIDTH], the last layer as it is.
+    """
     builder = _Builder(weights)
-    result = builder.vectors(*INPUTS)
+    builder.encode(*INPUTS)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "seq"]) for name in INPUTS]
-    output = helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", WIDTH])
-    graph = helper.make_graph(builder.graph.nodes, "minilm", inputs, [output], builder.graph.constants)
+    outputs = [
+        helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["batch", WIDTH]),
+        helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, ["batch", "seq", WIDTH]),
+    ]
+    graph = helper.make_graph(builder.graph.nodes, "minilm", inputs, outputs, builder.graph.constants)
     domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return bytes(helper.make_model(graph, opset_imports=domains, ir_version=9).SerializeToString(deterministic=True))

@@ -48,7 +48,7 @@ def library_dirs() -> tuple[Path, Path]:
 
 
 def binary() -> Path:
-    """The path of llama-server; compiled at the first call (minutes). Raises CalledProcessError with the build's log."""
+    """The path of llama-server; compiled at the first call (minutes). Raises CalledProcessError."""
     lib_dir, common_dir = library_dirs()
     linked = hashlib.sha256((FLAGS + CMAKE + str(lib_dir)).encode() + (lib_dir / "libllama.so").read_bytes())
     place = cache_dir() / "llama-server" / f"{version('llama-cpp-python')}-{linked.hexdigest()[:12]}"

@@ -1,0 +1,167 @@
+"""`appliance documents`: collections and the documents in them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.session import CollectionOption, Session, Yes, command, complete_collection, confirm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.client import Client
+    from appliance.types import Collection, Document
+
+documents = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and delete documents.")
+DocumentName = Annotated[
+    str, typer.Argument(metavar="DOCUMENT", help="Its title or id in the collection, or its whole resource name.")
+]
+CollectionName = Annotated[
+    str, typer.Argument(metavar="COLLECTION", help="A collection.", autocompletion=complete_collection)
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(documents, name="documents")
+
+
+@command(documents, "list")
+def list_documents(session: Session, collection: CollectionOption = "default") -> None:
+    """List the documents of a collection."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found = list(client.documents(collection))
+    if session.json:
+        return output.show_json({"documents": found})
+    rows = (
+        (
+            item.title,
+            item.id,
+            item.media_type,
+            str(item.page_count),
+            str(item.passage_count),
+            output.bytes_text(item.size_bytes),
+            output.time_text(item.create_time),
+        )
+        for item in found
+    )
+    return output.show_table(("document", "id", "type", "#pages", "#passages", "#size", "taken in"), rows)
+
+
+@command(documents)
+def show(
+    session: Session,
+    document: DocumentName,
+    collection: CollectionOption = "default",
+    page: Annotated[int | None, typer.Option("--page", min=1, help="The text of this page only.")] = None,
+) -> None:
+    """Show a document: where it came from, and its stored text."""
+    from appliance.errors import NotFound
+
+    with session.connect() as client:
+        found, pages = client.document(_resource_name(client, collection, document))
+    if page is not None and page > len(pages):
+        raise NotFound(f"{found.title!r} has {len(pages)} pages.")
+    numbered = list(enumerate(pages, 1))
+    _show_one(found, numbered if page is None else [numbered[page - 1]], session.json)
+
+
+@command(documents)
+def delete(
+    session: Session, document: DocumentName, collection: CollectionOption = "default", yes: Yes = False
+) -> None:
+    """Delete a document: gone from every search at once, from disk at compaction."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        name = _resource_name(client, collection, document)
+        confirm(f"Delete {output.printable(document)} ({output.printable(name)})?", yes)
+        client.delete_document(name)
+    if session.json:
+        return output.show_json({"deleted": name})
+    return output.show(f"Deleted {document}.")
+
+
+@command(documents)
+def collections(session: Session) -> None:
+    """List collections."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found = list(client.collections())
+    if session.json:
+        return output.show_json({"collections": found})
+    return _show_collections(found)
+
+
+@command(documents)
+def compact(session: Session, collection: CollectionName = "default") -> None:
+    """Seal what was written and drop deleted rows from disk."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found = client.compact(collection)
+    return output.show_json(found) if session.json else _show_collections([found])
+
+
+@command(documents, "delete-collection")
+def delete_collection(session: Session, collection: CollectionName, yes: Yes = False) -> None:
+    """Destroy a collection: its keys, then its files."""
+    from appliance.cli import output
+
+    confirm(f"Destroy the collection {output.printable(collection)} and every document in it?", yes)
+    with session.connect() as client:
+        client.delete_collection(collection)
+    if session.json:
+        return output.show_json({"deleted": collection})
+    return output.show(f"Destroyed {collection}.")
+
+
+def _resource_name(client: "Client", collection: str, document: str) -> str:
+    """The name of the document of that title or id. Raises NotFound; InvalidArgument where a title is not unique."""
+    from appliance.errors import InvalidArgument, NotFound
+
+    if document.startswith("collections/"):
+        return document
+    found = [item for item in client.documents(collection) if document in (item.id, item.title)]
+    if not found:
+        raise NotFound(f"The collection {collection} holds no document {document!r}.")
+    if len(found) > 1:
+        raise InvalidArgument.of("document", f"{len(found)} have this title; name one by its id: {found[0].id}, ….")
+    return found[0].name
+
+
+def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json: bool) -> None:
+    from appliance.cli import output
+
+    if as_json:
+        texts = [{"page": number, "text": text} for number, text in pages]
+        return output.show_json({"document": document, "pages": texts})
+    output.show_fields(
+        [
+            ("title", document.title),
+            ("name", document.name),
+            ("type", document.media_type),
+            ("size", output.bytes_text(document.size_bytes)),
+            ("sha256", document.sha256),
+            ("source", document.source),
+            ("parser", document.parser),
+            ("readers", ", ".join(sorted(document.readers))),
+            ("taken in", output.time_text(document.create_time)),
+        ]
+    )
+    for number, text in pages:
+        output.show(f"\n— page {number} of {document.page_count} —", "bold")
+        output.show(text)
+    return None
+
+
+def _show_collections(found: "Sequence[Collection]") -> None:
+    from appliance.cli import output
+
+    rows = (
+        (item.id, str(item.document_count), str(item.passage_count), output.bytes_text(item.size_bytes))
+        for item in found
+    )
+    output.show_table(("collection", "#documents", "#passages", "#size"), rows)

@@ -1,0 +1,45 @@
+"""Plain text: UTF-8, or UTF-16 with a byte order mark. A form feed starts a new page."""
+
+import codecs
+import re
+import unicodedata
+
+from appliance.errors import DocumentRefused
+
+MEDIA_TYPE = "text/plain"
+PARSER = f"text 1/unicode {unicodedata.unidata_version}"
+WARM_DOCUMENTS = (b"Warm.\n", b"\xef\xbb\xbfWarm.", *("\ufeffWärm.".encode(f"utf-16-{end}") for end in ("le", "be")))
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# Controls, soft hyphens, zero-width spaces, stray byte order marks and noncharacters: nothing a reader sees.
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+_SPACE_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
+
+
+def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
+    """Parser and pages. Raises DocumentRefused: NOT_UTF8, naming the byte; TOO_MANY_PAGES."""
+    whole = decode(data)
+    if (count := whole.count("\f") + 1) > max_pages:
+        raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {max_pages} are allowed.")
+    return PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f"))
+
+
+def decode(data: bytes) -> str:
+    """Unicode text by its byte order mark, UTF-8 without one. Raises DocumentRefused: NOT_UTF8, naming the byte."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            break
+    else:
+        mark, encoding = b"", "utf-8"
+    try:
+        return data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        at = error.start + len(mark)
+        raise DocumentRefused("NOT_UTF8", f"Byte {at} is not {encoding.upper()}: {error.reason}.") from None
+
+
+def clean(text: str) -> str:
+    """As a reader sees it: NFC, newlines as \\n, nothing invisible, no blank ends. Tabs stay."""
+    text = _INVISIBLE.sub("", _NEWLINE.sub("\n", text))
+    return unicodedata.normalize("NFC", _SPACE_AT_END.sub("", text)).strip("\n")

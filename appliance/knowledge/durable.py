@@ -1,0 +1,116 @@
+"""Bytes that are on the disk when a call returns: the one place where the knowledge base writes, syncs and unlinks files.
+
+A new file is written under a temporary name, synced, renamed, and its directory synced: under its own name it is whole or
+it is not there. Names that start with `.new-` belong to writers that died; opening a collection removes them.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from appliance.errors import DiskFull, StoreDamaged
+from appliance.ports import Buffer
+
+TEMPORARY = ".new-"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of `path` into DiskFull, or StoreDamaged naming the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(f"No space is left to write {path}.") from error
+        raise StoreDamaged(f"{path}: {error.strerror or 'the disk failed'}.") from error
+
+
+class NewFile:
+    """A file that has no name yet. Use as a context: left without `publish`, nothing of it stays."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._temporary = directory / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        with disk_errors(self._temporary):
+            self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        with suppress(OSError):
+            os.unlink(self._temporary)
+
+    def write(self, data: Buffer) -> None:
+        """Append. Raises DiskFull."""
+        with disk_errors(self._temporary):
+            write_at(self._descriptor, data, self.size_bytes)
+        self._digest.update(data)
+        self.size_bytes += len(data)
+
+    def sha256(self) -> str:
+        """Over everything written so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def publish(self, name: str) -> None:
+        """Durable under `name` on return, in place of what had that name. Raises DiskFull."""
+        with disk_errors(self._directory / name):
+            os.fsync(self._descriptor)
+            os.rename(self._temporary, self._directory / name)
+            sync_directory(self._directory)
+
+
+def write_file(path: Path, data: Buffer) -> None:
+    """A whole file, durable on return. Raises DiskFull."""
+    with NewFile(path.parent) as file:
+        file.write(data)
+        file.publish(path.name)
+
+
+def write_at(descriptor: int, data: Buffer, offset: int) -> None:
+    """All of `data` at `offset`. Raises OSError."""
+    left = memoryview(data).cast("B")
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes from `offset`; fewer only at the end of the file. Raises OSError."""
+    pieces: list[bytes] = []
+    while size and (piece := os.pread(descriptor, size, offset)):
+        pieces.append(piece)
+        size, offset = size - len(piece), offset + len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def read_file(path: Path) -> bytes:
+    """Raises StoreDamaged, naming the file, where it is not there or cannot be read."""
+    with disk_errors(path):
+        return path.read_bytes()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_all_but(directory: Path, keep: frozenset[str]) -> None:
+    """Unlink every file of `directory` that is not kept. A reader that holds one open reads on."""
+    for path in directory.iterdir():
+        if path.name not in keep:
+            with suppress(OSError):
+                os.unlink(path)

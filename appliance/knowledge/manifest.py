@@ -1,0 +1,144 @@
+"""The manifest: the one file that says what a collection consists of. Each change of segments or logs writes the next.
+
+    mf/<generation>   header 32: magic "AKMF", version u16, zeros u16, collection 16, generation u64; big-endian
+                      wrapped key 61: a key of this file alone, wrapped by the collection's key, context = header
+                      AES-256-GCM ciphertext and tag of JSON; nonce zero, AAD = header
+                      Ed25519 signature 64 over all before it
+    CURRENT           "<generation> <sha256 of mf/<generation>>\\n"
+
+CURRENT is the commit: it is replaced after everything that the manifest names is durable, and before anything is
+acknowledged that depends on it. So the manifest that CURRENT names is the newest one, whole, or something is damaged;
+there is no falling back to an older one, which would lose what was acknowledged.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import StoreDamaged
+from appliance.knowledge import durable
+from appliance.knowledge.key import CollectionKey
+from appliance.knowledge.segment import Layout
+from appliance.ports import Keyring
+
+_VERSION = 1
+_HEADER = struct.Struct(">4sHH16sQ")
+_WRAPPED_BYTES = 61
+_SIGNATURE_BYTES = 64
+_NONCE = bytes(12)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment of the collection. number: its name in the catalogue, never used again."""
+
+    number: int
+    file_id: bytes
+    wrapped_key: bytes
+    documents: int
+    passages: int
+    terms: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class WalEntry:
+    """A log to replay. end_bytes: where it ends; None for the last one, which may still grow."""
+
+    file_id: bytes
+    wrapped_key: bytes
+    first_seq: int
+    end_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a collection consists of. deleted: documents that are still in a segment and no longer exist."""
+
+    generation: int
+    embedder: str
+    dimension: int
+    next_segment: int = 1
+    segments: tuple[SegmentEntry, ...] = ()
+    wals: tuple[WalEntry, ...] = ()
+    deleted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestStore:
+    """The manifests of one collection. One writer at a time. Its repr shows no key."""
+
+    directory: Path
+    keyring: Keyring
+    key: CollectionKey
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make it the current one, durable on return, and unlink the older ones. Raises DiskFull."""
+        raw = self._seal(manifest)
+        durable.write_file(self.directory / "mf" / str(manifest.generation), raw)
+        line = f"{manifest.generation} {hashlib.sha256(raw).hexdigest()}\n"
+        durable.write_file(self.directory / "CURRENT", line.encode())
+        durable.remove_all_but(self.directory / "mf", frozenset({str(manifest.generation)}))
+
+    def load(self) -> Manifest:
+        """The current one. Raises StoreDamaged, naming the file."""
+        current = self.directory / "CURRENT"
+        named = re.fullmatch(rb"(\d{1,19}) ([0-9a-f]{64})\n", durable.read_file(current))
+        if not named:
+            raise StoreDamaged(f"{current} is damaged.")
+        path = self.directory / "mf" / named[1].decode()
+        raw = durable.read_file(path)
+        if hashlib.sha256(raw).hexdigest().encode() != named[2]:
+            raise StoreDamaged(f"{path} is damaged: it is not the manifest that CURRENT names.")
+        try:
+            return self._open(raw, int(named[1]))
+        except StoreDamaged as error:
+            raise StoreDamaged(f"{path} is damaged: {error}") from None
+
+    def _seal(self, manifest: Manifest) -> bytes:
+        header = _HEADER.pack(b"AKMF", _VERSION, 0, self.key.collection, manifest.generation)
+        key = self.keyring.new_key()
+        wrapped = self.keyring.wrap(key, header, under=self.key.secret)
+        plaintext = json.dumps(_to_json(manifest), separators=(",", ":")).encode()
+        body = header + wrapped + self.keyring.cipher(key).seal(_NONCE, plaintext, header)
+        return body + self.keyring.sign(body)
+
+    def _open(self, raw: bytes, generation: int) -> Manifest:
+        body, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
+        self.keyring.verify(body, signature)
+        header = _HEADER.pack(b"AKMF", _VERSION, 0, self.key.collection, generation)
+        if body[: _HEADER.size] != header:
+            raise StoreDamaged("It is of another collection, generation or version.")
+        wrapped, sealed = body[_HEADER.size :][:_WRAPPED_BYTES], body[_HEADER.size + _WRAPPED_BYTES :]
+        key = self.keyring.unwrap(wrapped, header, under=self.key.secret)
+        manifest = _from_json(json.loads(self.keyring.cipher(key).open(_NONCE, sealed, header)))
+        if manifest.generation != generation:
+            raise StoreDamaged("It is of another generation.")
+        return manifest
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    facts = asdict(manifest) | {"deleted": sorted(manifest.deleted)}
+    for entry in (*facts["segments"], *facts["wals"]):
+        entry["file_id"], entry["wrapped_key"] = entry["file_id"].hex(), entry["wrapped_key"].hex()
+    return facts
+
+
+def _from_json(facts: dict[str, Any]) -> Manifest:
+    for entry in (*facts["segments"], *facts["wals"]):
+        entry["file_id"], entry["wrapped_key"] = bytes.fromhex(entry["file_id"]), bytes.fromhex(entry["wrapped_key"])
+    for entry in facts["segments"]:
+        places = {name: (start, length) for name, (start, length) in entry["layout"]["sections"].items()}
+        entry["layout"] = Layout(**entry["layout"] | {"sections": places})
+    return Manifest(
+        **facts
+        | {
+            "segments": tuple(SegmentEntry(**entry) for entry in facts["segments"]),
+            "wals": tuple(WalEntry(**entry) for entry in facts["wals"]),
+            "deleted": frozenset(facts["deleted"]),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Model files: verified, content-addressed, planned for before they are loaded."""

@@ -1,0 +1,259 @@
+"""The import folder: a GGUF dropped there becomes a model, and one that is refused says why.
+
+Share drops have no inotify, so the folder is polled. A file is taken when its size and time were the same at two looks,
+or at once when its name ends in `.gguf.ready` (a writer renames it so when it is whole). A file that became a model is
+removed; a refused one moves to `refused/`, beside a `.reason.txt`, and is listed until someone removes it or drops a
+sound one of the same name. Links, FIFOs and other kinds of file stay where they are and are listed with the reason;
+hidden files are left alone.
+"""
+
+import asyncio
+import math
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+import structlog
+
+from appliance.errors import Cancelled, ModelMissing, ModelUnsupported, Refused
+from appliance.models.gguf import open_regular, printable
+from appliance.models.store import ModelStore, slug
+from appliance.ports import Jobs, Progress
+from appliance.types import Job, JobState, ModelKind, ModelState, ModelStatus
+
+SUFFIX, READY = ".gguf", ".gguf.ready"
+REASON = ".reason.txt"
+MAX_REASON_BYTES = 4096
+REFUSED = "refused"
+KIND = "import-model"
+RETRY_SECONDS = 60.0
+log = structlog.get_logger()
+
+Listener = Callable[[tuple[ModelStatus, ...]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file of the folder at one look."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A file whose import ended without a verdict on the file; it is tried again later, or when it changes."""
+
+    seen: Seen
+    until_seconds: float
+    detail: str
+
+
+def fault(name: str, seen: Seen) -> str:
+    """Why a file can never become a model; '' where it may."""
+    if stat.S_ISLNK(seen.mode):
+        return "It is a link; copy the file itself."
+    if not stat.S_ISREG(seen.mode):
+        return "It is not a regular file."
+    if not name.lower().endswith((SUFFIX, READY)):
+        return f"Only {SUFFIX} files are taken."
+    return ""
+
+
+def settled(before: Mapping[str, Seen], now: Mapping[str, Seen]) -> tuple[str, ...]:
+    """The files that are whole, in order of name: renamed to say so, or unchanged between two looks."""
+    return tuple(
+        name
+        for name, seen in sorted(now.items())
+        if not fault(name, seen) and (name.lower().endswith(READY) or before.get(name) == seen)
+    )
+
+
+class ImportFolder:
+    """Watches one folder. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: ModelStore,
+        jobs: Jobs,
+        poll_seconds: float,
+        listener: Listener = lambda refused: None,
+    ) -> None:
+        """`listener` gets `statuses()` whenever they changed."""
+        self._folder = folder
+        self._store = store
+        self._jobs = jobs
+        self._poll_seconds = poll_seconds
+        self._listener = listener
+        self._one_at_a_time = asyncio.Lock()
+        self._seen: Mapping[str, Seen] = {}
+        self._under_way: dict[str, tuple[Seen, str]] = {}
+        self._held: dict[str, _Held] = {}
+        self._refused: tuple[ModelStatus, ...] = ()
+
+    async def run(self) -> None:
+        """Look at the folder until cancelled. An unreadable folder is logged and looked at again."""
+        while True:
+            try:
+                await self.poll()
+            except OSError as error:
+                log.warning("import.unreadable", error=error.strerror)
+            await asyncio.sleep(self._poll_seconds)
+
+    async def poll(self) -> tuple[Job, ...]:
+        """One look: starts a job for each file that is whole."""
+        self._settle_ended()
+        now = await asyncio.to_thread(_look, self._folder)
+        taken = [name for name in settled(self._seen, now) if self._may_try(name, now[name])]
+        self._seen = now
+        refused = (*self._unfit(now), *await asyncio.to_thread(_refused, self._folder / REFUSED))
+        if refused != self._refused:
+            self._refused = refused
+            self._listener(refused)
+        return tuple(self._take(name, now[name]) for name in taken)
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """What was refused and is still there, as of the last look."""
+        return self._refused
+
+    def import_file(self, path: Path) -> Job:
+        """Start a job that takes a file of this machine into the store; the file itself stays."""
+
+        async def work(progress: Progress) -> None:
+            await self._add(path, progress)
+
+        return self._jobs.start(KIND, printable(str(path)), "bytes", work)
+
+    def _take(self, name: str, seen: Seen) -> Job:
+        async def work(progress: Progress) -> None:
+            try:
+                await self._add(self._folder / name, progress)
+            except Refused as error:
+                await asyncio.to_thread(_refuse, self._folder, name, seen, str(error))
+                raise
+            await asyncio.to_thread(_accept, self._folder, name, seen)
+
+        job = self._jobs.start(KIND, f"import/{printable(name)}", "bytes", work)
+        self._under_way[name] = (seen, job.id)
+        return job
+
+    async def _add(self, path: Path, progress: Progress) -> None:
+        """Import in a thread, one at a time. Cancelling waits until the thread has cleaned up."""
+        loop, cancelled = asyncio.get_running_loop(), Event()
+
+        def report(done: int, total: int) -> None:
+            if cancelled.is_set():
+                raise Cancelled("The import was cancelled.")
+            loop.call_soon_threadsafe(progress.update, done, total)
+
+        async with self._one_at_a_time:
+            thread = asyncio.ensure_future(asyncio.to_thread(self._store.add, path, report))
+            try:
+                await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                cancelled.set()
+                await asyncio.wait([thread])
+                thread.exception()  # its own end is not news
+                raise
+
+    def _settle_ended(self) -> None:
+        """Jobs that ended without moving their file hold it back, so that it is not tried at every look."""
+        for name, (seen, job_id) in list(self._under_way.items()):
+            job = self._jobs.get(job_id)
+            if job.state is JobState.CANCELLED:
+                self._held[name] = _Held(seen, math.inf, "The import was cancelled. Drop the file again to import it.")
+            elif job.state is JobState.FAILED:
+                self._held[name] = _Held(seen, time.monotonic() + RETRY_SECONDS, job.error_message)
+            if job.state.ended:
+                del self._under_way[name]
+
+    def _may_try(self, name: str, seen: Seen) -> bool:
+        held = self._held.get(name)
+        if held is not None and (held.seen != seen or time.monotonic() >= held.until_seconds):
+            del self._held[name]
+            held = None
+        return held is None and name not in self._under_way
+
+    def _unfit(self, now: Mapping[str, Seen]) -> tuple[ModelStatus, ...]:
+        """The files that stay in the folder, with the reason."""
+        held = {name: held.detail for name, held in self._held.items() if now.get(name) == held.seen}
+        reasons = {name: fault(name, seen) or held.get(name, "") for name, seen in sorted(now.items())}
+        return tuple(_status(name, f"import/{name}", reason, now[name]) for name, reason in reasons.items() if reason)
+
+
+def _look(folder: Path) -> Mapping[str, Seen]:
+    """The folder's entries by name, without hidden ones and the folder of the refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name in os.listdir(folder) if not name.startswith(".") and name != REFUSED]
+    return {name: seen for name in names if (seen := _see(folder / name)) is not None}
+
+
+def _see(path: Path) -> Seen | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return Seen(found.st_size, found.st_mtime_ns, found.st_ino, found.st_mode)
+
+
+def _accept(folder: Path, name: str, seen: Seen) -> None:
+    """Remove the file that became a model, unless another took its place, and what was refused under its name."""
+    if _see(folder / name) == seen:
+        (folder / name).unlink()
+    final = folder / REFUSED / _plain_name(name)
+    final.unlink(missing_ok=True)
+    final.with_name(final.name + REASON).unlink(missing_ok=True)
+
+
+def _refuse(folder: Path, name: str, seen: Seen, reason: str) -> None:
+    """Move the file to the refused ones, unless it is gone or another took its place."""
+    if _see(folder / name) != seen:
+        return
+    final = folder / REFUSED / _plain_name(name)
+    final.parent.mkdir(exist_ok=True)
+    note = final.with_name(final.name + REASON)
+    note.unlink(missing_ok=True)
+    with open(note, "x") as target:  # never through a link that someone else put there
+        target.write(reason + "\n")
+    (folder / name).replace(final)
+    log.warning("import.refused", file=printable(name))
+
+
+def _refused(folder: Path) -> tuple[ModelStatus, ...]:
+    """The refused files that are still there; the reasons of those that are gone are removed."""
+    statuses = []
+    for note in sorted(folder.glob(f"*{REASON}")):
+        name = note.name.removesuffix(REASON)
+        seen = _see(folder / name)
+        if seen is None:
+            note.unlink(missing_ok=True)
+            continue
+        with suppress(ModelMissing, ModelUnsupported), open_regular(note) as source:
+            reason = printable(source.read(MAX_REASON_BYTES).decode("utf-8", "replace").strip())
+            statuses.append(_status(name, f"import/{REFUSED}/{name}", reason, seen))
+    return tuple(statuses)
+
+
+def _plain_name(name: str) -> str:
+    return name[: -len(READY)] + SUFFIX if name.lower().endswith(READY) else name
+
+
+def _status(name: str, source: str, reason: str, seen: Seen) -> ModelStatus:
+    return ModelStatus(
+        name=slug(_plain_name(name).removesuffix(SUFFIX)) or "model",
+        kind=ModelKind.CHAT,
+        state=ModelState.REFUSED,
+        source=printable(source),
+        size_bytes=seen.size_bytes,
+        detail=reason,
+        create_time=datetime.fromtimestamp(seen.mtime_ns / 1e9, UTC),
+    )

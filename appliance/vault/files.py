@@ -1,0 +1,80 @@
+"""Key files: made once, never overwritten, readable by their owner alone.
+
+    slots/file.key   the root key in the clear: a FILE KEY SLOT, for boxes that unlock without a person
+    signing.key      the box's Ed25519 key, wrapped under the root key
+
+Both are magic(8) version(2, big-endian) kind(2) payload sha256(32 of all before it). The digest tells a damaged file
+from a foreign one; it protects no secret.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from appliance.errors import DiskFull, KeyUnavailable
+
+MAGIC = b"APPLKEY\n"
+VERSION = (1).to_bytes(2, "big")
+KIND_ROOT_IN_CLEAR = (1).to_bytes(2, "big")
+KIND_SIGNING = (2).to_bytes(2, "big")
+_HEAD_BYTES = len(MAGIC) + 4
+_DIGEST_BYTES = 32
+
+
+def write_key_file(path: Path, kind: bytes, payload: bytes) -> None:
+    """Make `path` with mode 0600, whole or not at all, and durable on return. Raises DiskFull, KeyUnavailable."""
+    body = MAGIC + VERSION + kind + payload
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(body + hashlib.sha256(body).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, fails where a key already lies
+        temporary.unlink()
+        _sync_directory(path.parent)
+    except OSError as error:
+        refused = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else KeyUnavailable
+        raise refused(f"The key file {path} could not be written: {error.strerror}.") from None
+
+
+def read_key_file(path: Path, kind: bytes) -> bytes:
+    """The payload of a key file. Raises KeyUnavailable, naming the file, for every way in which it cannot be used."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise KeyUnavailable(f"The key file {path} is missing.") from None
+    except OSError as error:
+        raise KeyUnavailable(f"The key file {path} cannot be opened: {error.strerror}.") from None
+    with open(descriptor, "rb") as file:
+        _check_private(path, os.fstat(descriptor))
+        raw = file.read(4096)
+    body, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
+    if body[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != digest:
+        raise KeyUnavailable(f"The key file {path} is damaged, or is no key file.")
+    if body[len(MAGIC) : _HEAD_BYTES] != VERSION + kind:
+        raise KeyUnavailable(f"The key file {path} is of a version or kind that this release does not know.")
+    return body[_HEAD_BYTES:]
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise KeyUnavailable(f"The key file {path} is not a regular file.")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise KeyUnavailable(f"The key file {path} belongs to another user.")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise KeyUnavailable(f"The key file {path} is open to other users (mode {mode:04o}); make it 0600.")
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
