@@ -369,7 +369,7 @@ def _transport_error(code: grpc.StatusCode, details: str, address: str) -> error
 def _unavailable(details: str, address: str) -> errors.ApplianceError:
     """gRPC has one code for all of these; only its words tell them apart. Under TLS 1.3 a refused client certificate
     shows as a connection that closes before the first call."""
-    if "failed to connect" not in details:
+    if "failed to connect" not in details and "resolution" not in details:
         return errors.Unreachable(f"The connection to {address} broke off.")
     if "Tls handshake failed" in details or "security handshaker" in details:
         return errors.Unauthenticated(f"What listens at {address} is not the box that the certificates are for.")

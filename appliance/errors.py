@@ -15,6 +15,7 @@ ApplianceError
 │   ├── ModelUnsupported     sound, but not for this engine
 │   ├── ModelTooLarge        larger than the memory of this box
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
+│   ├── EmbedderChanged      a collection's vectors are of another embedder
 │   ├── ConfigInvalid
 │   ├── PortInUse
 │   └── DataDirectoryInUse   a second daemon
@@ -146,6 +147,12 @@ class DocumentRefused(Refused):
     def __init__(self, file_reason: str, message: str) -> None:
         super().__init__(message)
         self.file_reason = file_reason
+
+
+class EmbedderChanged(Refused):
+    reason = "EMBEDDER_CHANGED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Put the collection's embedder back, or ingest its documents into a new collection."
 
 
 class ConfigInvalid(Refused):

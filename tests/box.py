@@ -97,7 +97,7 @@ class Box:
         knowledge_pb2_grpc.add_KnowledgeServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
-        health_pb2_grpc.add_HealthServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self, self._server)  # type: ignore[arg-type]
         self.answers["Check"] = lambda request, context: health_pb2.HealthCheckResponse(status="SERVING")
         credentials = grpc.ssl_server_credentials([(key, certificate)], authority.pem, require_client_auth=True)
         self.address = f"127.0.0.1:{self._server.add_secure_port('127.0.0.1:0', credentials)}"

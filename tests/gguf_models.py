@@ -63,9 +63,9 @@ def write_qwen2(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
     writer.add_chat_template(CHATML)
     tokens: Vocabulary = [(char, _NORMAL) for char in _byte_alphabet()]
     merges: list[str] = []
-    for word in [form for word in WORDS for form in ("Ġ" + word, word)]:
-        for cut in range(1, len(word)):
-            pair, made = f"{word[:cut]} {word[cut]}", word[: cut + 1]
+    for form in [form for plain in WORDS for form in ("Ġ" + plain, plain)]:
+        for cut in range(1, len(form)):
+            pair, made = f"{form[:cut]} {form[cut]}", form[: cut + 1]
             if (made, _NORMAL) not in tokens:
                 tokens.append((made, _NORMAL))
                 merges.append(pair)

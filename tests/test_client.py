@@ -1,6 +1,6 @@
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from tests.box import Authority, Box, admit, refusal
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 STAMP = Timestamp(seconds=int(NOW.timestamp()))
 FINISH = inference_pb2.Finish(
-    reason="REASON_STOP",
+    reason=inference_pb2.Finish.REASON_STOP,
     usage=inference_pb2.Usage(input_tokens=7, cached_input_tokens=3, output_tokens=2),
     timings=inference_pb2.Timings(queue_seconds=0.1, search_seconds=0.2, total_seconds=0.5),
 )
 JOB = job_pb2.Job(
-    name="jobs/7f", kind="ingest", state="STATE_RUNNING", create_time=STAMP, done=1, total=4, unit="files"
+    name="jobs/7f", kind="ingest", state=job_pb2.Job.STATE_RUNNING, create_time=STAMP, done=1, total=4, unit="files"
 )
 
 
@@ -109,7 +109,9 @@ def test_every_kind_of_piece_of_an_answer_arrives_as_its_type(box: Box, client: 
     )
     box.answers["Ask"] = lambda request, context: iter(
         [
-            knowledge_pb2.AskResponse(passages=knowledge_pb2.Passages(mode="ANSWER_MODE_QUOTE", passages=[passage])),
+            knowledge_pb2.AskResponse(
+                passages=knowledge_pb2.Passages(mode=knowledge_pb2.ANSWER_MODE_QUOTE, passages=[passage])
+            ),
             knowledge_pb2.AskResponse(text="a text"),
             knowledge_pb2.AskResponse(citation=citation),
             knowledge_pb2.AskResponse(unsupported=knowledge_pb2.Unsupported(answer_start=1, answer_end=2)),
@@ -143,7 +145,9 @@ def test_a_listing_follows_its_page_tokens(box: Box, client: Client) -> None:
 
 
 def test_models_come_with_their_state_and_without_their_prefix(box: Box, client: Client) -> None:
-    model = model_pb2.Model(name="models/tiny", kind="KIND_CHAT", state="STATE_READY", size_bytes=5)
+    model = model_pb2.Model(
+        name="models/tiny", kind=model_pb2.Model.KIND_CHAT, state=model_pb2.Model.STATE_READY, size_bytes=5
+    )
     box.answers["ListModels"] = lambda request, context: model_pb2.ListModelsResponse(models=[model])
     (found,) = client.models()
     assert (found.name, found.kind, found.state) == ("tiny", types.ModelKind.CHAT, types.ModelState.READY)
@@ -159,7 +163,9 @@ def test_an_import_is_a_job(box: Box, client: Client) -> None:
 
 
 def test_files_say_how_they_ended(box: Box, client: Client) -> None:
-    file = ingest_pb2.FileOutcome(path="a.pdf", state="STATE_QUARANTINED", reason="PDF_ENCRYPTED", time=STAMP)
+    file = ingest_pb2.FileOutcome(
+        path="a.pdf", state=ingest_pb2.FileOutcome.STATE_QUARANTINED, reason="PDF_ENCRYPTED", time=STAMP
+    )
     box.answers["ListFiles"] = lambda request, context: ingest_pb2.ListFilesResponse(files=[file])
     (found,) = client.files("7f")
     assert (found.state, found.reason, found.time) == (types.FileState.QUARANTINED, "PDF_ENCRYPTED", NOW)
@@ -167,8 +173,10 @@ def test_files_say_how_they_ended(box: Box, client: Client) -> None:
 
 
 def test_health_is_the_first_report_of_the_watch(box: Box, client: Client) -> None:
-    finding = telemetry_pb2.Finding(code="SANDBOX_UNAVAILABLE", severity="SEVERITY_CRITICAL", title="t", since=STAMP)
-    report = telemetry_pb2.WatchHealthResponse(severity="SEVERITY_CRITICAL", findings=[finding])
+    finding = telemetry_pb2.Finding(
+        code="SANDBOX_UNAVAILABLE", severity=telemetry_pb2.SEVERITY_CRITICAL, title="t", since=STAMP
+    )
+    report = telemetry_pb2.WatchHealthResponse(severity=telemetry_pb2.SEVERITY_CRITICAL, findings=[finding])
     box.answers["WatchHealth"] = lambda request, context: iter([report, report])
     found = client.health()
     assert found.severity is types.Severity.CRITICAL
@@ -182,27 +190,47 @@ def test_an_enum_value_of_a_newer_box_is_named_as_unknown(box: Box, client: Clie
         client.status()
 
 
-def test_every_call_carries_a_deadline(box: Box, client: Client) -> None:
-    message = types.Message(types.Speaker.USER, "Hi")
-    unary = [client.status, client.health, lambda: client.embed(["a"]), lambda: client.tokenize("a")]
-    unary += [lambda: client.search("a", "b"), lambda: client.create_collection("a"), lambda: client.compact("a")]
-    unary += [lambda: client.delete_collection("a"), lambda: client.document("collections/a/documents/1")]
-    unary += [lambda: client.delete_document("x"), lambda: client.ingest_folder("/x", "a"), lambda: client.job("1")]
-    unary += [lambda: client.cancel_job("1"), lambda: client.model("a"), lambda: client.import_model("/x")]
-    unary += [lambda: client.load_model("a"), lambda: client.unload_model("a"), lambda: client.delete_model("a")]
-    unary += [
+def every_call(client: Client) -> list[Callable[[], object]]:
+    document, message = "collections/a/documents/1", types.Message(types.Speaker.USER, "Hi")
+    return [
+        client.status,
+        client.health,
         lambda: list(client.chat([message])),
+        lambda: client.embed(["a"]),
+        lambda: client.tokenize("a"),
         lambda: list(client.ask("a", "b")),
+        lambda: client.search("a", "b"),
+        lambda: list(client.collections()),
+        lambda: client.create_collection("a"),
+        lambda: client.delete_collection("a"),
+        lambda: client.compact("a"),
+        lambda: list(client.documents("a")),
+        lambda: client.document(document),
+        lambda: client.delete_document(document),
+        lambda: client.ingest_folder("/x", "a"),
+        lambda: list(client.files("1")),
+        lambda: list(client.quarantine()),
+        lambda: client.job("1"),
+        lambda: list(client.jobs()),
         lambda: list(client.watch_job("1")),
+        lambda: client.cancel_job("1"),
+        lambda: list(client.models()),
+        lambda: client.model("a"),
+        lambda: client.import_model("/x"),
+        lambda: client.load_model("a"),
+        lambda: client.unload_model("a"),
+        lambda: client.delete_model("a"),
     ]
-    unary += [lambda: list(client.documents("a")), lambda: list(client.collections()), lambda: list(client.files("1"))]
-    unary += [lambda: list(client.quarantine()), lambda: list(client.jobs()), lambda: list(client.models())]
-    for call in unary:
+
+
+def test_every_call_carries_a_deadline(box: Box, client: Client) -> None:
+    calls = every_call(client)
+    for call in calls:
         with pytest.raises(errors.ApplianceError, match="another version"):
             call()
     assert client.serving()
-    assert len(box.calls) == len(unary) + 1
-    assert all(call.seconds is not None and 0 < call.seconds < 86_401 for call in box.calls)
+    assert len({call.method for call in box.calls}) == len(calls) + 1
+    assert [call.method for call in box.calls if call.seconds is None or not 0 < call.seconds < 90_000] == []
 
 
 def test_the_client_s_timeout_replaces_each_call_s_own(box: Box) -> None:
@@ -303,7 +331,9 @@ def test_a_certificate_of_another_authority_is_not_let_in(box: Box, authority: A
 
 
 def test_many_threads_share_one_client(box: Box, client: Client) -> None:
-    box.answers["GetStatus"] = lambda request, context: telemetry_pb2.GetStatusResponse(severity="SEVERITY_OK")
+    box.answers["GetStatus"] = lambda request, context: telemetry_pb2.GetStatusResponse(
+        severity=telemetry_pb2.SEVERITY_OK
+    )
     found: list[types.Status] = []
     threads = [threading.Thread(target=lambda: found.append(client.status())) for _ in range(8)]
     for thread in threads:

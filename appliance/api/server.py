@@ -7,6 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from appliance.access.ca import Identity
 from appliance.api.inference import InferenceService
 from appliance.api.ingest import IngestService
 from appliance.api.interceptors import Gate
@@ -41,15 +42,6 @@ class Services:
     job: JobService
     model: ModelService
     telemetry: TelemetryService
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What the server shows and trusts, PEM. `client_authority` signs every certificate that may call."""
-
-    key: bytes
-    certificate: bytes
-    client_authority: bytes
 
 
 class Server:

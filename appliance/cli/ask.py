@@ -40,14 +40,17 @@ def ask(
     ] = None,
     model: ModelOption = "",
 ) -> None:
-    """Answer a question from the documents, with citations."""
+    """Answer a question from the documents.
+
+    The sources come first, then the answer, then its citations.
+    """
     from appliance.cli import output
     from appliance.types import AnswerMode
 
     with session.connect() as client:
         pieces = client.ask(collection, question, AnswerMode(mode) if mode else None, model)
         with pieces:
-            answer = gather(pieces, _ignore if session.json else show_piece)
+            answer = gather(pieces, ignore if session.json else show_piece)
     if session.json:
         return output.show_json(as_document(answer))
     return show_rest(answer)
@@ -111,6 +114,14 @@ def show_piece(piece: "AskPiece") -> None:
         output.show_text(piece.text)
 
 
+def show_text_piece(piece: "AskPiece") -> None:
+    """Text as it comes, without the sources."""
+    from appliance.types import Passages
+
+    if not isinstance(piece, Passages):
+        show_piece(piece)
+
+
 def show_rest(answer: Answer) -> None:
     """What follows the streamed text: citations by number, and sentences without support."""
     from appliance.cli import output
@@ -142,5 +153,5 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _ignore(piece: "AskPiece") -> None:
+def ignore(piece: "AskPiece") -> None:
     """With --json nothing is shown before the end."""

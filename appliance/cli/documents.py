@@ -56,7 +56,7 @@ def show(
     collection: CollectionOption = "default",
     page: Annotated[int | None, typer.Option("--page", min=1, help="The text of this page only.")] = None,
 ) -> None:
-    """Show a document: where it came from, and its stored text."""
+    """Show where a document came from, and its text."""
     from appliance.errors import NotFound
 
     with session.connect() as client:
@@ -71,7 +71,10 @@ def show(
 def delete(
     session: Session, document: DocumentName, collection: CollectionOption = "default", yes: Yes = False
 ) -> None:
-    """Delete a document: gone from every search at once, from disk at compaction."""
+    """Delete a document.
+
+    It is gone from every search at once, and from disk at compaction.
+    """
     from appliance.cli import output
 
     with session.connect() as client:
@@ -97,7 +100,10 @@ def collections(session: Session) -> None:
 
 @command(documents)
 def compact(session: Session, collection: CollectionName = "default") -> None:
-    """Seal what was written and drop deleted rows from disk."""
+    """Drop deleted documents from disk.
+
+    What was written since the last time is sealed into a segment.
+    """
     from appliance.cli import output
 
     with session.connect() as client:
@@ -107,7 +113,10 @@ def compact(session: Session, collection: CollectionName = "default") -> None:
 
 @command(documents, "delete-collection")
 def delete_collection(session: Session, collection: CollectionName, yes: Yes = False) -> None:
-    """Destroy a collection: its keys, then its files."""
+    """Destroy a collection.
+
+    First its keys, then its files.
+    """
     from appliance.cli import output
 
     confirm(f"Destroy the collection {output.printable(collection)} and every document in it?", yes)

@@ -60,14 +60,15 @@ def _finish(client: "Client", job: "Job", as_json: bool) -> None:
 def show_summary(job: "Job", outcomes: "list[FileOutcome]", as_json: bool) -> None:
     """Counts by outcome, and each refused file with its reason."""
     from appliance.cli import output
-    from appliance.types import FileState
+    from appliance.types import FileState, JobState
 
     counts = Counter(outcome.state for outcome in outcomes)
     refused = [outcome for outcome in outcomes if outcome.state is FileState.QUARANTINED]
     if as_json:
         by_name = {state.value: counts[state] for state in FileState}
         return output.show_json({"job": job, "counts": by_name, "quarantined": refused})
-    output.show(f"{job.state.value.capitalize()}: {len(outcomes)} files.")
+    kept = " What was committed is kept." if job.state in (JobState.CANCELLED, JobState.FAILED) else ""
+    output.show(f"{job.state.value.capitalize()}: {len(outcomes)} file{'s' * (len(outcomes) != 1)}.{kept}")
     output.show_fields((state.value, str(counts[state])) for state in FileState)
     if refused:
         _show_outcomes(refused)

@@ -1,7 +1,6 @@
 """`appliance`: the command line of a box. One file a verb."""
 
 import io
-import os
 import sys
 
 import typer
@@ -38,11 +37,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding is no reason to fail
-    try:
-        app(prog_name="appliance")
-    except BrokenPipeError:  # the reader of a pipe went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    app(prog_name="appliance")
 
 
 if __name__ == "__main__":

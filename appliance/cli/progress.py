@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from appliance.cli.output import console, note, printable
-from appliance.client import CALL_SECONDS, Client, restore_error
+from appliance.client import WORK_SECONDS, Client, restore_error
 from appliance.types import Job, JobState
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def wait(client: Client, job: Job) -> Job:
     except KeyboardInterrupt:
         note("Cancelling: what is done so far stays.")
         client.cancel_job(job.id)
-        with client.watch_job(job.id, CALL_SECONDS) as states:
+        with client.watch_job(job.id, WORK_SECONDS) as states:
             return _shown(job, states)
 
 

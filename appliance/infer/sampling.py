@@ -47,7 +47,7 @@ class StopFilter:
     """Text on its way out, up to the first stop string, which may lie across pieces.
 
     What could be the beginning of a stop string is held back, so that no part of one is ever shown; the streamed text
-    is the whole text's part before the earliest stop, however it was cut into pieces.
+    is the whole text's part before the stop string that is complete first, however it was cut into pieces.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -60,10 +60,10 @@ class StopFilter:
         if self.stopped or not piece:
             return ""
         self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -68,17 +68,22 @@ class Supervisor:
         self.pid: int | None = None
         self._backoff, self._on_change = backoff, on_change
         self._task: asyncio.Task[None] | None = None
-        self._settled = asyncio.Event()  # READY or FAILED
-        self._stub: "pb_grpc.EngineServiceAsyncStub | None" = None
+        self._settled = asyncio.Event()  # ready, failed or stopped
+        self._stub: pb_grpc.EngineServiceAsyncStub | None = None
         self._process: Process | None = None
 
     async def start(self) -> None:
-        """Returns when the model is ready. Raises what the worker said of why it cannot load, or SelfTestFailed."""
+        """Returns when the model is ready. Raises what the worker said of why it cannot load, or SelfTestFailed;
+        ModelRestarting where it was stopped meanwhile."""
         if self._task is None:
+            self._settled.clear()
+            self.error = None
             self._task = asyncio.create_task(self._keep_alive())
         await self._settled.wait()
         if self.error:
             raise self.error
+        if self._task is None:
+            raise ModelRestarting(f"Model {self.name} was unloaded while it was being loaded.")
 
     async def stop(self) -> None:
         """End the worker and all that it held. Calls in flight get WorkerDied."""
@@ -87,6 +92,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        self._settled.set()
         self._become(ModelState.STORED, "")
 
     def fail(self, error: ApplianceError) -> None:

@@ -103,10 +103,10 @@ class Service(pb_grpc.EngineServiceServicer):
         try:
             await asyncio.shield(submission)
             while True:
-                piece = await pieces.get()
-                yield protocol.piece_to_pb(piece)
-                if isinstance(piece, Finish):
-                    return
+                for piece in _merged(await pieces.get(), pieces):
+                    yield protocol.piece_to_pb(piece)
+                    if isinstance(piece, Finish):
+                        return
         except ApplianceError as error:
             await context.abort(error.code, str(error), protocol.error_to_metadata(error))
         finally:
@@ -141,9 +141,21 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> 
     pb_grpc.add_EngineServiceServicer_to_server(Service(engine), server)
     server.add_insecure_port(f"unix:{spec.socket_path}")
     await server.start()
+    os.chmod(spec.socket_path, 0o600)
     engine.start()
     _say(report, {"state": "ready"})
     await server.wait_for_termination()
+
+
+def _merged(first: Piece, rest: "asyncio.Queue[Piece]") -> list[Piece]:
+    """What is there already in one message of text at most: a slow reader gets fewer, larger pieces."""
+    text, last = "", first
+    while isinstance(last, Text):
+        text += last.text
+        if rest.empty():
+            return [Text(text)]
+        last = rest.get_nowait()
+    return [Text(text), last] if text else [last]
 
 
 def _post(loop: asyncio.AbstractEventLoop, pieces: list[tuple[Deliver, Piece]]) -> None:

@@ -1,1 +1,1 @@
-"""Documents from outside into collections: sources, quarantine, pipeline; the parsers under extract/ run only in locked children."""
+"""Documents from outside into collections. The parsers under extract/ run only in locked children."""

@@ -108,6 +108,11 @@ class Catalog:
     def get(self, document: str, groups: frozenset[str]) -> Row | None:
         return self._one("id = ? AND list_has_any(readers, ?)", document, sorted(groups))
 
+    def titles(self, documents: Sequence[str]) -> dict[str, str]:
+        """By document id, of those that still exist."""
+        query = "SELECT id, title FROM documents WHERE list_contains(?, id)"
+        return dict(self._connection.execute(query, [list(documents)]).fetchall())
+
     def find(self, sha256: str, pipeline: str) -> Row | None:
         return self._one("sha256 = ? AND pipeline = ?", sha256, pipeline)
 
@@ -172,7 +177,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, rows: Sequence[Row]) -> None:
     if rows:
         columns = [list(column) for column in zip(*map(_values, rows), strict=True)]
         unnested = ", ".join(f"unnest(?::{kind}[])" for kind in (*_COLUMNS.values(), "INTEGER"))
-        connection.execute(f"INSERT INTO documents SELECT {unnested}", columns)  # noqa: S608
+        connection.execute(f"INSERT INTO documents SELECT {unnested}", columns)
 
 
 def _values(row: Row) -> tuple[Any, ...]:

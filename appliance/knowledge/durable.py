@@ -1,7 +1,8 @@
-"""Bytes that are on the disk when a call returns: the one place where the knowledge base writes, syncs and unlinks files.
+"""Bytes that are on the disk when a call returns: here alone the knowledge base writes, syncs and unlinks files.
 
-A new file is written under a temporary name, synced, renamed, and its directory synced: under its own name it is whole or
-it is not there. Names that start with `.new-` belong to writers that died; opening a collection removes them.
+A new file is written under a temporary name, synced, renamed, and its directory synced: under its own name it is
+whole or it is not there. Names that start with `.new-` belong to writers that died; opening a collection removes
+them.
 """
 
 import errno
@@ -109,8 +110,12 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_all_but(directory: Path, keep: frozenset[str]) -> None:
-    """Unlink every file of `directory` that is not kept. A reader that holds one open reads on."""
-    for path in directory.iterdir():
-        if path.name not in keep:
-            with suppress(OSError):
-                os.unlink(path)
+    """Unlink every file of `directory` that is not kept. A reader that holds one open reads on.
+
+    Raises StoreDamaged where there is no such directory.
+    """
+    with disk_errors(directory):
+        strays = [path for path in directory.iterdir() if path.name not in keep]
+    for path in strays:
+        with suppress(OSError):
+            os.unlink(path)

@@ -1,8 +1,9 @@
-"""A collection's key record, the file `key`: magic "AKCK", version u16, zeros u16, uid 16, created u64, wrapped key 61.
+"""A collection's key record, the file `key`: magic "AKCK", version u16, zeros u16, uid 16, created u64, wrapped 61.
 
-`created` is in microseconds since 1970, UTC; integers are big-endian. The key is wrapped by the root key; its context is
-the collection's name and everything before it in the record, so a record copied to another collection opens nothing.
-Destroying a collection overwrites the record with zeros first: without it no other file of the collection can be read.
+`created` is in microseconds since 1970, UTC; integers are big-endian. The key is wrapped by the root key; its context
+is the collection's name and everything before it in the record, so a record copied to another collection opens
+nothing. Destroying a collection overwrites the record with zeros first: without it no other file of the collection
+can be read.
 """
 
 import os

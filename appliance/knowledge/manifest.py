@@ -34,14 +34,13 @@ _NONCE = bytes(12)
 
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
-    """A segment of the collection. number: its name in the catalogue, never used again."""
+    """A segment of the collection. number: its name in the catalogue."""
 
     number: int
     file_id: bytes
     wrapped_key: bytes
     documents: int
     passages: int
-    terms: int
     layout: Layout
 
 
@@ -57,12 +56,16 @@ class WalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a collection consists of. deleted: documents that are still in a segment and no longer exist."""
+    """What a collection consists of. deleted: documents that are still in a segment and no longer exist.
+
+    next_seq: of the first record in a log that is not named here. embedder, dimension: of every vector in the
+    collection.
+    """
 
     generation: int
     embedder: str
     dimension: int
-    next_segment: int = 1
+    next_seq: int = 1
     segments: tuple[SegmentEntry, ...] = ()
     wals: tuple[WalEntry, ...] = ()
     deleted: frozenset[str] = frozenset()

@@ -1,11 +1,11 @@
 """Documents that are in the log and in no segment yet, in memory, as immutable blocks.
 
-Adding returns another memtable, so whoever holds one keeps seeing what was there: a reader pins it by holding it. Blocks
-of one document are merged by eights, and these again, so that a passage is indexed about log8(documents) times and a
-search visits few blocks.
+Adding returns another memtable, so whoever holds one keeps seeing what was there: a reader pins it by holding it.
+Blocks of one document are merged by eights, and these again, so that a passage is indexed about log8(documents) times
+and a search visits few blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,8 @@ from appliance.knowledge.lexical import Postings
 from appliance.knowledge.record import Entry
 from appliance.types import Bools, Floats, Span
 
-_FAN = 8
+_FAN_BITS = 3
+_FAN = 1 << _FAN_BITS
 
 
 class Block:
@@ -36,7 +37,7 @@ class Block:
         self.owners: NDArray[np.uint32] = np.repeat(np.arange(len(entries), dtype=np.uint32), counts)
         self._firsts = np.cumsum(counts) - counts
         self._vectors = np.concatenate([entry.vectors for entry in entries])
-        self.postings = Postings.build([text for entry in entries for text in passage_texts(entry)])
+        self.postings = Postings.build([text for entry in entries for text in entry.passages()])
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first; exact."""
@@ -54,6 +55,12 @@ class Block:
 @dataclass(frozen=True)
 class Memtable:
     blocks: tuple[Block, ...] = ()
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> "Memtable":
+        """All of them in one block, as after a replay."""
+        found = tuple(entries)
+        return cls((Block(found, 0, level=len(found).bit_length() // _FAN_BITS),) if found else ())
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -82,8 +89,3 @@ class Memtable:
             for block in self.blocks
             if ordinal < block.first_ordinal + block.documents
         )
-
-
-def passage_texts(entry: Entry) -> Sequence[str]:
-    """The text of each passage of a document."""
-    return [entry.pages[span.page - 1][span.start : span.end] for span in entry.spans]

@@ -3,8 +3,8 @@
     added     kind 1 (u8)  length of JSON (u32)  JSON  text  spans  vectors
     deleted   kind 2 (u8)  document id (ASCII)
 
-JSON holds the document's fields and `pages`, the UTF-8 length of each page in `text`. `spans` is int32 [n, 3]: page, start,
-end; `vectors` is float16 [n, dimension]. Integers outside arrays are big-endian, arrays little-endian.
+JSON holds the document's fields and `pages`, the UTF-8 length of each page in `text`. `spans` is int32 [n, 3]: page,
+start, end; `vectors` is float16 [n, dimension]. Integers outside arrays are big-endian, arrays little-endian.
 """
 
 import json
@@ -30,6 +30,10 @@ class Entry:
     pages: tuple[str, ...]
     spans: tuple[Span, ...]
     vectors: Floats
+
+    def passages(self) -> list[str]:
+        """The text of each span."""
+        return [self.pages[span.page - 1][span.start : span.end] for span in self.spans]
 
 
 @dataclass(frozen=True, slots=True)

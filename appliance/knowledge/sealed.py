@@ -1,6 +1,7 @@
 """What a segment's sections hold, and a segment opened for searching.
 
-    rows      Parquet: a row a document, in the order of its ordinals (catalog.py)
+    ids       16 bytes a document, in the order of its ordinals
+    rows      Parquet: a row a document, in the same order (catalog.py)
     text      UTF-8 of all pages, one after another
     spans     a record a passage (SPAN): its document's ordinal, page, [start, end) in code points of the page, and the
               same range as bytes of `text`
@@ -11,6 +12,7 @@ Postings, spans and vectors stay in memory while the segment is open; rows go to
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,6 @@ from numpy.typing import NDArray
 from appliance.errors import StoreDamaged
 from appliance.knowledge.catalog import Row, to_parquet
 from appliance.knowledge.lexical import Postings
-from appliance.knowledge.memtable import passage_texts
 from appliance.knowledge.record import Entry
 from appliance.knowledge.segment import SegmentFile
 from appliance.knowledge.vectors import VectorIndex
@@ -45,27 +46,35 @@ def to_sections(entries: Sequence[Entry], rows: Sequence[Row]) -> dict[str, byte
     """The sections of a segment of these documents; rows: of `to_rows`."""
     vectors = np.concatenate([entry.vectors for entry in entries])
     return {
+        "ids": b"".join(bytes.fromhex(entry.document.id) for entry in entries),
         "rows": to_parquet(rows),
         "text": "".join(page for entry in entries for page in entry.pages).encode(),
         "spans": _to_spans(entries, rows).tobytes(),
-        "postings": Postings.build([text for entry in entries for text in passage_texts(entry)]).to_bytes(),
+        "postings": Postings.build([text for entry in entries for text in entry.passages()]).to_bytes(),
         **VectorIndex.build(vectors).sections(),
     }
 
 
 def _to_spans(entries: Sequence[Entry], rows: Sequence[Row]) -> NDArray[np.void]:
     found = [
-        (row.ordinal, span.page, span.start, span.end, *_text_range(entry, row, span))
+        (row.ordinal, span.page, span.start, span.end, page_start + start, page_start + end)
         for entry, row in zip(entries, rows, strict=True)
-        for span in entry.spans
+        for span, (start, end) in zip(entry.spans, _byte_ranges(entry), strict=True)
+        for page_start in [row.page_ends[span.page - 1]]
     ]
     return np.array(found, SPAN)
 
 
-def _text_range(entry: Entry, row: Row, span: Span) -> tuple[int, int]:
-    page = entry.pages[span.page - 1]
-    start = row.page_ends[span.page - 1] + len(page[: span.start].encode())
-    return start, start + len(page[span.start : span.end].encode())
+def _byte_ranges(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Each span as UTF-8 bytes of its page; linear, because the spans of a page are in order."""
+    page, at, at_bytes = 0, 0, 0
+    for span in entry.spans:
+        text = entry.pages[span.page - 1]
+        if span.page != page or span.start < at:
+            page, at, at_bytes = span.page, 0, 0
+        start = at_bytes + len(text[at : span.start].encode())
+        at, at_bytes = span.end, start + len(text[span.start : span.end].encode())
+        yield start, at_bytes
 
 
 class Sealed:
@@ -79,6 +88,7 @@ class Sealed:
         self.documents = documents
         self._file = file
         try:
+            self._ids = file.read("ids")
             self._spans = np.frombuffer(file.read("spans"), SPAN)
             self.postings = Postings.from_bytes(file.read("postings"))
             self._vectors = VectorIndex.from_sections(
@@ -97,6 +107,13 @@ class Sealed:
         """The k best allowed rows by cosine, best first."""
         return self._vectors.search(query, allowed, k)
 
+    def document_id(self, owner: int) -> str:
+        return self._ids[16 * owner : 16 * owner + 16].hex()
+
+    def document_ids(self) -> frozenset[str]:
+        """Of all its documents, with those that were deleted since."""
+        return frozenset(map(self.document_id, range(self.documents)))
+
     def passage(self, row: int) -> tuple[Span, str]:
         """A passage's place in its document, and its text. Raises StoreDamaged."""
         _, page, start, end, text_start, text_end = self._spans[row].tolist()
@@ -107,7 +124,7 @@ class Sealed:
         first = row.page_ends[0]
         text = self._file.read("text", first, row.page_ends[-1] - first)
         ends = [end - first for end in row.page_ends]
-        return tuple(text[start:end].decode() for start, end in zip(ends, ends[1:], strict=False))
+        return tuple(text[start:end].decode() for start, end in pairwise(ends))
 
     def page(self, row: Row, page: int) -> str:
         """The text of one page, from 1. Raises StoreDamaged."""

@@ -123,9 +123,7 @@ class SegmentFile:
     The file stays open while this object lives: a segment that compaction unlinked is read on by those who hold it.
     """
 
-    def __init__(
-        self, directory: Path, layout: Layout, segment: SegmentId, cipher: Cipher, cache: ChunkCache
-    ) -> None:
+    def __init__(self, directory: Path, layout: Layout, segment: SegmentId, cipher: Cipher, cache: ChunkCache) -> None:
         """Raises StoreDamaged, naming the file, where it is missing or its content is not what its name says."""
         self.path = directory / layout.file
         self._layout, self._cipher, self._cache, self._file_id = layout, cipher, cache, segment.file_id

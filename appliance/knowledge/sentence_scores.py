@@ -88,7 +88,8 @@ def lexical_scores(question: str, passages: Sequence[Sequence[str]]) -> LexicalS
     bm25 = (weight * present * (1 + SATURATION) / (present + norm[:, None])).sum(1)
     share = weight / max(weight.sum(), 1e-9)
     passage_of = passage_numbers([len(sentences) for sentences in passages])
-    held = np.array([(present[passage_of == p] > 0).any(0) for p in range(len(passages))]).reshape(-1, len(asked))
+    held = np.array([(present[passage_of == p] > 0).any(0) for p in range(len(passages))])
+    held = held.reshape(len(passages), len(asked))
     coverage = (present > 0) @ share
     return LexicalScores(bm25.astype(np.float32), coverage.astype(np.float32), (held @ share).astype(np.float32))
 
@@ -141,7 +142,9 @@ def _unit(vector: Floats) -> Floats:
 
 YEAR = re.compile(r"\d{3,4}s?|\d+(st|nd|rd|th)")
 MONTHS = "january february march april may june july august september october november december"
-TIMES = frozenset(f"{MONTHS} monday tuesday wednesday thursday friday saturday sunday century decade".split())
+DAYS = "monday tuesday wednesday thursday friday saturday sunday morning noon afternoon evening night midnight"
+PERIODS = "second minute hour day week month quarter year decade century seconds minutes hours days weeks months years"
+TIMES = frozenset(f"{MONTHS} {DAYS} {PERIODS}".split())
 NUMBERS = frozenset(
     "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty hundred thousand million "
     "billion half quarter dozen third first second once twice several".split()

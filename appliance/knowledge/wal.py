@@ -11,9 +11,9 @@ The key is random, one a file, wrapped in the manifest that names the file. A lo
 made it and by no other; seq runs on from log to log.
 
 What the end of a log may look like. A write that a kill or a power cut ended early leaves fewer bytes than its head
-promises or, where the file system had grown the file first, whole 512-byte sectors of zeros, which ciphertext never holds.
-Such a last record was never acknowledged, and is cut. Everything else that does not verify is damage: a complete record
-whose tag or head fails, anything at all that has a later record behind it.
+promises or, where the file system had grown the file first, whole 512-byte sectors of zeros, which ciphertext never
+holds. Such a last record was never acknowledged, and is cut. Everything else that does not verify is damage: a
+complete record whose tag or head fails, anything at all that has a later record behind it.
 """
 
 import os
@@ -103,7 +103,7 @@ class WalWriter:
 
 
 class WalReader:
-    """An old log, replayed once from its start. After the last record, `end_bytes` and `next_seq` say where it ended."""
+    """An old log, replayed once from its start. After that `end_bytes` and `next_seq` say where it ended."""
 
     def __init__(self, directory: Path, wal: WalId, cipher: Cipher, first_seq: int) -> None:
         self.path = directory / wal.name
@@ -159,7 +159,7 @@ class WalReader:
         """Accept the rest of the file as a torn write, or raise StoreDamaged."""
         rest = durable.read_at(descriptor, stop - self.end_bytes, self.end_bytes)
         if closed or not self._is_torn(rest):
-            raise StoreDamaged(f"{self.path} is damaged at byte {self.end_bytes}: a record there is not what was written.")
+            raise StoreDamaged(f"{self.path} is damaged: the record at byte {self.end_bytes} is not what was written.")
         self.cut_bytes = len(rest)
 
     def _is_torn(self, rest: bytes) -> bool:

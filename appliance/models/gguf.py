@@ -220,7 +220,7 @@ class _Cursor:
         if end > MAX_HEADER_BYTES:
             raise ModelDamaged(f"The header is larger than {MAX_HEADER_BYTES} bytes: {what} is past that.")
         rest = self._window[self._at :]
-        wanted = min(max(count, WINDOW_BYTES), self._size_bytes - start) - len(rest)
+        wanted = min(max(count, WINDOW_BYTES), min(self._size_bytes, MAX_HEADER_BYTES) - start) - len(rest)
         self._window, self._window_start, self._at = rest + self._file.read(wanted), start, 0
         if len(self._window) < count:
             raise ModelDamaged(f"The file became shorter while {what} was read.")

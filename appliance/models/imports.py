@@ -87,6 +87,7 @@ class ImportFolder:
         jobs: Jobs,
         poll_seconds: float,
         listener: Listener = lambda refused: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`listener` gets `statuses()` whenever they changed."""
         self._folder = folder
@@ -94,6 +95,7 @@ class ImportFolder:
         self._jobs = jobs
         self._poll_seconds = poll_seconds
         self._listener = listener
+        self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self._seen: Mapping[str, Seen] = {}
         self._under_way: dict[str, tuple[Seen, str]] = {}
@@ -172,13 +174,13 @@ class ImportFolder:
             if job.state is JobState.CANCELLED:
                 self._held[name] = _Held(seen, math.inf, "The import was cancelled. Drop the file again to import it.")
             elif job.state is JobState.FAILED:
-                self._held[name] = _Held(seen, time.monotonic() + RETRY_SECONDS, job.error_message)
+                self._held[name] = _Held(seen, self._clock() + RETRY_SECONDS, job.error_message)
             if job.state.ended:
                 del self._under_way[name]
 
     def _may_try(self, name: str, seen: Seen) -> bool:
         held = self._held.get(name)
-        if held is not None and (held.seen != seen or time.monotonic() >= held.until_seconds):
+        if held is not None and (held.seen != seen or self._clock() >= held.until_seconds):
             del self._held[name]
             held = None
         return held is None and name not in self._under_way

@@ -126,12 +126,12 @@ class ModelStore:
         """Name the copy by its hash and list it; the model that has the same bytes where there is one."""
         with self._lock:
             known = next((other for other in self._files.values() if other.sha256 == file.sha256), None)
-            if known is not None and Path(known.path).exists():
-                return known
             file = known or replace(file, name=self._free_name(file))
             temporary.chmod(0o400)
-            temporary.rename(file.path)
+            temporary.rename(file.path)  # also over a blob of that name, which may be damaged: this copy is not
             _flush_directory(self._blobs)
+            if known is not None:
+                return known
             self._write_index({**self._files, file.name: file})
         log.info("model.imported", model=file.name, architecture=file.architecture, scaffold=file.scaffold)
         return file
@@ -242,7 +242,8 @@ def _from_entry(entry: dict[str, Any], blobs: Path) -> ModelFile:
 
 
 def _canonical(models: object) -> bytes:
-    return json.dumps(models, sort_keys=True, separators=(",", ":")).encode()
+    """What is signed: bound to this index, so that no other thing that this box signs can stand in for it."""
+    return b"model index 1\n" + json.dumps(models, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _flush_directory(path: Path) -> None:

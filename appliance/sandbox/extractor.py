@@ -67,7 +67,7 @@ class LockedExtractor:
         self._cpu_seconds = config.parse_cpu_seconds
         self._memory_bytes = config.parse_memory_mib * MIB
         self._max_pages = config.document_max_pages
-        # UTF-16 grows by half as UTF-8 and no other plain format grows at all: what is larger was compressed to hide it.
+        # UTF-16 grows by half as UTF-8, the other plain formats not at all: what is larger was compressed to hide it.
         self._max_result_bytes = 2 * config.document_max_mib * MIB
         arguments = (parser, str(self._memory_bytes), str(self._cpu_seconds), str(self._max_pages))
         self._command = (tuple(zygote), arguments)
@@ -130,11 +130,12 @@ class LockedExtractor:
                 log.error("sandbox unavailable", why=self._fault)
                 raise
             self._fault, self._backoff_seconds = "", FIRST_BACKOFF_SECONDS
-            log.info("extract zygote ready", landlock_abi=self._zygote.walls.landlock_abi, namespaces=self._zygote.walls.namespaces)
+            walls = self._zygote.walls
+            log.info("extract zygote ready", landlock_abi=walls.landlock_abi, namespaces=walls.namespaces)
             return self._zygote
 
     async def _run(self, zygote: "_Zygote", fd: int, suffix: str) -> tuple[bytearray, _End | None]:
-        """One child from fork to end, None where the zygote died; the child is dead or dying when this returns or raises."""
+        """One child from fork to end, None where the zygote died. It lives no longer than this call."""
         read_end, write_end = os.pipe()
         number, ended = zygote.fork(fd, write_end, suffix)
         os.close(write_end)
@@ -154,10 +155,10 @@ class LockedExtractor:
         if end.status > 0:
             raise DocumentRefused("PARSER_FAILED", "The parser stopped without a result.")
         if end.status == -signal.SIGSYS:
-            raise DocumentRefused("FORBIDDEN_CALL", "Its parser tried what the sandbox forbids; the file may be an attack.")
+            raise DocumentRefused("FORBIDDEN_CALL", "Its parser tried what the sandbox forbids; it may be an attack.")
         if end.status == -signal.SIGXCPU or end.cpu_seconds >= self._cpu_seconds:
-            raise DocumentRefused("SPUN", f"Reading it took more than {self._cpu_seconds} seconds of processor time.")
-        if end.peak_bytes > self._memory_bytes / 2:  # native parsers abort, or follow a null pointer, where malloc fails
+            raise DocumentRefused("SPUN", f"Reading it took more than {self._cpu_seconds} processor seconds.")
+        if end.peak_bytes > self._memory_bytes / 2:  # native parsers crash where malloc fails
             raise DocumentRefused("TOO_MUCH_MEMORY", "Reading it takes more memory than a document may use.")
         raise DocumentRefused("CRASHED", f"Its parser crashed ({signal.Signals(-end.status).name}).")
 
@@ -265,7 +266,7 @@ class _Zygote:
 
 
 async def _read_all(fd: int, limit_bytes: int) -> bytearray:
-    """What is written to the pipe until its other end closes; takes over `fd`. Raises DocumentRefused past the limit."""
+    """What is written to the pipe until its end; takes over `fd`. Raises DocumentRefused past the limit."""
     reader = asyncio.StreamReader(limit=READ_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""What a process gives up before it reads untrusted bytes: files, network, other processes, new code, memory without end.
+"""What a process gives up before it reads untrusted bytes: files, network, other processes, new code, endless memory.
 
 Landlock and a seccomp allow-list are mandatory: where one is missing nothing may be parsed. Namespaces are a third
 wall, taken where the kernel gives them. All of it by system calls through ctypes, unprivileged, on x86_64 and aarch64.
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Architecture:
-    """A system call table. `allow` may be called; `deny` is answered EACCES, because libraries ask for it harmlessly."""
+    """A system call table. `allow` may be called; `deny` is answered EACCES, for libraries ask it harmlessly."""
 
     audit_arch: int
     seccomp: int
@@ -117,7 +117,7 @@ _X32_BIT = 0x40000000
 
 
 def check() -> int:
-    """The kernel's Landlock ABI. Raises SandboxUnavailable where Landlock, seccomp or this processor's table is missing."""
+    """The kernel's Landlock ABI. Raises SandboxUnavailable: no Landlock, no seccomp, no table for this processor."""
     if platform.machine() not in _ARCHITECTURES:
         raise SandboxUnavailable(f"There is no system call table for {platform.machine()} processors.")
     try:
@@ -190,7 +190,7 @@ def limit(limits: Limits, mapped_bytes: int, open_files: int) -> None:
 
 
 def lock(abi: int, limits: Limits, mapped_bytes: int, keep: int = 3) -> None:
-    """All of it, for good: file descriptors from `keep` on are closed, then the walls go up. Raises OSError, ValueError."""
+    """All of it, for good: descriptors from `keep` on are closed, then the walls go up. Raises OSError, ValueError."""
     leave_with_parent()
     os.closerange(keep, 1 << 20)
     landlock(abi)

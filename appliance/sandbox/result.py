@@ -1,4 +1,4 @@
-"""The one form in which a locked child may answer, and the strict reader of it: the child may be in an attacker's hands.
+"""The one form in which a locked child may answer, and its strict reader: the child may be in an attacker's hands.
 
 A header, then a frame a page; each is a big-endian u32 length and that many bytes of UTF-8. The header is JSON:
 {"media_type", "parser", "pages": n}, or {"reason", "message"} and no page.
@@ -38,7 +38,7 @@ def encode_refusal(reason: str, message: str) -> bytes:
 
 
 def decode(data: bytes | bytearray | memoryview, max_pages: int) -> Parsed:
-    """What the child says. Raises DocumentRefused where it refuses, Malformed where the bytes break a rule of the format."""
+    """What the child says. Raises DocumentRefused where it refuses, Malformed where a rule of the format is broken."""
     view = memoryview(data)
     header_bytes, position = _frame(view, 0)
     header = _header(header_bytes)

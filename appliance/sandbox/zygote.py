@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> None:
-    """Go on as process 1 of the new pid namespace; the process that entered it only waits, and exits as this one does."""
+    """Go on as process 1 of the new pid namespace; the process that entered it only waits, and exits as it does."""
     if "pid" in namespaces and (pid := os.fork()):
         control.close()
         lockdown.leave_with_parent()
@@ -84,7 +84,7 @@ def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> 
 
 
 def _warmed(name: str, max_pages: int) -> Parser:
-    parser: Parser = importlib.import_module(name)  # type: ignore[assignment]
+    parser: Parser = importlib.import_module(name)
     for suffix, data in parser.WARM_DOCUMENTS:
         with contextlib.suppress(DocumentRefused):
             encode(parser.parse(data, suffix, max_pages))
@@ -136,7 +136,8 @@ def _serve(control: socket.socket, child: Callable[[int, int, str], NoReturn]) -
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     fds = array.array("i")
-    message, ancillary, _, _ = control.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(2 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+    room = socket.CMSG_SPACE(2 * fds.itemsize)
+    message, ancillary, _, _ = control.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data)

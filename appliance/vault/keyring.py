@@ -81,5 +81,5 @@ class FileKeyring:
 def _refuse_new_keys(missing: Path, *data: Path) -> None:
     """A new key beside old data would hide that the data is lost."""
     for path in data:
-        if path.is_dir() and any(path.iterdir()) or path.is_file():
+        if (path.is_dir() and any(path.iterdir())) or path.is_file():
             raise KeyUnavailable(f"The key file {missing} is missing, and {path} holds data that only it can open.")

@@ -1,8 +1,11 @@
 """python -m models.starter STEP --work FOLDER: fetch, corpus, train, export, audit. See README.md."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from models.starter import audit, corpus, export
 from models.starter.batches import Material
@@ -35,8 +38,9 @@ def write_gguf(work: Path, device: str) -> None:
     print(export.export(work / "checkpoint.pt", work / "tokenizer.json", Path(__file__).with_name("starter.gguf")))
 
 
-def check_overlap(work: Path, device: str) -> None:
-    audit.report(work)
+def check_sources(work: Path, device: str) -> None:
+    xquad = Path(os.environ.get("APPLIANCE_DATA", "../shared/data")) / "xquad" / "xquad.en.json"
+    audit.report(work / "packages", work / "prose.jsonl", xquad)
 
 
 STEPS: dict[str, Callable[[Path, str], None]] = {
@@ -44,7 +48,7 @@ STEPS: dict[str, Callable[[Path, str], None]] = {
     "corpus": build_corpus,
     "train": train,
     "export": write_gguf,
-    "audit": check_overlap,
+    "audit": check_sources,
 }
 
 
@@ -55,11 +59,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.step == "train":
-        import torch
-
-        torch.set_num_threads(arguments.threads)
-        torch.set_flush_denormal(True)
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
     STEPS[arguments.step](arguments.work, arguments.device)
 
 

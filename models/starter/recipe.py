@@ -11,7 +11,7 @@ RECIPE = Recipe(
     phases=(
         Phase(40, Mixture(tokens=256, questions=14, invented=0.35, joined=0.0), 1.0, 1.0),
         Phase(60, Mixture(tokens=400, questions=14, invented=0.35, joined=0.0), 1.0, 1.0),
-        Phase(1400, Mixture(tokens=512, questions=14, invented=0.35, joined=0.06), 1.0, 1.0),
-        Phase(900, Mixture(tokens=512, questions=14, invented=0.3, joined=0.7), 1.0, 0.02),
+        Phase(1100, Mixture(tokens=512, questions=14, invented=0.35, joined=0.06), 1.0, 1.0),
+        Phase(700, Mixture(tokens=512, questions=14, invented=0.3, joined=0.7), 1.0, 0.02),
     ),
 )

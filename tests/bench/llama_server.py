@@ -66,8 +66,8 @@ def _sources() -> Path:
     sources = place / name / "vendor" / "llama.cpp"
     if not (sources / "tools" / "server" / "CMakeLists.txt").exists():
         wanted = f"llama-cpp-python=={version('llama-cpp-python')}"
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*pip, "--no-binary", ":all:", "-d", str(place), wanted], check=True)
+        options = ["--quiet", "--no-deps", "--no-binary=llama-cpp-python", f"--dest={place}"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, wanted], check=True)
         with tarfile.open(place / f"{name}.tar.gz") as archive:
             archive.extractall(place, filter="data")
     return sources

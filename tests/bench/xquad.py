@@ -54,13 +54,13 @@ class _Question:
     home: Paragraph
 
 
-def load(data: Path, articles: range, setting: Setting, seed: int = 7) -> tuple[Item, ...]:
-    """Answerable and unanswerable items of those articles; distractors are drawn by the seed.
+def load(data: Path, articles: range, setting: Setting, language: str = "en") -> tuple[Item, ...]:
+    """Answerable and unanswerable items of those articles; distractors are drawn by a fixed seed.
 
     data: the folder that holds xquad/. Raises FileNotFoundError.
     """
-    rng = Random(f"{seed}/{setting}")
-    paragraphs, questions = _read(data, articles)
+    rng = Random(f"7/{setting}")
+    paragraphs, questions = _read(data / "xquad" / f"xquad.{language}.json", articles)
     return tuple(item for question in questions for item in _items(rng, paragraphs, question, setting))
 
 
@@ -87,8 +87,8 @@ def _item(asked: _Question, setting: Setting, passages: Sequence[Paragraph]) -> 
     return Item(asked.home.article, setting, asked.text, tuple(passages), tuple(right), tuple(strict))
 
 
-def _read(data: Path, articles: range) -> tuple[list[Paragraph], list[_Question]]:
-    rows = _json(data / "xquad" / "xquad.en.json")["data"]
+def _read(path: Path, articles: range) -> tuple[list[Paragraph], list[_Question]]:
+    rows = _json(path)["data"]
     paragraphs, questions = list[Paragraph](), list[_Question]()
     for number in articles:
         for row in rows[number]["paragraphs"]:

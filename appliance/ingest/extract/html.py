@@ -23,7 +23,13 @@ _ENCODINGS = (
     *("koi8-r", "shift_jis", "euc-jp", "gb18030", "big5", "euc-kr"),
 )
 _CODECS = {name: codecs.lookup(name) for name in _ENCODINGS}
-_ALIASES = {"iso-8859-1": "windows-1252", "latin1": "windows-1252", "us-ascii": "windows-1252", "gbk": "gb18030", "gb2312": "gb18030"}
+_ALIASES = {
+    "iso-8859-1": "windows-1252",
+    "latin1": "windows-1252",
+    "us-ascii": "windows-1252",
+    "gbk": "gb18030",
+    "gb2312": "gb18030",
+}
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_-]{2,20})", re.IGNORECASE)
 _TAG = re.compile(rb"<[a-zA-Z!/]")
 
@@ -49,11 +55,10 @@ def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
 def visible_text(source: str) -> str:
     """Title and body of a page, or the text of a fragment."""
     tree = LexborHTMLParser(source)
-    title = tree.css_first("head > title")
-    parts = [_SPACE.sub(" ", title.text()).strip()] if title else []
-    if tree.body:
-        parts.append(_walk(tree.body))
-    return _BLANK_LINES.sub("\n\n", "\n\n".join(part for part in parts if part)).strip("\n")
+    found = tree.css_first("head > title")
+    title = _SPACE.sub(" ", found.text()).strip() if found else ""
+    body = _BLANK_LINES.sub("\n\n", _walk(tree.body)).strip("\n") if tree.body else ""
+    return body if body.startswith(title) else f"{title}\n\n{body}"
 
 
 def _decode(data: bytes) -> str:

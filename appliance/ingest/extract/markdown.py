@@ -11,8 +11,8 @@ from appliance.ingest.extract.text import clean, decode
 MEDIA_TYPE = "text/markdown"
 PARSER = f"markdown-it-py {version('markdown-it-py')}"
 WARM_DOCUMENTS = (
-    "# Warm\n\nA *b* `c` [d](e) ![f](g) <b>h</b> &amp; i  \nj\n\n1. k\n   - l\n\n> m\n\n```n\no\n```\n\n"
-    "| p | q |\n|---|---|\n| r | s |\n\n<div>t</div>\n\n---\n\n[u]: v\n\nw\n===\n\n<https://x> [y][u]\n".encode(),
+    b"# Warm\n\nA *b* `c` [d](e) ![f](g) <b>h</b> &amp; i  \nj\n\n1. k\n   - l\n\n> m\n\n```n\no\n```\n\n"
+    b"| p | q |\n|---|---|\n| r | s |\n\n<div>t</div>\n\n---\n\n[u]: v\n\nw\n===\n\n<https://x> [y][u]\n",
 )
 
 
@@ -41,7 +41,7 @@ def _render(tokens: list[Token]) -> str:
         elif kind == "tr_close":
             out.append("\n")
             in_cell = False
-        elif kind in ("table_close",):
+        elif kind == "table_close":
             out.append("\n")
         elif kind == "inline":
             out.append(_inline(token.children or []))

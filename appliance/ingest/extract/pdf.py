@@ -6,6 +6,7 @@ Lines that were broken only because the page ended there are joined again, so th
 import logging
 from importlib.metadata import version
 from io import BytesIO
+from itertools import pairwise
 
 import pypdf
 import pypdfium2
@@ -24,7 +25,10 @@ _HYPHENATED = "\ufffe"  # pdfium joins a word that was broken at a line's end, a
 
 
 def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
-    """Which parser read it, and its pages. Raises DocumentRefused: TYPE_MISMATCH, PDF_ENCRYPTED, PDF_BROKEN, TOO_MANY_PAGES."""
+    """Which parser read it, and its pages.
+
+    Raises DocumentRefused: TYPE_MISMATCH, PDF_ENCRYPTED, PDF_BROKEN, TOO_MANY_PAGES.
+    """
     if b"%PDF-" not in data[:1024]:
         raise DocumentRefused("TYPE_MISMATCH", "The name says PDF, the content does not begin as one.")
     try:
@@ -44,7 +48,7 @@ def joined_lines(text: str) -> str:
         return ""
     full = max(_FULL_LINE_CHARACTERS, _FULL_LINE_SHARE * lengths[int(0.9 * (len(lengths) - 1))])
     out = [lines[0]]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         wrapped = line and len(before) >= full and not before.endswith((".", ":", "!", "?")) and not _begins_item(line)
         out.append((" " if wrapped else "\n") + line.strip())
     return "".join(out)

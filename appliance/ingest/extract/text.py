@@ -27,11 +27,7 @@ def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
 
 def decode(data: bytes) -> str:
     """Unicode text by its byte order mark, UTF-8 without one. Raises DocumentRefused: NOT_UTF8, naming the byte."""
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            break
-    else:
-        mark, encoding = b"", "utf-8"
+    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
     try:
         return data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

@@ -1,0 +1,227 @@
+"""The box's own certificate authority, and the certificates that it keeps for itself and for the local user.
+
+    <data>/access/{ca.pem, ca.key}             the authority: EC P-256, ten years, made at the first start
+    <data>/access/{server.pem, server.key}     the server: 30 days
+    <data>/clients/local/{cert.pem, key.pem, ca.pem}   the user that runs the daemon, as administrator: 30 days
+
+`prepare` brings all of it up to date; call it at each start, and again daily in a daemon that runs for long. Leaves are
+renewed when two thirds of their time have passed, or when they are not this authority's or do not name this host. Keys
+are 0600 in directories that are 0700. Identity is a URI name (SPIFFE-ID); profile: RFC 5280.
+"""
+
+import getpass
+import ipaddress
+import os
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from appliance.access.roles import identity_uri
+from appliance.errors import KeyUnavailable
+from appliance.types import Principal, Role
+
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 30
+CLOCK_SKEW = timedelta(minutes=5)
+DEFAULT_TENANT = "default"
+WILDCARD_HOSTS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, never bound
+log = structlog.get_logger()
+
+Names = Sequence[x509.GeneralName]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Identity:
+    """What a TLS server shows and trusts, PEM."""
+
+    key: bytes
+    certificate: bytes
+    client_authority: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, common_name: str, names: Names, usage: x509.ObjectIdentifier, now: datetime) -> tuple[bytes, bytes]:
+        """A new leaf: certificate and key, PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(common_name, key, now, LEAF_DAYS, self.certificate.subject)
+        builder = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+        )
+        certificate = builder.sign(self.key, hashes.SHA256())
+        return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
+
+
+def prepare(data_dir: Path, listen_host: str, now: datetime | None = None) -> Identity:
+    """The server's identity, after making or renewing whatever is due. Raises KeyUnavailable."""
+    now = now or datetime.now(UTC)
+    authority = open_authority(data_dir / "access", now)
+    server_names = _server_names(listen_host)
+    server = data_dir / "access"
+    _renew(server, "server.pem", "server.key", authority, server_names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+    local = data_dir / "clients" / "local"
+    user = [x509.UniformResourceIdentifier(identity_uri(local_principal()))]
+    _private_directory(local)
+    _renew(local, "cert.pem", "key.pem", authority, user, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+    _write(local / "ca.pem", authority.pem)
+    return Identity((server / "server.key").read_bytes(), (server / "server.pem").read_bytes(), authority.pem)
+
+
+def local_principal() -> Principal:
+    """The user that runs this process, as administrator of the default tenant."""
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in containers
+        login = f"uid-{os.getuid()}"
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", login)[:64].strip(".-") or "local"
+    return Principal(DEFAULT_TENANT, safe, Role.ADMIN)
+
+
+def open_authority(directory: Path, now: datetime) -> Authority:
+    """The authority in `directory`, made where there is none.
+
+    Raises KeyUnavailable where half of it is missing, or certificate and key don't belong together: a new authority
+    would shut every client out, so that is for a person to decide.
+    """
+    certificate_path, key_path = directory / "ca.pem", directory / "ca.key"
+    _private_directory(directory)
+    if not certificate_path.exists():
+        # The certificate is written last: a key without one has signed nothing.
+        key = ec.generate_private_key(ec.SECP256R1())
+        _write(key_path, _private_pem(key))
+        _write(certificate_path, _self_signed(key, now).public_bytes(serialization.Encoding.PEM))
+        log.info("access.authority_made", days=AUTHORITY_DAYS)
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        loaded = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        raise KeyUnavailable(f"The authority in {directory} cannot be read: ca.pem or ca.key is damaged.") from None
+    if not isinstance(loaded, ec.EllipticCurvePrivateKey) or certificate.public_key() != loaded.public_key():
+        raise KeyUnavailable(f"The authority in {directory} does not fit together: ca.key is not the key of ca.pem.")
+    return Authority(certificate, loaded)
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+    # A name of its own: authorities of two boxes that are trusted by one client must not be taken for each other.
+    common_name = f"appliance authority {secrets.token_hex(4)}"
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = _builder(common_name, key, now, AUTHORITY_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
+
+
+def _builder(
+    common_name: str, key: ec.EllipticCurvePrivateKey, now: datetime, days: int, issuer: x509.Name | None = None
+) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _renew(
+    directory: Path,
+    certificate_name: str,
+    key_name: str,
+    authority: Authority,
+    names: Names,
+    usage: x509.ObjectIdentifier,
+    now: datetime,
+) -> None:
+    """Replace a leaf that is not good any more."""
+    certificate_path, key_path = directory / certificate_name, directory / key_name
+    if _is_good(certificate_path, key_path, authority, names, now):
+        return
+    certificate, key = authority.issue(directory.name, names, usage, now)
+    certificate_path.unlink(missing_ok=True)  # a crash in between leaves no certificate, and so a new try
+    _write(key_path, key)
+    _write(certificate_path, certificate)
+    log.info("access.certificate_issued", file=certificate_name, days=LEAF_DAYS)
+
+
+def _is_good(certificate_path: Path, key_path: Path, authority: Authority, names: Names, now: datetime) -> bool:
+    """Is it this authority's, for these names and this key, and in the first two thirds of its time?"""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+        certificate.verify_directly_issued_by(authority.certificate)
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    fresh = begin <= now < begin + (end - begin) * 2 / 3
+    return fresh and list(named) == list(names) and certificate.public_key() == key.public_key()
+
+
+def _server_names(listen_host: str) -> Names:
+    """This machine by every name that a client may use for it."""
+    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
+    if (host := listen_host.strip("[]")) not in (*WILDCARD_HOSTS, *hosts):
+        hosts.append(host)
+    return [_general_name(host) for host in hosts if host.isascii()]
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _private_directory(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o700)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step; nobody else may read it at any moment."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
+        target.write(content)
+        target.flush()
+        os.fsync(target.fileno())
+    temporary.replace(path)

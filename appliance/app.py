@@ -1,0 +1,243 @@
+"""The only place that puts the parts together: `build(config)` gives an `App` that starts and stops in order."""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from appliance.access import ca
+from appliance.api.inference import InferenceService
+from appliance.api.ingest import IngestService
+from appliance.api.job import JobService
+from appliance.api.knowledge import KnowledgeService
+from appliance.api.model import ModelService
+from appliance.api.server import Server, Services
+from appliance.api.telemetry import TelemetryService
+from appliance.config import Config
+from appliance.errors import ApplianceError, SandboxUnavailable
+from appliance.health import findings, host
+from appliance.health.monitor import Monitor
+from appliance.infer.onnx import OnnxEmbedder
+from appliance.infer.pointer import ModelPointer
+from appliance.infer.protocol import SelfTest
+from appliance.infer.router import EngineOptions, Router
+from appliance.ingest.pipeline import Ingest
+from appliance.jobs import JobRunner
+from appliance.knowledge.ask import Asker
+from appliance.knowledge.library import Library
+from appliance.models import minilm, plan, starter
+from appliance.models.imports import ImportFolder
+from appliance.models.store import ModelStore
+from appliance.sandbox.extractor import LockedExtractor
+from appliance.tenancy.compose import ScaffoldComposer
+from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Severity, Status
+from appliance.vault.keyring import FileKeyring
+
+PARSERS = "appliance.ingest.extract"
+RENEW_SECONDS = 24 * 3600.0
+log = structlog.get_logger()
+
+
+@dataclass
+class App:
+    """A whole box in one process. Belongs to the event loop that calls `start`."""
+
+    config: Config
+    jobs: JobRunner
+    monitor: Monitor
+    library: Library
+    store: ModelStore
+    router: Router
+    extractor: LockedExtractor
+    imports: ImportFolder
+    server: Server
+    sockets: tempfile.TemporaryDirectory[str]
+    renew: Callable[[], object]
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> str:
+        """Listen, then bring up what takes longer; the address. Raises PortInUse."""
+        address = await self.server.start(self.config.listen)
+        work = (
+            self._prove_sandbox(),
+            self._warm_starter(),
+            self.imports.run(),
+            self._watch_parts(),
+            self._renew_daily(),
+        )
+        self._tasks += [asyncio.create_task(item) for item in work]
+        self._tasks.append(asyncio.create_task(self.monitor.watch_host(self.config.data_dir)))
+        return address
+
+    async def stop(self) -> None:
+        """Refuse new calls, let running ones finish, end workers and children, close the files."""
+        await self.server.drain(self.config.drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jobs.stop()
+        await self.router.close()
+        await self.extractor.close()
+        await asyncio.to_thread(self.library.close)
+        self.sockets.cleanup()
+
+    async def _prove_sandbox(self) -> None:
+        with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
+            await self.extractor.start()
+
+    async def _warm_starter(self) -> None:
+        """Have the pointer ready before the first question; a fault shows in the model's state."""
+        with suppress(ApplianceError):
+            await self.router.load(starter.NAME)
+
+    async def _watch_parts(self) -> None:
+        """Turn what the parts say of themselves into findings."""
+        while True:
+            states = {f"models/{status.name}": status for status in self.router.statuses()}
+            failed = {name: s.detail for name, s in states.items() if s.state is ModelState.FAILED}
+            restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
+            refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}
+            sandbox = {"sandbox": self.extractor.fault} if self.extractor.fault else {}
+            damaged = {f"collections/{name}": why for name, why in self.library.damaged().items()}
+            self.monitor.set(findings.MODEL_FAILED, failed)
+            self.monitor.set(findings.MODEL_RESTARTING, restarting)
+            self.monitor.set(findings.MODEL_REFUSED, refused)
+            self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
+            self.monitor.set(findings.STORE_DAMAGED, damaged)
+            await asyncio.sleep(1.0)
+
+    async def _renew_daily(self) -> None:
+        """Renew certificates in a daemon that runs for months; the server shows the new one at the next connection."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.to_thread(self.renew)
+
+
+def build(config: Config) -> App:
+    """Every part, from the bottom up. Raises what makes a start impossible: KeyUnavailable, ModelMissing, …"""
+    data = config.data_dir
+    jobs, monitor, composer = JobRunner(), Monitor(), ScaffoldComposer()
+    keyring = FileKeyring.open(data / "keys", protects=data / "knowledge")
+    files = minilm.prepare(data / "models" / "embedder")
+    embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config))
+    library = Library(
+        data / "knowledge",
+        keyring,
+        embedder,
+        seal_passages=config.seal_passages,
+        cache_bytes=config.search_cache_mib << 20,
+    )
+    store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
+    sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
+    router = Router(store, _engine_options(config, Path(sockets.name)), _admission(config))
+    pointer = ModelPointer(router, starter.NAME, starter.pointer_prompt, starter.MAX_SENTENCES)
+    asker = Asker(library, embedder, pointer, router, composer)
+    extractor = LockedExtractor(config, PARSERS)
+    imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
+    salt = _salts()
+    listen_host = config.listen.rpartition(":")[0]
+    services = Services(
+        inference=InferenceService(router, composer, embedder, salt),
+        knowledge=KnowledgeService(library, asker, salt),
+        ingest=IngestService(Ingest(config, library, extractor, jobs)),
+        job=JobService(jobs),
+        model=ModelService(router, store, imports, _embedder_status(files, embedder)),
+        telemetry=TelemetryService(monitor, _status(config, monitor, store, library)),
+    )
+    server = Server(services, lambda: ca.prepare(data, listen_host))
+    return App(
+        config,
+        jobs,
+        monitor,
+        library,
+        store,
+        router,
+        extractor,
+        imports,
+        server,
+        sockets,
+        renew=lambda: ca.prepare(data, listen_host),
+    )
+
+
+def _engine_options(config: Config, sockets: Path) -> EngineOptions:
+    test = starter.SELF_TEST
+    prompt = tuple(Segment(Origin.SCAFFOLD if control else Origin.RETRIEVED, text) for text, control in test.prompt)
+    return EngineOptions(
+        socket_directory=sockets,
+        context_tokens=config.model_context_tokens,
+        sequences=config.model_sequences,
+        batch_tokens=config.model_batch_tokens,
+        queue=config.model_queue,
+        threads=config.inference_threads,
+        log_level=config.log_level,
+        self_test=SelfTest(str(starter.path()), prompt, test.labels, test.expected),
+    )
+
+
+def _admission(config: Config) -> Callable[[ModelFile, int, int], int]:
+    """The memory plan against what the machine has available now; what loaded models use is already taken from it."""
+
+    def admit(file: ModelFile, context_tokens: int, loaded_bytes: int) -> int:
+        available = host.sample(config.data_dir).memory_available_bytes
+        reserve = config.memory_reserve_mib << 20
+        return plan.admit(file, context_tokens, available, reserve, config.model_batch_tokens)
+
+    return admit
+
+
+def _threads(config: Config) -> int:
+    return config.inference_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _salts() -> Callable[[str], bytes]:
+    """A secret salt a tenant, new at each start: prompt prefixes are shared within a tenant, never across."""
+    secret = secrets.token_bytes(32)
+    return lambda tenant: hashlib.blake2b(tenant.encode(), key=secret, digest_size=32).digest()
+
+
+def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> ModelStatus:
+    return ModelStatus(
+        name=minilm.NAME,
+        kind=ModelKind.EMBEDDING,
+        state=ModelState.READY,
+        architecture="bert",
+        source=files.source,
+        sha256=hashlib.sha256(files.onnx.read_bytes()).hexdigest(),
+        size_bytes=files.onnx.stat().st_size,
+        context_tokens=embedder.max_tokens,
+    )
+
+
+def _status(config: Config, monitor: Monitor, store: ModelStore, library: Library) -> Callable[[], Status]:
+    started_seconds = time.monotonic()
+
+    def status() -> Status:
+        now = host.sample(config.data_dir)
+        collections = library.collections()
+        report = monitor.report()
+        endpoint = config.data_dir / "endpoint"
+        return Status(
+            version=version("appliance"),
+            uptime_seconds=time.monotonic() - started_seconds,
+            data_directory=str(config.data_dir),
+            listen_address=endpoint.read_text() if endpoint.exists() else config.listen,
+            severity=report.severity if report.findings else Severity.OK,
+            model_count=len(store.list()) + 1,
+            collection_count=len(collections),
+            document_count=sum(collection.document_count for collection in collections),
+            memory_used_bytes=now.memory_used_bytes,
+            memory_total_bytes=now.memory_total_bytes,
+            disk_free_bytes=now.disk_free_bytes,
+        )
+
+    return status

@@ -1,0 +1,1 @@
+"""What an administrator may have to know of this box."""

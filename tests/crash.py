@@ -1,0 +1,174 @@
+"""kill -9 at random points of writing: every acknowledged document is there afterwards and whole, and no half one is.
+
+`python -m tests.crash --kills N` starts a writer process, reads what it acknowledges, kills it at a random moment, opens
+the store again and compares; then the next. Last line: `N passed, M failed`. Another writer, such as a whole daemon, is
+another `Workload`.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from appliance.errors import NotFound
+from appliance.knowledge.library import Library
+from appliance.types import EVERYONE, NewDocument
+from appliance.vault import FileKeyring
+from tests.fakes import WordEmbedder
+
+COLLECTION = "crash"
+GROUPS = frozenset({EVERYONE})
+SEAL_PASSAGES = 40
+
+
+class Workload(Protocol):
+    """Writes until it is killed, and can say afterwards what the store holds.
+
+    A document is known by a number; `pages_of(number)` is its text. The process prints a line as it acknowledges:
+    `added NUMBER` or `deleted NUMBER`, and `deleting NUMBER` before it asks for a deletion, which a kill may or may not
+    let through.
+    """
+
+    def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]": ...
+
+    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+        """Every document that the store holds, as a reader gets it. Raises where the store does not open."""
+
+
+def pages_of(number: int) -> tuple[str, ...]:
+    """Deterministic text: one to four pages, some empty, some long, not all ASCII."""
+    rng = random.Random(number)
+    words = ["badge", "Größe", "срок", "expires", "office", f"number{number}", "日本"]
+    return tuple(
+        ". ".join(" ".join(rng.choices(words, k=8)).capitalize() for _ in range(rng.choice([0, 1, 5, 60])))
+        for _ in range(rng.randint(0, 3))
+    ) + (f"Document {number} ends here.",)
+
+
+def title_of(number: int) -> str:
+    return f"document-{number}.txt"
+
+
+class LibraryWorkload:
+    """The library alone, with real encryption and real fsync; sealed often, compacted and deleted from now and then."""
+
+    def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
+        argv = [sys.executable, "-m", "tests.crash", "--write", str(directory), str(first_number), str(seed)]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+        library = open_library(directory)
+        try:
+            documents = library.documents(COLLECTION, GROUPS)
+            found = {
+                int(document.title.removeprefix("document-").removesuffix(".txt")): library.pages(
+                    COLLECTION, document.id, GROUPS
+                )
+                for document in documents
+            }
+            assert len(found) == len(documents), "a document is there twice"
+            for number in list(found)[:3]:
+                hits = library.search(COLLECTION, f"number{number} ends here", GROUPS, 5)
+                assert hits, "a stored document is not found"
+            return found
+        except NotFound:
+            return {}
+        finally:
+            library.close()
+
+
+def open_library(directory: Path) -> Library:
+    keyring = FileKeyring.open(directory / "vault", directory / "knowledge")
+    return Library(
+        directory / "knowledge", keyring, WordEmbedder(), seal_passages=SEAL_PASSAGES, cache_bytes=1 << 20
+    )
+
+
+def write(directory: Path, first_number: int, seed: int) -> None:
+    """The writer process. Never returns."""
+    library, rng = open_library(directory), random.Random(seed)
+    if not library.collections():
+        library.create(COLLECTION)
+    number = first_number
+    while True:
+        pages = pages_of(number)
+        digest = hashlib.sha256(title_of(number).encode()).hexdigest()
+        document = NewDocument(title_of(number), "text/plain", digest, 1, "crash", "text/1", "1", pages)
+        library.add(COLLECTION, document)
+        print(f"added {number}", flush=True)
+        if rng.random() < 0.1:
+            victim = rng.choice(library.documents(COLLECTION, GROUPS))
+            gone = victim.title.removeprefix("document-").removesuffix(".txt")
+            print(f"deleting {gone}", flush=True)
+            library.delete(COLLECTION, victim.id, GROUPS)
+            print(f"deleted {gone}", flush=True)
+        if rng.random() < 0.03:
+            library.compact(COLLECTION)
+        number += 1
+
+
+def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterator[str]:
+    """One line a kill: empty where all is well, else what is wrong."""
+    rng = random.Random(seed)
+    expected: set[int] = set()
+    next_number = 0
+    for kill in range(kills):
+        process = workload.start(directory, next_number, rng.randrange(1 << 30))
+        lines = _run_and_kill(process, rng.uniform(0.0, 1.5))
+        unsure: set[int] = set()
+        for line in lines:
+            what, _, number = line.partition(" ")
+            {"added": expected.add, "deleting": unsure.add, "deleted": expected.discard}[what](int(number))
+        stored = workload.stored(directory)
+        unsure &= expected
+        missing = expected - stored.keys() - unsure
+        halves = [number for number, pages in stored.items() if pages != pages_of(number)]
+        next_number = max((*stored, *expected, next_number - 1)) + 1
+        surplus = {number for number in stored.keys() - expected if number != next_number - 1}
+        expected = set(stored)
+        problems = [("missing", sorted(missing)), ("half", halves), ("unexpected", sorted(surplus))]
+        yield "; ".join(f"kill {kill}: {what} {numbers}" for what, numbers in problems if numbers)
+
+
+def _run_and_kill(process: "subprocess.Popen[str]", seconds: float) -> Sequence[str]:
+    """What it acknowledged, up to a kill that comes some time after its first word."""
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    text = first + process.stdout.read()
+    process.stdout.close()
+    process.wait()
+    return [line for line in text.split("\n")[:-1] if line]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.write:
+        write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
+    print(f"seed {given.seed}")
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for problem in check(LibraryWorkload(), given.directory or Path(scratch), given.kills, given.seed):
+            failed += bool(problem)
+            if problem:
+                print(problem)
+    print(f"{given.kills - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

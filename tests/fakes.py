@@ -1,0 +1,245 @@
+"""Small real classes that stand in for parts that are slow, random or outside."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.errors import AlreadyExists, DocumentRefused, NoChatModel, NotFound
+from appliance.knowledge.chunk import passages
+from appliance.types import (
+    Collection,
+    Document,
+    Finish,
+    FinishReason,
+    Floats,
+    Generation,
+    Message,
+    ModelFile,
+    ModelKind,
+    NewDocument,
+    Origin,
+    Passage,
+    Segment,
+    Span,
+    Text,
+    Usage,
+)
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class WordEmbedder:
+    """`ports.Embedder`: a text's vector is the sum of fixed random vectors of its words, so shared words are near."""
+
+    def __init__(self, name: str = "words", dimension: int = 32) -> None:
+        self.identity = hashlib.sha256(name.encode()).hexdigest()
+        self.dimension = dimension
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        sums = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "replace")).digest()[:8], "big")
+                sums[row] += np.random.default_rng(seed).standard_normal(self.dimension, np.float32)
+        vectors: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-6))
+        return vectors
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(text.split()) + 2 for text in texts)
+
+
+@dataclass(frozen=True)
+class WordTokens:
+    """The words of a text, a direction each."""
+
+    ids: NDArray[np.int32]
+    vectors: Floats
+    spans: NDArray[np.int32]
+
+
+class WordTokenEmbedder:
+    """`knowledge.ask.TokenEmbedder` by words: an English ending aside, the same word has the same direction."""
+
+    identity = "0" * 64
+    dimension = 256
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        sums = [tokens.vectors.sum(axis=0) for tokens in self.embed_tokens(texts)]
+        vectors = np.array(sums, np.float32).reshape(-1, self.dimension)
+        unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        return unit
+
+    def embed_tokens(self, texts: Sequence[str]) -> tuple[WordTokens, ...]:
+        return tuple(self._tokens(text) for text in texts)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(tokens.ids) for tokens in self.embed_tokens(texts))
+
+    def _tokens(self, text: str) -> WordTokens:
+        matches = list(re.finditer(r"\w+", text))
+        words = [re.sub(r"(s|es|ed|ing)$", "", match[0].lower()) for match in matches]
+        return WordTokens(
+            np.array([int.from_bytes(word.encode()[:3].ljust(1)) for word in words], np.int32),
+            np.array([self._direction(word) for word in words], np.float32).reshape(-1, self.dimension),
+            np.array([match.span() for match in matches], np.int32).reshape(-1, 2),
+        )
+
+    def _direction(self, word: str) -> Floats:
+        drawn = np.random.default_rng([*word.encode(), 1]).standard_normal(self.dimension).astype(np.float32)
+        unit: Floats = drawn / np.linalg.norm(drawn)
+        return unit
+
+
+@dataclass
+class MemoryLibrary:
+    """ports.Library in a dictionary; search is exact, by the embedder alone."""
+
+    embedder: WordTokenEmbedder = field(default_factory=WordTokenEmbedder)
+    stored: dict[str, dict[str, tuple[Document, tuple[str, ...]]]] = field(default_factory=dict)
+
+    def create(self, collection: str) -> Collection:
+        if collection in self.stored:
+            raise AlreadyExists(f"There is a collection {collection} already.")
+        self.stored[collection] = {}
+        return self._describe(collection)
+
+    def collections(self) -> tuple[Collection, ...]:
+        return tuple(map(self._describe, sorted(self.stored)))
+
+    def drop(self, collection: str) -> None:
+        self._documents(collection)
+        del self.stored[collection]
+
+    def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
+        held = (document for document, _ in self._documents(collection).values())
+        return next((one for one in held if (one.sha256, one.pipeline) == (sha256, pipeline)), None)
+
+    def add(self, collection: str, document: NewDocument) -> Document:
+        held, spans = self._documents(collection), passages(document.pages)
+        if not spans:
+            raise DocumentRefused("NO_TEXT", f"{document.title} has no text.")
+        made = Document(
+            id=f"{len(held) + 1:032x}",
+            collection=collection,
+            title=document.title,
+            media_type=document.media_type,
+            sha256=document.sha256,
+            size_bytes=document.size_bytes,
+            source=document.source,
+            parser=document.parser,
+            pipeline=document.pipeline,
+            page_count=len(document.pages),
+            passage_count=len(spans),
+            readers=document.readers,
+            create_time=EPOCH,
+        )
+        held[made.id] = (made, document.pages)
+        return made
+
+    def documents(self, collection: str, groups: frozenset[str]) -> tuple[Document, ...]:
+        return tuple(document for document, _ in self._documents(collection).values() if document.readers & groups)
+
+    def get(self, collection: str, document: str, groups: frozenset[str]) -> Document:
+        return self._readable(collection, document, groups)[0]
+
+    def pages(self, collection: str, document: str, groups: frozenset[str]) -> tuple[str, ...]:
+        return self._readable(collection, document, groups)[1]
+
+    def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
+        self._readable(collection, document, groups)
+        del self.stored[collection][document]
+
+    def compact(self, collection: str) -> Collection:
+        return self._describe(collection)
+
+    def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
+        found = [
+            Passage(document.name, document.title, span, pages[span.page - 1][span.start : span.end], 0.0)
+            for document, pages in self._documents(collection).values()
+            if document.readers & groups
+            for span in passages(pages)
+        ]
+        scores = self.embedder.embed([one.text for one in found]) @ self.embedder.embed([query])[0]
+        best = np.argsort(-scores, kind="stable")[:limit]
+        return tuple(
+            Passage(found[i].document, found[i].title, found[i].span, found[i].text, float(scores[i])) for i in best
+        )
+
+    def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
+        return self.pages(collection, document, groups)[span.page - 1][span.start : span.end]
+
+    def _documents(self, collection: str) -> dict[str, tuple[Document, tuple[str, ...]]]:
+        if collection not in self.stored:
+            raise NotFound(f"There is no collection {collection}.")
+        return self.stored[collection]
+
+    def _readable(self, collection: str, document: str, groups: frozenset[str]) -> tuple[Document, tuple[str, ...]]:
+        held = self._documents(collection).get(document)
+        if held is None or not held[0].readers & groups:
+            raise NotFound(f"There is no document {document}.")
+        return held
+
+    def _describe(self, collection: str) -> Collection:
+        held = [document for document, _ in self._documents(collection).values()]
+        return Collection(
+            id=collection,
+            document_count=len(held),
+            passage_count=sum(document.passage_count for document in held),
+            size_bytes=sum(document.size_bytes for document in held),
+            create_time=EPOCH,
+        )
+
+
+@dataclass
+class ScriptedGenerator:
+    """ports.Generator that says what it is told to; each item of `script` is one request's pieces, or its error."""
+
+    script: list[Sequence[str] | Exception] = field(default_factory=list)
+    models: tuple[str, ...] = ("writer",)
+    asked: list[Generation] = field(default_factory=list)
+    closed: int = 0
+
+    def chat_model(self, name: str) -> ModelFile:
+        if not self.models:
+            raise NoChatModel("No chat model is imported.")
+        if name and name not in self.models:
+            raise NotFound(f"There is no model {name}.")
+        return ModelFile(
+            name=name or self.models[0],
+            kind=ModelKind.CHAT,
+            path="",
+            architecture="llama",
+            sha256="0" * 64,
+            size_bytes=1,
+            source="test",
+        )
+
+    async def generate(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+        self.asked.append(generation)
+        pieces = self.script.pop(0)
+        if isinstance(pieces, Exception):
+            raise pieces
+        try:
+            for piece in pieces:
+                yield Text(piece)
+            yield Finish(FinishReason.STOP, Usage(input_tokens=10, output_tokens=len(pieces)))
+        finally:
+            self.closed += 1
+
+    async def tokenize(self, model: str, segments: Sequence[Segment]) -> tuple[int, ...]:
+        return tuple(ord(character) for segment in segments for character in segment.text)
+
+
+class PlainComposer:
+    """ports.Composer without a scaffold: the words and whose they are."""
+
+    def chat(self, scaffold: str, messages: Sequence[Message]) -> tuple[Segment, ...]:
+        return tuple(Segment(Origin.USER, message.text) for message in messages)
+
+    def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:
+        return (*(Segment(Origin.RETRIEVED, passage.text) for passage in passages), Segment(Origin.USER, question))

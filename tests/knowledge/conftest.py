@@ -1,0 +1,105 @@
+"""A library on a disk that a test may damage."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.knowledge.library import Library
+from appliance.types import EVERYONE, Document, NewDocument
+from appliance.vault import FileKeyring
+from tests.fakes import WordEmbedder
+
+ALL = frozenset({EVERYONE})
+
+
+class Shelf:
+    """One collection, `handbook`, in a library that can be closed and opened again."""
+
+    def __init__(self, root: Path, seal_passages: int = 1000) -> None:
+        self.root = root
+        self.seal_passages = seal_passages
+        self.embedder = WordEmbedder()
+        self.library = self._open()
+        if not self.files.exists():
+            self.library.create("handbook")
+
+    @property
+    def files(self) -> Path:
+        return self.root / "knowledge" / "handbook"
+
+    def file(self, folder: str) -> Path:
+        """The only file of seg/, wal/ or mf/."""
+        (found,) = (self.files / folder).iterdir()
+        return found
+
+    def copy(self, name: str) -> "Shelf":
+        """The same files elsewhere, as another library."""
+        return Shelf(shutil.copytree(self.root, self.root.with_name(name)), self.seal_passages)
+
+    def reopen(self, *, close: bool = True) -> Library:
+        """Another library over the same files; a process that died closed nothing."""
+        if close:
+            self.library.close()
+        self.library = self._open()
+        return self.library
+
+    def add(self, *pages: str, title: str = "", readers: frozenset[str] = ALL) -> Document:
+        return self.library.add("handbook", new_document(*pages, title=title, readers=readers))
+
+    def delete(self, document: Document) -> None:
+        self.library.delete("handbook", document.id, ALL)
+
+    def compact(self) -> None:
+        self.library.compact("handbook")
+
+    def search(self, query: str, groups: frozenset[str] = ALL, limit: int = 10) -> list[str]:
+        """The texts that are found, best first."""
+        return [passage.text for passage in self.library.search("handbook", query, groups, limit)]
+
+    def contents(self, groups: frozenset[str] = ALL) -> dict[str, tuple[str, ...]]:
+        """Every document's pages by its id."""
+        documents = self.library.documents("handbook", groups)
+        return {document.id: self.library.pages("handbook", document.id, groups) for document in documents}
+
+    def _open(self) -> Library:
+        keyring = FileKeyring.open(self.root / "vault", self.root / "knowledge")
+        return Library(
+            self.root / "knowledge",
+            keyring,
+            self.embedder,
+            seal_passages=self.seal_passages,
+            cache_bytes=4 << 20,
+        )
+
+
+def new_document(*pages: str, title: str = "", readers: frozenset[str] = ALL) -> NewDocument:
+    digest = hashlib.sha256("\f".join((title, *pages)).encode()).hexdigest()
+    return NewDocument(title or digest[:8], "text/plain", digest, 10, "stick", "text/1", "v1", pages, readers)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit of a file; a negative offset counts from its end."""
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.fixture
+def make_shelf(tmp_path: Path) -> Iterator[Callable[..., Shelf]]:
+    made: list[Shelf] = []
+
+    def make(**options: int) -> Shelf:
+        made.append(Shelf(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield make
+    for shelf in made:
+        shelf.library.close()
+
+
+@pytest.fixture
+def shelf(make_shelf: Callable[..., Shelf]) -> Shelf:
+    return make_shelf()

@@ -1,0 +1,220 @@
+"""Power loss and a full disk at every single step of every kind of write: nothing acknowledged is lost, nothing is half."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import DiskFull
+from tests import crash
+from tests.knowledge.conftest import ALL, Shelf, new_document
+
+_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate")
+
+
+class Died(BaseException):
+    """The process is gone: no handler of the code under test may run on it."""
+
+
+class Disk:
+    """Counts the steps that go to the disk, and lets the one of number `fails_at` fail, and for a while all after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Callable[[str, tuple[object, ...]], None]) -> None:
+        self._patch, self._fault = monkeypatch, fault
+        self.steps = 0
+        self.fails_at = -1
+
+    @contextmanager
+    def failing_at(self, step: int) -> Iterator[None]:
+        self.steps, self.fails_at = 0, step
+        with self._patch.context() as patch:
+            for name in _STEPS:
+                patch.setattr(f"appliance.knowledge.durable.os.{name}", self._wrap(name, getattr(os, name)))
+            yield
+
+    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            self.steps += 1
+            if 0 <= self.fails_at < self.steps:
+                self._fault(name, arguments)
+            return real(*arguments, **options)
+
+        return step
+
+
+def die(name: str, arguments: tuple[object, ...]) -> None:
+    raise Died
+
+
+def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
+    """Half of what was to be written is written."""
+    if name == "pwrite":
+        descriptor, data, offset = arguments
+        assert isinstance(descriptor, int)
+        assert isinstance(data, memoryview)
+        assert isinstance(offset, int)
+        _PWRITE(descriptor, data[: len(data) // 2], offset)
+    raise Died
+
+
+def run_full(name: str, arguments: tuple[object, ...]) -> None:
+    creates = name == "open" and isinstance(arguments[1], int) and arguments[1] & os.O_CREAT
+    if creates or name in ("pwrite", "fsync", "fdatasync"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+_PWRITE = os.pwrite
+NEW = ("Badge new expires.", "", "Die Größe zählt.")
+OLD = [(f"Badge {number} expires.", "", "Die Größe zählt.") for number in range(5)]
+
+
+def add(shelf: Shelf) -> None:
+    shelf.add(*NEW)
+
+
+def delete(shelf: Shelf) -> None:
+    shelf.library.delete("handbook", next(iter(shelf.contents())), ALL)
+
+
+def seal(shelf: Shelf) -> None:
+    shelf.compact()
+
+
+def rewrite(shelf: Shelf) -> None:
+    """Nothing is in the log, and a document of the segment is deleted."""
+    shelf.compact()
+
+
+WRITES = [add, delete, seal, rewrite]
+
+
+def prepare(shelf: Shelf, write: object) -> None:
+    """Some documents in a segment and some in the log."""
+    for pages in OLD[:3]:
+        shelf.add(*pages)
+    shelf.compact()
+    for pages in OLD[3:]:
+        shelf.add(*pages)
+    if write is rewrite:
+        delete(shelf)
+        shelf.compact()
+        delete(shelf)
+    shelf.library.close()
+
+
+def texts(shelf: Shelf) -> list[tuple[str, ...]]:
+    return sorted(shelf.contents().values())
+
+
+def after(write: object, before: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """What the store may hold once the write is done."""
+    if write is add:
+        return [sorted([*before, NEW])]
+    if write is delete:
+        return [[other for other in before if other != gone] for gone in before]
+    return [before]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [die, die_in_the_middle])
+@pytest.mark.parametrize("write", WRITES)
+def test_power_loss_at_any_step_loses_nothing_acknowledged(
+    make_shelf: Callable[..., Shelf],
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Shelf], None],
+    fault: Callable[..., None],
+) -> None:
+    prepared = make_shelf()
+    prepare(prepared, write)
+    disk, step, acknowledged = Disk(monkeypatch, fault), 0, False
+    while not acknowledged:
+        shelf = prepared.copy(f"step{step}")
+        before = texts(shelf)
+        with disk.failing_at(step), suppress(Died):
+            write(shelf)
+            acknowledged = True
+        shelf.reopen(close=False)
+        wanted = after(write, before)
+        assert texts(shelf) in (wanted if acknowledged else [before, *wanted]), f"after step {step}"
+        step += 1
+    assert step > 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("write", WRITES)
+def test_a_full_disk_at_any_step_is_told_and_the_store_stays_usable(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
+) -> None:
+    prepared = make_shelf()
+    prepare(prepared, write)
+    disk, step, done = Disk(monkeypatch, run_full), 0, False
+    while not done:
+        shelf = prepared.copy(f"step{step}")
+        before = texts(shelf)
+        with disk.failing_at(step):
+            try:
+                write(shelf)
+                done = True
+            except DiskFull as error:
+                assert str(shelf.root) in str(error)
+            assert done or texts(shelf) == before, f"at step {step}"
+        if not done:
+            write(shelf)  # there is room again
+        now = texts(shelf)
+        assert now in after(write, before)
+        shelf.reopen()
+        assert texts(shelf) == now
+        step += 1
+    assert step > 3
+
+
+def test_an_addition_that_found_the_disk_full_can_be_made_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, run_full)
+    with disk.failing_at(0), pytest.raises(DiskFull):
+        shelf.add("Badges expire.")
+    assert shelf.library.find("handbook", new_document("Badges expire.").sha256, "v1") is None
+    assert shelf.contents() == {shelf.add("Badges expire.").id: ("Badges expire.",)}
+
+
+def test_a_full_disk_while_a_collection_is_made_leaves_none(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, run_full)
+    step, made = 0, False
+    while not made:
+        with disk.failing_at(step):
+            try:
+                shelf.library.create("second")
+                made = True
+            except DiskFull:
+                assert [collection.id for collection in shelf.library.collections()] == ["handbook"]
+        assert not list(shelf.files.parent.glob(".new-*"))
+        step += 1
+    assert [collection.id for collection in shelf.reopen().collections()] == ["handbook", "second"]
+
+
+def test_a_dropped_collection_is_dropped_whenever_the_power_goes(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, die)
+    step, done = 0, False
+    while not done:
+        shelf = make_shelf()
+        document = shelf.add("Badges expire.")
+        with disk.failing_at(step), suppress(Died):
+            shelf.library.drop("handbook")
+            done = True
+        shelf.reopen(close=False)
+        if shelf.library.collections():
+            assert shelf.contents() == {document.id: ("Badges expire.",)}
+        elif not shelf.library.damaged():
+            assert not (shelf.files / "key").exists()
+        step += 1
+    assert not shelf.files.exists()
+
+
+@pytest.mark.long
+def test_kill_minus_nine_at_random_points_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert crash.main(["--kills", "5", "--directory", str(tmp_path), "--seed", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "5 passed, 0 failed"

@@ -1,0 +1,46 @@
+import pytest
+
+from appliance.errors import ModelTooLarge
+from appliance.models.plan import GIB, MASK_BYTES, PROCESS_BYTES, admit, plan
+from appliance.types import ModelFile, ModelKind
+
+BIG = ModelFile(
+    name="qwen3-14b",
+    kind=ModelKind.CHAT,
+    path="/x",
+    architecture="qwen3",
+    sha256="0" * 64,
+    size_bytes=8 * GIB,
+    source="qwen3-14b.gguf",
+    kv_bytes_per_token=160 << 10,
+    compute_bytes_per_token=700_000,
+)
+
+
+def test_a_plan_is_weights_and_kv_and_the_buffers_of_a_step() -> None:
+    found = plan(BIG, context_tokens=8192, batch_tokens=256)
+    assert found.weights_bytes == 8 * GIB
+    assert found.kv_bytes == 8192 * (160 << 10)
+    assert found.compute_bytes == PROCESS_BYTES + 256 * (700_000 + MASK_BYTES * 8192)
+    assert found.total_bytes == found.weights_bytes + found.kv_bytes + found.compute_bytes
+
+
+def test_a_model_that_fits_is_admitted_with_its_planned_bytes() -> None:
+    needed = plan(BIG, 8192).total_bytes
+    assert admit(BIG, 8192, available_bytes=needed + GIB, reserve_bytes=GIB) == needed
+
+
+def test_a_model_one_byte_too_large_is_refused() -> None:
+    needed = plan(BIG, 8192).total_bytes
+    with pytest.raises(ModelTooLarge):
+        admit(BIG, 8192, available_bytes=needed + GIB - 1, reserve_bytes=GIB)
+
+
+def test_a_refusal_says_what_is_needed_and_what_is_free() -> None:
+    with pytest.raises(ModelTooLarge, match=r"^qwen3-14b needs 9\.\d of 4\.1 GiB free: 8\.0 for weights, 1\.2 for 8192"):
+        admit(BIG, 8192, available_bytes=int(5.1 * GIB), reserve_bytes=GIB)
+
+
+def test_a_reserve_above_what_is_available_leaves_nothing_free() -> None:
+    with pytest.raises(ModelTooLarge, match=r"of 0\.0 GiB free"):
+        admit(BIG, 8192, available_bytes=GIB, reserve_bytes=2 * GIB)

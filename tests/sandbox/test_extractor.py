@@ -1,0 +1,169 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from appliance.errors import DocumentRefused, SandboxUnavailable
+from appliance.sandbox.extractor import LockedExtractor, Walls
+from tests.sandbox.locked import LIMITS, extract
+
+
+@pytest_asyncio.fixture
+async def hostile() -> AsyncIterator[LockedExtractor]:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile")
+    yield extractor
+    await extractor.close()
+
+
+def zygotes(of: int | None = None) -> list[psutil.Process]:
+    """The processes below one: the zygote that waits, the one that serves, and a child a document."""
+    return psutil.Process(of).children(recursive=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in another process."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_the_walls_are_told(hostile: LockedExtractor) -> None:
+    assert hostile.walls is None
+    await hostile.start()
+    assert isinstance(hostile.walls, Walls)
+    assert hostile.walls.landlock_abi >= 1
+    assert hostile.fault == ""
+
+
+async def test_documents_are_read_beside_one_another(hostile: LockedExtractor) -> None:
+    read = await asyncio.gather(*(extract(hostile, b"nap") for _ in range(4)), extract(hostile, b"harmless"))
+    assert [item.pages for item in read] == [("slept",)] * 4 + [("harmless",)]
+
+
+async def test_a_document_is_read_from_its_start_whatever_its_offset(hostile: LockedExtractor) -> None:
+    fd = os.memfd_create("document")
+    os.write(fd, b"harmless")
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 8
+    assert (await hostile.extract(fd, "document.txt")).pages == ("harmless",)
+    os.close(fd)
+
+
+async def test_a_child_that_waits_is_killed_at_the_limit_of_wall_time() -> None:
+    extractor = LockedExtractor(replace(LIMITS, parse_wall_seconds=1), "tests.sandbox.hostile")
+    with pytest.raises(DocumentRefused, match="1 seconds") as refused:
+        await extract(extractor, b"sleep")
+    assert refused.value.file_reason == "SPUN"
+    idle = 2 if extractor.walls and "pid" in extractor.walls.namespaces else 1
+    await until(lambda: len(zygotes()) == idle)
+    await extractor.close()
+
+
+async def test_cancelling_kills_the_child(hostile: LockedExtractor) -> None:
+    await hostile.start()
+    idle = len(zygotes())
+    reading = asyncio.create_task(extract(hostile, b"sleep"))
+    await until(lambda: len(zygotes()) == idle + 1)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await until(lambda: len(zygotes()) == idle)
+    assert (await extract(hostile, b"harmless")).pages == ("harmless",)
+
+
+async def test_a_killed_zygote_is_replaced_and_its_documents_are_read_again(hostile: LockedExtractor) -> None:
+    await hostile.start()
+    idle = len(zygotes())
+    reading = asyncio.create_task(extract(hostile, b"nap"))
+    await until(lambda: len(zygotes()) == idle + 1)
+    os.kill(zygotes()[0].pid, signal.SIGKILL)
+    assert (await reading).pages == ("slept",)
+
+
+async def test_closing_leaves_no_process(hostile: LockedExtractor) -> None:
+    reading = asyncio.create_task(extract(hostile, b"sleep"))
+    await until(lambda: len(zygotes()) >= 2)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await hostile.close()
+    assert zygotes() == []
+
+
+async def test_children_die_with_a_daemon_that_is_killed() -> None:
+    script = (
+        "import asyncio\n"
+        "from appliance.sandbox.extractor import LockedExtractor\n"
+        "from tests.sandbox.locked import LIMITS, extract\n"
+        "asyncio.run(extract(LockedExtractor(LIMITS, 'tests.sandbox.hostile'), b'sleep'))\n"
+    )
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    quiet = subprocess.DEVNULL
+    daemon = subprocess.Popen([sys.executable, "-c", script], stdout=quiet, stderr=quiet, env={"PYTHONPATH": path})
+    await until(lambda: len(zygotes(daemon.pid)) >= 3)
+    family = zygotes(daemon.pid)
+    daemon.kill()
+    daemon.wait()
+    await until(lambda: not any(process.is_running() for process in family))
+
+
+def weakened(statement: str) -> tuple[str, ...]:
+    """A command for a zygote whose lock was tampered with."""
+    program = f"import os\nfrom appliance.sandbox import lockdown, zygote\n{statement}\nzygote.main()"
+    return (sys.executable, "-s", "-c", program)
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ("lockdown.seccomp = lambda: None", "opening a TCP socket; opening a unix socket; forking"),
+        ("lockdown.landlock = lambda abi: None", "reading a file, under Landlock alone"),
+        ("lockdown.lock = lambda *_: None", "reading a file; writing a file"),
+        ("lockdown.leave_with_parent = os.abort", "did not start"),
+        ("def fails(*_): raise OSError(1, 'no')\nlockdown.lock = fails", "reading a file"),
+        ("lockdown.LANDLOCK_CREATE_RULESET = 100000", "no Landlock"),
+        ("lockdown.platform.machine = lambda: 'pdp11'", "pdp11"),
+    ],
+)
+async def test_nothing_is_parsed_where_the_lock_cannot_be_proven(statement: str, complaint: str) -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=weakened(statement))
+    with pytest.raises(SandboxUnavailable, match=complaint):
+        await extract(extractor, b"harmless")
+    assert complaint in extractor.fault
+    assert extractor.walls is None
+    await extractor.close()
+
+
+async def test_a_child_that_fails_to_lock_parses_nothing() -> None:
+    once_proven = "zygote.attest = lambda *_: ()\ndef fails(*_): raise OSError(1, 'no')\nlockdown.lock = fails"
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=weakened(once_proven))
+    with pytest.raises(SandboxUnavailable, match="could not lock itself"):
+        await extract(extractor, b"harmless")
+    await extractor.close()
+
+
+async def test_a_parser_that_cannot_be_imported_is_named() -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.absent")
+    with pytest.raises(SandboxUnavailable, match="absent"):
+        await extractor.start()
+
+
+async def test_after_a_failed_start_the_next_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=("/bin/false",))
+    started: list[object] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(1) or popen(*args, **options))
+    for _ in range(3):
+        with pytest.raises(SandboxUnavailable, match="did not start"):
+            await extractor.start()
+    assert len(started) == 1
+    later = time.monotonic() + 1.5
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with pytest.raises(SandboxUnavailable):
+        await extractor.start()
+    assert len(started) == 2
