@@ -26,8 +26,7 @@ from appliance.config import Config
 from appliance.errors import ApplianceError, SandboxUnavailable
 from appliance.health import findings, host
 from appliance.health.monitor import Monitor
-from appliance.infer.onnx import OnnxEmbedder
-from appliance.infer.pointer import ModelPointer
+from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
 from appliance.infer.router import EngineOptions, Router
 from appliance.ingest.pipeline import Ingest
@@ -139,8 +138,7 @@ def build(config: Config) -> App:
     store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     router = Router(store, _engine_options(config, Path(sockets.name)), _admission(config))
-    pointer = ModelPointer(router, starter.NAME, starter.pointer_prompt, starter.MAX_SENTENCES)
-    asker = Asker(library, embedder, pointer, router, composer)
+    asker = Asker(library, embedder, router, composer)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     salt = _salts()
@@ -214,7 +212,7 @@ def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> Mod
         source=files.source,
         sha256=hashlib.sha256(files.onnx.read_bytes()).hexdigest(),
         size_bytes=files.onnx.stat().st_size,
-        context_tokens=embedder.max_tokens,
+        context_tokens=MAX_TOKENS,
     )
 
 

@@ -52,7 +52,7 @@ def circular_pdf() -> bytes:
 def unreferenced_pdf() -> bytes:
     """Text in a file whose cross-reference table is lost: what a careful reader still reads."""
     whole = text_pdf()
-    return whole[: whole.index(b"xref\n")]
+    return whole[: whole.index(b"xref\n")] + whole[whole.index(b"trailer") : whole.index(b"startxref")]
 
 
 def _one_page(content: bytes, more: bytes = b"") -> bytes:

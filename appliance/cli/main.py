@@ -6,7 +6,7 @@ import sys
 import typer
 
 from appliance.cli import ask, chat, demo, documents, health, ingest, jobs, models, search, serve, status
-from appliance.cli.session import Address, DataDir, Json, Timeout
+from appliance.cli.session import Address, DataDirOrEnvironment, Json, Timeout
 
 EXIT_CODES = """Exit codes, stable for ever: 0 done; 1 broken, or health is critical; 2 usage; 3 refused: trying again
 will not help; 4 not found; 5 not allowed; 6 busy or unreachable: try again; 7 damaged data or keys; 130 cancelled."""
@@ -22,7 +22,9 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(data_dir: DataDir = None, address: Address = None, json: Json = False, timeout: Timeout = None) -> None:
+def options(
+    data_dir: DataDirOrEnvironment = None, address: Address = None, json: Json = False, timeout: Timeout = None
+) -> None:
     """Answers from your documents, with citations, on a box of your own.
 
     These options may stand before or after a verb.

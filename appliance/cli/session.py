@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 COMPLETION_SECONDS = 2.0
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", envvar="APPLIANCE_DATA_DIR", help="Data directory of the box.", show_envvar=True),
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory of the box.")]
+DataDirOrEnvironment = Annotated[  # not on the verbs: there the environment would win over an option before the verb
+    Path | None, typer.Option("--data-dir", envvar="APPLIANCE_DATA_DIR", help="Data directory of the box.")
 ]
 Address = Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="Where the box listens.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

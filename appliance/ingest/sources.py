@@ -51,8 +51,8 @@ class Folder:
             raise InvalidArgument.of("path", "must be absolute.")
         self.path = Path(path)
         try:
-            mode = os.lstat(path).st_mode
-            self._single = "" if stat.S_ISDIR(mode) else self.path.name
+            self._mode = os.lstat(path).st_mode
+            self._single = "" if stat.S_ISDIR(self._mode) else self.path.name
             top = self.path.parent if self._single else self.path
             self._fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
@@ -77,7 +77,7 @@ class Folder:
     def walk(self) -> Iterator[Found]:
         """Every name below, folders excepted, by the order of the names' bytes; what cannot be read says why."""
         if self._single:
-            yield Found(self._single)
+            yield _found(self._single, self._mode)
             return
         todo = [""]
         while todo:
@@ -91,10 +91,8 @@ class Folder:
             for child, mode in children:
                 if stat.S_ISDIR(mode):
                     folders.append(child)
-                elif stat.S_ISREG(mode):
-                    yield Found(child)
                 else:
-                    yield Found(child, _refused(errno.ELOOP if stat.S_ISLNK(mode) else errno.ENXIO))
+                    yield _found(child, mode)
             todo += reversed(folders)
 
     def open(self, name: str) -> int:
@@ -122,6 +120,12 @@ class Folder:
         if fd < 0:
             raise _refused(ctypes.get_errno())
         return fd
+
+
+def _found(name: str, mode: int) -> Found:
+    if stat.S_ISREG(mode):
+        return Found(name)
+    return Found(name, _refused(errno.ELOOP if stat.S_ISLNK(mode) else errno.ENXIO))
 
 
 def snapshot(source: int, target: int, max_bytes: int) -> tuple[str, int]:

@@ -138,6 +138,11 @@ class Asker:
         """The sentences that answer, best first; none where the question is not answered."""
         if not stored:
             return [], Usage()
+        # A copy of a document must not share the weight of its sentences: one of each is asked.
+        unique: dict[str, Sentence] = {}
+        for sentence in stored:
+            unique.setdefault(" ".join(sentence.text.split()), sentence)
+        stored = list(unique.values())
         homes = [list(group) for _, group in groupby(stored, key=lambda sentence: sentence.passage)]
         texts = [" ".join(sentence.text for sentence in home) for home in homes]
         tokens = self._embedder.embed_tokens([question, *texts])

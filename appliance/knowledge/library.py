@@ -18,7 +18,7 @@ from threading import Lock
 import structlog
 
 from appliance import types
-from appliance.errors import AlreadyExists, InvalidArgument, NotFound, StoreDamaged
+from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, NotFound, StoreDamaged
 from appliance.knowledge import durable, key, store
 from appliance.knowledge.collection import Collection
 from appliance.ports import Embedder, Keyring
@@ -51,19 +51,20 @@ class Library:
         """Raises AlreadyExists, InvalidArgument, DiskFull."""
         if not _NAME.fullmatch(collection):
             raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
-        making = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}"
+        making, made = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}", self._directory / collection
         with self._opening_of(collection):
-            if (self._directory / collection).exists():
+            if made.exists():
                 raise AlreadyExists(f"There is a collection {collection} already.")
             try:
                 with durable.disk_errors(making):
                     making.mkdir(mode=0o700)
                 store.create(making, collection, self._keyring, self._embedder)
-                with durable.disk_errors(making):
-                    making.rename(self._directory / collection)
+                with durable.disk_errors(made):
+                    making.rename(made)
                     durable.sync_directory(self._directory)
-            except BaseException:
+            except ApplianceError:
                 shutil.rmtree(making, ignore_errors=True)
+                shutil.rmtree(made, ignore_errors=True)
                 raise
         return self._describe(collection)
 

@@ -21,7 +21,7 @@ from threading import Event
 
 import structlog
 
-from appliance.errors import Cancelled, ModelMissing, ModelUnsupported, Refused
+from appliance.errors import Cancelled, ModelMissing, ModelUnsupported, NotFound, Refused
 from appliance.models.gguf import open_regular, printable
 from appliance.models.store import ModelStore, slug
 from appliance.ports import Jobs, Progress
@@ -170,7 +170,11 @@ class ImportFolder:
     def _settle_ended(self) -> None:
         """Jobs that ended without moving their file hold it back, so that it is not tried at every look."""
         for name, (seen, job_id) in list(self._under_way.items()):
-            job = self._jobs.get(job_id)
+            try:
+                job = self._jobs.get(job_id)
+            except NotFound:  # so long ended that the runner forgot it
+                del self._under_way[name]
+                continue
             if job.state is JobState.CANCELLED:
                 self._held[name] = _Held(seen, math.inf, "The import was cancelled. Drop the file again to import it.")
             elif job.state is JobState.FAILED:

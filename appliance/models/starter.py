@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ModelDamaged, ModelMissing
+from appliance.models import gguf
+from appliance.types import ModelFile, ModelKind
 
+NAME = "starter"
 FILE_NAME = "starter.gguf"
 SHA256 = "b08cc9342964ee6af0e62e19d71b5a58ee026a61f6a30b4b9d1f7bbeffcbc551"
 CONTEXT_TOKENS = 2048
@@ -37,6 +40,24 @@ def verified(file: Path) -> Path:
     if found != SHA256:
         raise ModelDamaged(f"The starter model has sha256 {found}; the pinned one is {SHA256}.")
     return file
+
+
+def model_file() -> ModelFile:
+    """The starter as the router loads it. Raises ModelMissing, ModelDamaged."""
+    file = path()
+    with gguf.open_regular(file) as source:
+        header = gguf.parse(source)
+    return ModelFile(
+        name=NAME,
+        kind=ModelKind.POINTER,
+        path=str(file),
+        architecture=header.architecture,
+        sha256=SHA256,
+        size_bytes=file.stat().st_size,
+        source="part of the appliance",
+        parameters=header.parameters,
+        trained_context_tokens=CONTEXT_TOKENS,
+    )
 
 
 def sentence_label(number: int) -> str:

@@ -43,12 +43,12 @@ Stamp = tuple[int, int, int, int, int]
 class ModelStore:
     """Fulfils `ports.ModelFiles`. Safe to call from many threads; all but `list` and `get` may block on the disk."""
 
-    def __init__(self, root: Path, keyring: Keyring, reserved: frozenset[str] = frozenset()) -> None:
-        """Open or begin the store at `root`. `reserved`: names of built-in models. Raises StoreDamaged."""
+    def __init__(self, root: Path, keyring: Keyring, built_in: Sequence[ModelFile] = ()) -> None:
+        """Open or begin the store at `root`. `built_in`: models that come with the box. Raises StoreDamaged."""
         self._blobs = root / "blobs"
         self._index = root / "index.json"
         self._keyring = keyring
-        self._reserved = reserved
+        self._built_in = {file.name: file for file in built_in}
         self._lock = threading.Lock()
         self._verified: dict[str, Stamp] = {}
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,11 @@ class ModelStore:
         self._sweep()
 
     def list(self) -> tuple[ModelFile, ...]:
-        return tuple(self._files.values())
+        return (*self._built_in.values(), *self._files.values())
 
     def get(self, name: str) -> ModelFile:
         try:
-            return self._files[name]
+            return self._built_in.get(name) or self._files[name]
         except KeyError:
             raise NotFound(f"There is no model models/{name}.") from None
 
@@ -138,7 +138,7 @@ class ModelStore:
 
     def _free_name(self, file: ModelFile) -> str:
         """The name itself; with the start of the hash where another model has it."""
-        if file.name not in self._files and file.name not in self._reserved:
+        if file.name not in self._files and file.name not in self._built_in:
             return file.name
         return f"{file.name}-{file.sha256[:8]}"
 

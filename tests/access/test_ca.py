@@ -18,7 +18,9 @@ def load(path: Path) -> x509.Certificate:
 
 
 def names(certificate: x509.Certificate) -> list[str]:
-    return [str(name.value) for name in certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value]
+    return [
+        str(name.value) for name in certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    ]
 
 
 def everything(data_dir: Path) -> dict[str, bytes]:

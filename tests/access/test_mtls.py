@@ -32,7 +32,8 @@ class Served:
         credentials = grpc.ssl_channel_credentials(trusted, key, certificate)
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.secure_channel(f"{host}:{self.port}", credentials, options) as channel:
-            answer: bytes = await channel.unary_unary("/test.Test/Who")(b"", timeout=10)
+            who: Any = channel.unary_unary("/test.Test/Who")
+            answer: bytes = await who(b"", timeout=10)
             return answer.decode()
 
 
@@ -44,7 +45,7 @@ async def _who(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> b
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     identity = ca.prepare(tmp_path, "127.0.0.1")
     server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(_who)
+    handler: Any = grpc.unary_unary_rpc_method_handler(_who)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", {"Who": handler}),))
     pair = [(identity.key, identity.certificate)]
     credentials = grpc.ssl_server_credentials(pair, identity.client_authority, require_client_auth=True)

@@ -59,9 +59,7 @@ def test_two_identities_in_one_certificate_are_nobody() -> None:
         roles.principal(context(ADMIN, ADMIN.replace("admin", "app")))
 
 
-@pytest.mark.parametrize(
-    "auth_context", [{}, context(ADMIN, certificate=b""), context(ADMIN, transport=b"insecure")]
-)
+@pytest.mark.parametrize("auth_context", [{}, context(ADMIN, certificate=b""), context(ADMIN, transport=b"insecure")])
 def test_a_call_without_a_certificate_is_nobody(auth_context: dict[str, list[bytes]]) -> None:
     with pytest.raises(Unauthenticated, match="without a client certificate"):
         roles.principal(auth_context)

@@ -76,6 +76,14 @@ def test_the_verb_s_own_option_wins(box: Box, cli: Cli, tmp_path: Path) -> None:
     assert cli("--data-dir", str(tmp_path / "other"), "status", "--data-dir", str(tmp_path)).exit_code == 0
 
 
+def test_an_option_before_the_verb_wins_over_the_environment(
+    box: Box, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.answers["GetStatus"] = lambda request, context: OK
+    monkeypatch.setenv("APPLIANCE_DATA_DIR", str(tmp_path / "other"))
+    assert cli("--data-dir", str(tmp_path), "status").exit_code == 0
+
+
 def test_an_address_may_be_named(box: Box, cli: Cli) -> None:
     box.answers["GetStatus"] = lambda request, context: OK
     (box.data_dir / "endpoint").unlink()

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,14 +75,15 @@ async def test_the_monitor_raises_and_clears_what_the_samples_give(
 ) -> None:
     now = [replace(WELL, disk_free_bytes=GIB)]
     monkeypatch.setattr(host, "sample", lambda _: now[0])
-    monitor = Monitor()
+    monotonic = itertools.count(step=60)  # so that nothing waits to become visible
+    monitor = Monitor(lambda: float(next(monotonic)))
     watching = asyncio.create_task(monitor.watch_host(tmp_path, every_seconds=0.001))
     async with asyncio.timeout(10):
-        while monitor.raised() != {DISK_ALMOST_FULL}:
-            await asyncio.sleep(0.001)
-        now[0] = WELL
-        while monitor.raised():
-            await asyncio.sleep(0.001)
+        async for report in monitor.watch():
+            if [finding.code for finding in report.findings] == ["DISK_ALMOST_FULL"]:
+                now[0] = WELL
+            elif now[0] is WELL:
+                break
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching

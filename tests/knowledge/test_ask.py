@@ -97,13 +97,20 @@ async def test_quote_answers_with_the_stored_sentence_and_cites_the_very_place(d
 
 
 async def test_every_sentence_of_a_quoted_answer_has_its_citation(desk: Desk) -> None:
-    desk.add("rules.txt", "A visitor badge expires after 90 days, says the rule.")
-    pieces = await desk.ask("After how many days does a visitor badge expire?", AnswerMode.QUOTE)
+    desk.add("keys.txt", "Ask the porter. A spare key costs 7 euros. A spare fob costs 7 euros.")
+    pieces = await desk.ask("Which spare costs 7 euros?", AnswerMode.QUOTE)
     answer = text_of(pieces)
     ranges = [(one.answer_start, one.answer_end) for one in citations_of(pieces)]
     assert len(ranges) == len(answer.splitlines()) >= 2
     assert [answer[start:end] for start, end in ranges] == answer.splitlines()
     assert all(desk.stored(one) == one.quote for one in citations_of(pieces))
+
+
+async def test_a_sentence_that_stands_in_two_documents_is_quoted_once(desk: Desk) -> None:
+    desk.add("copy.txt", BADGES)
+    pieces = await desk.ask("After how many days does a visitor badge expire?", AnswerMode.QUOTE)
+    assert text_of(pieces).count("A visitor badge expires after 90 days.") == 1
+    assert finish_of(pieces).answered
 
 
 async def test_passages_come_first_then_text_then_citations_then_the_finish(desk: Desk) -> None:

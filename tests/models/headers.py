@@ -61,7 +61,7 @@ def write_chat(
     kv_heads: int | list[int] = 2,
     **more: int | str,
 ) -> Path:
-    """A sound header with little behind it: two layers, width 16, four heads. `more`: further keys, with __ for dots."""
+    """A sound header with little behind it: two layers, width 16, four heads. `more`: more keys, __ for dots."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_name(name)
     writer.add_context_length(512)

@@ -1,13 +1,14 @@
 import os
 import struct
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import ApplianceError, ModelDamaged, ModelMissing, ModelUnsupported
+from appliance.errors import ModelDamaged, ModelMissing, ModelUnsupported
 from appliance.models import architectures, gguf
 from tests import gguf_models
 from tests.models.headers import (
@@ -120,9 +121,15 @@ def test_a_file_cut_anywhere_is_refused_by_name_of_what_is_missing(tmp_path: Pat
         (header(tensors=[tensor("t", (31,), storage=8)], data_bytes=64), "whole blocks of 32"),
         (header(tensors=[tensor("t", (8,), storage=4)], data_bytes=64), "stored as type 4"),
         (header(tensors=[tensor("t", (8,), storage=2**31)], data_bytes=64), "stored as type"),
-        (header(tensors=[tensor("t", (8,), offset=2**63)], data_bytes=64), "lies at offset 9223372036854775808, not at 0"),
+        (
+            header(tensors=[tensor("t", (8,), offset=2**63)], data_bytes=64),
+            "lies at offset 9223372036854775808, not at 0",
+        ),
         (header(tensors=[tensor("t", (8,), offset=1)], data_bytes=64), "lies at offset 1, not at 0"),
-        (header(tensors=[tensor("t", (8,)), tensor("u", (8,), offset=0)], data_bytes=64), "'u' lies at offset 0, not at 32"),
+        (
+            header(tensors=[tensor("t", (8,)), tensor("u", (8,), offset=0)], data_bytes=64),
+            "'u' lies at offset 0, not at 32",
+        ),
         (header(tensors=[tensor("t", (8,)), tensor("t", (8,), offset=32)], data_bytes=64), "Tensor 't' is there twice"),
         (header(tensors=[tensor("n" * 64, (8,))], data_bytes=64), "the name of tensor 0, 64 bytes, is more than 63"),
         (header(tensors=[tensor("t", (8,))], data_bytes=31), "tensor 't' reaches past"),
@@ -195,9 +202,8 @@ def test_no_mutation_of_a_sound_file_crashes_the_reader(
     path.write_bytes(bytes(content[:cut]))
     try:
         architectures.describe(gguf.read(path))
-    except ApplianceError as error:
-        assert isinstance(error, (ModelDamaged, ModelUnsupported))  # noqa: PT017 - nothing raised is fine too
-        assert str(error).isprintable()
+    except (ModelDamaged, ModelUnsupported) as error:  # and nothing else; nothing at all is fine too
+        assert str(error).isprintable()  # noqa: PT017
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -205,7 +211,5 @@ def test_no_mutation_of_a_sound_file_crashes_the_reader(
 def test_no_bytes_after_the_magic_crash_the_reader(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "random.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 3) + tail)
-    try:
+    with suppress(ModelDamaged, ModelUnsupported):
         gguf.read(path)
-    except ApplianceError as error:
-        assert isinstance(error, (ModelDamaged, ModelUnsupported))  # noqa: PT017

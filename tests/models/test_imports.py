@@ -11,7 +11,7 @@ from appliance.errors import DiskFull
 from appliance.jobs import JobRunner
 from appliance.models import imports
 from appliance.models.imports import ImportFolder, Seen, fault, settled
-from appliance.models.store import ModelStore
+from appliance.models.store import ModelStore, Report
 from appliance.types import Job, JobState, ModelState, ModelStatus
 from appliance.vault.keyring import FileKeyring
 from tests.models.headers import write_chat
@@ -169,7 +169,7 @@ async def test_cancelling_an_import_waits_for_its_thread_and_leaves_the_file(
     copying, go_on = threading.Event(), threading.Event()
     add = box.store.add
 
-    def slow(path: Path, report: imports.Callable[[int, int], None]) -> object:
+    def slow(path: Path, report: Report) -> object:
         def wait(done: int, total: int) -> None:
             copying.set()
             assert go_on.wait(10)
@@ -224,8 +224,10 @@ async def test_the_loop_imports_by_itself_until_it_is_cancelled(box: Box) -> Non
     running = asyncio.create_task(box.watcher.run())
     write_chat(box.folder / "tiny.gguf")
     async with asyncio.timeout(20):
-        while not box.store.list():
+        while not box.jobs.list():  # noqa: ASYNC110 - the runner tells of jobs, not of their beginning
             await asyncio.sleep(0.01)
+        [job] = box.jobs.list()
+        assert (await box.end(job)).state is JobState.SUCCEEDED
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -37,7 +37,9 @@ def test_a_model_one_byte_too_large_is_refused() -> None:
 
 
 def test_a_refusal_says_what_is_needed_and_what_is_free() -> None:
-    with pytest.raises(ModelTooLarge, match=r"^qwen3-14b needs 9\.\d of 4\.1 GiB free: 8\.0 for weights, 1\.2 for 8192"):
+    with pytest.raises(
+        ModelTooLarge, match=r"^qwen3-14b needs 9\.\d of 4\.1 GiB free: 8\.0 for weights, 1\.2 for 8192"
+    ):
         admit(BIG, 8192, available_bytes=int(5.1 * GIB), reserve_bytes=GIB)
 
 

@@ -52,7 +52,7 @@ def test_a_model_without_a_name_is_called_after_its_file(store: ModelStore, tmp_
 
 def test_the_same_bytes_are_the_same_model(store: ModelStore, tmp_path: Path) -> None:
     first = store.add(write_chat(tmp_path / "a.gguf"))
-    assert store.add(shutil.copy(tmp_path / "a.gguf", tmp_path / "b.gguf")) == first
+    assert store.add(Path(shutil.copy(tmp_path / "a.gguf", tmp_path / "b.gguf"))) == first
     assert store.list() == (first,)
 
 
@@ -69,7 +69,9 @@ def test_models_survive_a_restart(store: ModelStore, root: Path, keyring: FileKe
     assert ModelStore(root, keyring).list() == (file,)
 
 
-def test_what_a_crash_left_half_done_is_removed(store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path) -> None:
+def test_what_a_crash_left_half_done_is_removed(
+    store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path
+) -> None:
     file = store.add(write_chat(tmp_path / "a.gguf"))
     (root / "blobs" / ".incoming-1234").write_bytes(b"half")
     (root / "blobs" / ("f" * 64)).write_bytes(b"renamed, but never listed")
@@ -213,7 +215,9 @@ def test_a_deleted_model_is_gone_from_list_and_disk(store: ModelStore, root: Pat
             call(file.name)
 
 
-def test_imports_at_the_same_time_lose_none(store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path) -> None:
+def test_imports_at_the_same_time_lose_none(
+    store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path
+) -> None:
     paths = [write_chat(tmp_path / f"{i}.gguf", seed=i // 2) for i in range(8)]
     threads = [threading.Thread(target=store.add, args=(path,)) for path in paths]
     for thread in threads:

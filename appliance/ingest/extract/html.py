@@ -131,7 +131,7 @@ class _Lines:
             self._put("- ")
         elif tag in ("td", "th"):
             if self._cell:
-                self._put(" | ")
+                self._put("\t")
             self._cell = True
         elif tag == "br":
             self._newline(self._newlines + 1)

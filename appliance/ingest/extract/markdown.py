@@ -18,7 +18,8 @@ WARM_DOCUMENTS = (
 
 def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
     """Parser and one page. Raises DocumentRefused: NOT_UTF8."""
-    return PARSER, (clean(_render(MarkdownIt("commonmark").enable("table").parse(decode(data)))),)
+    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")  # what is deeper is dropped, and never recursed
+    return PARSER, (clean(_render(parser.parse(decode(data)))),)
 
 
 def _render(tokens: list[Token]) -> str:
@@ -36,7 +37,7 @@ def _render(tokens: list[Token]) -> str:
         elif kind == "list_item_open":
             out.append("  " * (len(lists) - 1) + _label(lists))
         elif kind in ("th_open", "td_open"):
-            out.append(" | " if in_cell else "")
+            out.append("\t" if in_cell else "")
             in_cell = True
         elif kind == "tr_close":
             out.append("\n")

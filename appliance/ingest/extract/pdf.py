@@ -1,12 +1,8 @@
-"""PDF by pdfium, page by page; pypdf is the second opinion on what pdfium cannot read.
-
-Lines that were broken only because the page ended there are joined again, so that a sentence is found and quoted whole.
-"""
+"""PDF by pdfium, page by page; pypdf is the second opinion on what pdfium cannot read."""
 
 import logging
 from importlib.metadata import version
 from io import BytesIO
-from itertools import pairwise
 
 import pypdf
 import pypdfium2
@@ -19,9 +15,6 @@ MEDIA_TYPE = "application/pdf"
 PDFIUM = f"pdfium {pypdfium2.PDFIUM_INFO.build}"
 PYPDF = f"pypdf {version('pypdf')}"
 
-_FULL_LINE_SHARE = 0.7
-_FULL_LINE_CHARACTERS = 40  # a page of short lines is a form or a list
-_HYPHENATED = "\ufffe"  # pdfium joins a word that was broken at a line's end, and leaves this where the hyphen was
 
 
 def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
@@ -37,26 +30,7 @@ def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
         if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
             raise DocumentRefused("PDF_ENCRYPTED", "It is protected by a password; store a copy without one.") from None
         parser, texts = PYPDF, _by_pypdf(data, max_pages)
-    return parser, tuple(joined_lines(clean(text.replace(_HYPHENATED, ""))) for text in texts)
-
-
-def joined_lines(text: str) -> str:
-    """A line as long as the page's longer ones was wrapped: the next line goes on with its sentence."""
-    lines = text.split("\n")
-    lengths = sorted(len(line) for line in lines if line)
-    if not lengths:
-        return ""
-    full = max(_FULL_LINE_CHARACTERS, _FULL_LINE_SHARE * lengths[int(0.9 * (len(lengths) - 1))])
-    out = [lines[0]]
-    for before, line in pairwise(lines):
-        wrapped = line and len(before) >= full and not before.endswith((".", ":", "!", "?")) and not _begins_item(line)
-        out.append((" " if wrapped else "\n") + line.strip())
-    return "".join(out)
-
-
-def _begins_item(line: str) -> bool:
-    first = line.split(maxsplit=1)[0] if line.strip() else ""
-    return first in {"-", "*", "•", "–", "—", "◦", "▪"} or (first[:-1].isdigit() and first[-1] in ".)")
+    return parser, tuple(clean(text) for text in texts)
 
 
 def _by_pdfium(data: bytes, max_pages: int) -> list[str]:
@@ -67,6 +41,7 @@ def _by_pdfium(data: bytes, max_pages: int) -> list[str]:
         texts = []
         for page in document:
             text_page = page.get_textpage()
+            # U+FFFE, which clean() drops, stands where pdfium joined a word that a line's end had cut.
             texts.append(text_page.get_text_bounded())
             text_page.close()
             page.close()

@@ -1,0 +1,238 @@
+"""What each format gives, read in this process: the bytes here are ours."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import DocumentRefused
+from appliance.ingest import extract
+from tests import pdf_files
+
+SAMPLES = Path(__file__).parents[2] / "samples" / "documents"
+FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
+
+
+def pages(data: bytes | str, suffix: str, max_pages: int = 100) -> tuple[str, ...]:
+    return extract.parse(data.encode() if isinstance(data, str) else data, suffix, max_pages)[2]
+
+
+def reason(data: bytes, suffix: str, max_pages: int = 100) -> str:
+    with pytest.raises(DocumentRefused) as refused:
+        extract.parse(data, suffix, max_pages)
+    return refused.value.file_reason
+
+
+# --- type ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".exe", "", ".\u202efdp", ".docx"])
+def test_an_unknown_ending_is_refused(suffix: str) -> None:
+    assert reason(b"text", suffix) == "UNKNOWN_TYPE"
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [
+        (b"plain text", ".pdf"),
+        (pdf_files.text_pdf(), ".txt"),
+        (pdf_files.text_pdf(), ".html"),
+        (b"PK\x03\x04rest", ".txt"),
+        (b"\x7fELF", ".md"),
+        (b"\x89PNG\r\n\x1a\n", ".html"),
+        (b"<!DOCTYPE html><p>x", ".txt"),
+        (b"\xef\xbb\xbf  <html>", ".md"),
+        (b"no tag at all", ".html"),
+        (b"{\\rtf1 x}", ".txt"),
+    ],
+)
+def test_ending_and_content_must_agree(data: bytes, suffix: str) -> None:
+    assert reason(data, suffix) == "TYPE_MISMATCH"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".html", ".pdf"])
+def test_an_empty_file_is_empty(suffix: str) -> None:
+    assert reason(b"", suffix) == "EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [(b" \n\t\x00\n", ".txt"), (b"<p> </p><script>x</script>", ".html"), (pdf_files.image_pdf(), ".pdf"), (b"[a]: b", ".md")],
+)
+def test_a_file_without_text_is_empty(data: bytes, suffix: str) -> None:
+    assert reason(data, suffix) == "EMPTY"
+
+
+def test_type_and_parser_are_told() -> None:
+    media_type, parser, _ = extract.parse(pdf_files.text_pdf(), ".pdf", 10)
+    assert media_type == "application/pdf"
+    assert parser.startswith("pdfium ")
+    assert extract.parse(b"x", ".txt", 1)[:1] == ("text/plain",)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "Grüße, 世界 🙂".encode(),
+        codecs.BOM_UTF8 + "Grüße, 世界 🙂".encode(),
+        codecs.BOM_UTF16_LE + "Grüße, 世界 🙂".encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + "Grüße, 世界 🙂".encode("utf-16-be"),
+    ],
+)
+def test_text_is_read_by_its_byte_order_mark(data: bytes) -> None:
+    assert pages(data, ".txt") == ("Grüße, 世界 🙂",)
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"),
+    [
+        (b"abc\xffdef", 3),
+        (codecs.BOM_UTF8 + b"a\xc3", 4),
+        ("Grüße".encode("latin-1"), 2),
+        (codecs.BOM_UTF16_LE + b"a\x00b", 4),
+        (b"\xed\xa0\x80", 0),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".md"])
+def test_what_is_not_utf8_is_refused_by_the_byte(data: bytes, byte: int, suffix: str) -> None:
+    with pytest.raises(DocumentRefused, match=f"Byte {byte} is not UTF-") as refused:
+        extract.parse(data, suffix, 10)
+    assert refused.value.file_reason == "NOT_UTF8"
+
+
+def test_text_is_cleaned_of_what_no_reader_sees() -> None:
+    assert pages("a\r\nb\rc\x85d\u2028e\x0bf \t\n\n", ".txt") == ("a\nb\nc\nd\ne\nf",)
+    assert pages("n\x00u\x1bl\ufeff so\u00adft z\u200bw\ufffe\x9b", ".txt") == ("nul soft zw",)
+    assert pages("e\u0301 \u202etab\tstays", ".txt") == ("é \u202etab\tstays",)
+
+
+def test_a_form_feed_starts_a_page() -> None:
+    assert pages("one\n\fstill \n\f\fthree\f", ".txt") == ("one", "still", "", "three")
+
+
+def test_more_pages_than_allowed_are_refused() -> None:
+    assert pages("a\fb", ".txt", max_pages=2) == ("a", "b")
+    assert reason(b"a\fb\fc", ".txt", max_pages=2) == "TOO_MANY_PAGES"
+    assert reason(pdf_files.text_pdf(), ".pdf", max_pages=2) == "TOO_MANY_PAGES"
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_reads_as_it_is_shown() -> None:
+    source = (
+        "# Badges &amp; keys\n\nA *badge* expires\nafter `90` days; see [the list](list.md) or ![a map](map.png).\n\n"
+        "3. third\n4. fourth\n   - inner\n\n> quoted\n\n```sh\nrun  this\n```\n\n| a | b |\n|---|---|\n| c | d |\n\n"
+        "<div>raw <b>block</b></div>\n\nEnd<br>here."
+    )
+    assert pages(source, ".md") == (
+        "Badges & keys\n\nA badge expires after 90 days; see the list or a map.\n\n3. third\n4. fourth\n  - inner\n\n"
+        "quoted\n\nrun  this\n\na\tb\nc\td\n\nraw block\n\nEndhere.",
+    )
+
+
+def test_deeply_nested_markdown_ends() -> None:
+    assert pages(">" * 90 + " deep", ".md") == ("deep",)
+    assert reason(b">" * 5000 + b" deep", ".md") == "EMPTY"
+
+
+# --- HTML ------------------------------------------------------------------------------------------------------------
+
+
+def test_html_reads_as_a_browser_shows_it() -> None:
+    source = (
+        "<!doctype html><html><head><title> The &uuml;ber\n title </title><style>p{}</style></head><body>"
+        "<h1>Rules</h1><p>One\n  <b>two</b>three<br>four &lt;5&gt;</p><script>evil()</script><noscript>x</noscript>"
+        "<ul><li>a<li>b<ul><li>c</ul></ul><table><tr><th>h<th>i</tr><tr><td>j<td>k</tr></table>"
+        "<pre>  keep\n    this</pre><!-- no --><template>no</template><div>x</div><div>y</div></body></html>"
+    )
+    assert pages(source, ".html") == (
+        "The über title\n\nRules\n\nOne twothree\nfour <5>\n\n- a\n- b\n\n- c\n\nh\ti\nj\tk\n\n"
+        "  keep\n    this\n\nx\ny",
+    )
+
+
+def test_a_title_that_the_page_repeats_is_read_once() -> None:
+    assert pages("<title>Rules</title><h1>Rules</h1><p>One.", ".html") == ("Rules\n\nOne.",)
+
+
+def test_html_in_a_declared_encoding_is_read() -> None:
+    assert pages("<meta charset='iso-8859-1'><p>Grüße".encode("cp1252"), ".html") == ("Grüße",)
+    russian = '<meta http-equiv="content-type" content="text/html; charset=windows-1251"><p>Пропуск'
+    assert pages(russian.encode("cp1251"), ".html") == ("Пропуск",)
+
+
+def test_html_in_no_known_encoding_is_refused() -> None:
+    assert reason(b"<p>Gr\xfc\xdfe", ".html") == "NOT_UTF8"
+    assert reason(b"<meta charset=utf-7><p>Gr\xfc\xdfe", ".html") == "NOT_UTF8"
+
+
+def test_deeply_nested_html_ends() -> None:
+    assert pages("<div>" * 20_000 + "deep", ".html") == ("deep",)
+
+
+# --- PDF -------------------------------------------------------------------------------------------------------------
+
+
+def test_pdf_gives_text_by_page() -> None:
+    assert pages(pdf_files.text_pdf(), ".pdf") == (
+        "Night shift\nThe porter rings the ward before the lift is called.",
+        "Keys\nKeys are handed over in person (never by post) and signed for in the blue book at\nreception.",
+        "Fire\nNobody goes back for a bag.",
+    )
+
+
+def test_a_pdf_that_lost_its_table_of_objects_is_read_all_the_same() -> None:
+    assert pages(pdf_files.unreferenced_pdf(), ".pdf")[2].startswith("Fire")
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_with_a_password_says_so(algorithm: str) -> None:
+    assert reason(pdf_files.encrypted_pdf(algorithm), ".pdf") == "PDF_ENCRYPTED"
+
+
+def test_a_pdf_that_anyone_may_open_is_read() -> None:
+    assert pages(pdf_files.encrypted_pdf("AES-256", password=""), ".pdf")[2].startswith("Fire")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%PDF-1.7\nnothing follows",
+        pdf_files.text_pdf()[:600],
+        pdf_files.circular_pdf(),
+        b"%PDF-1.4\n" + bytes(range(256)) * 20,
+        b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 9 0 R>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF",
+    ],
+)
+def test_a_broken_pdf_says_so(data: bytes) -> None:
+    assert reason(data, ".pdf") == "PDF_BROKEN"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_samples_are_read_and_the_manual_has_four_pages() -> None:
+    read = {path.name: pages(path.read_bytes(), path.suffix) for path in SAMPLES.iterdir()}
+    assert len(read) == 6
+    assert len(read["maintenance-manual.pdf"]) == 4
+    assert "52 hours" in read["maintenance-manual.pdf"][2].replace("\n", " ")
+
+
+@pytest.mark.skipif(not FOREIGN.is_dir(), reason=f"{FOREIGN} is not there")
+def test_pdfs_of_many_makers_are_read_or_refused_with_a_reason() -> None:
+    found = {}
+    for path in sorted(FOREIGN.glob("*.pdf")):
+        try:
+            found[path.name] = " ".join(pages(path.read_bytes(), ".pdf"))
+        except DocumentRefused as refusal:
+            found[path.name] = refusal.file_reason
+    assert found["libreoffice-writer-password.pdf"] == "PDF_ENCRYPTED"
+    assert found["grayscale-image.pdf"] == "EMPTY"
+    assert found["output_with_metadata_pymupdf.pdf"] == "Hello, World!"
+    assert "vestibulum ut" in found["multicolumn.pdf"]
+    assert "adipiscing" in found["multicolumn.pdf"]
+    assert sum(text not in ("EMPTY", "PDF_ENCRYPTED") for text in found.values()) >= 20
