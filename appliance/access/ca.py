@@ -4,18 +4,21 @@
     <data>/access/{server.pem, server.key}     the server: 30 days
     <data>/clients/local/{cert.pem, key.pem, ca.pem}   the user that runs the daemon, as administrator: 30 days
 
-`prepare` brings all of it up to date; call it at each start, and again daily in a daemon that runs for long. Leaves are
-renewed when two thirds of their time have passed, or when they are not this authority's or do not name this host. Keys
-are 0600 in directories that are 0700. Identity is a URI name (SPIFFE-ID); profile: RFC 5280.
+`prepare` brings all of it up to date, in two milliseconds where nothing is due: call it at each start, and as often
+later as you like. Leaves are renewed when two thirds of their time have passed, or when they are not this authority's
+or do not name this host. Keys are 0600 in directories that are 0700. Identity is a URI name (SPIFFE-ID); profile:
+RFC 5280.
 """
 
+import fcntl
 import getpass
 import ipaddress
 import os
 import re
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -76,16 +79,18 @@ class Authority:
 def prepare(data_dir: Path, listen_host: str, now: datetime | None = None) -> Identity:
     """The server's identity, after making or renewing whatever is due. Raises KeyUnavailable."""
     now = now or datetime.now(UTC)
-    authority = open_authority(data_dir / "access", now)
-    server_names = _server_names(listen_host)
-    server = data_dir / "access"
-    _renew(server, "server.pem", "server.key", authority, server_names, ExtendedKeyUsageOID.SERVER_AUTH, now)
-    local = data_dir / "clients" / "local"
-    user = [x509.UniformResourceIdentifier(identity_uri(local_principal()))]
+    server, local = data_dir / "access", data_dir / "clients" / "local"
+    _private_directory(server)
     _private_directory(local)
-    _renew(local, "cert.pem", "key.pem", authority, user, ExtendedKeyUsageOID.CLIENT_AUTH, now)
-    _write(local / "ca.pem", authority.pem)
-    return Identity((server / "server.key").read_bytes(), (server / "server.pem").read_bytes(), authority.pem)
+    user = [x509.UniformResourceIdentifier(identity_uri(local_principal()))]
+    with _alone(server):
+        authority = open_authority(server, now)
+        names = _server_names(listen_host)
+        _renew(server, "server.pem", "server.key", authority, names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+        _renew(local, "cert.pem", "key.pem", authority, user, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+        if not (local / "ca.pem").exists() or (local / "ca.pem").read_bytes() != authority.pem:
+            _write(local / "ca.pem", authority.pem)
+        return Identity((server / "server.key").read_bytes(), (server / "server.pem").read_bytes(), authority.pem)
 
 
 def local_principal() -> Principal:
@@ -204,6 +209,17 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One renewal at a time, whichever thread or process begins it: a key must fit the certificate beside it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -135,7 +135,7 @@ def show_rest(answer: Answer) -> None:
         sentence = _one_line(answer.text[span.answer_start : span.answer_end])
         output.show(f"\nNot supported by the documents: “{sentence}”", "yellow")
     usage, seconds = answer.finish.usage, answer.finish.timings.total_seconds
-    output.note(f"\n{answer.mode.value} mode, {usage.output_tokens} tokens, {seconds:.2f} s")
+    output.show(f"\n{answer.mode.value} mode, {usage.output_tokens} tokens, {seconds:.2f} s", "dim")
 
 
 def _show_sources(found: "Passages") -> None:

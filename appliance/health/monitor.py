@@ -106,11 +106,15 @@ class Monitor:
                 self._watchers.discard(wake)
 
     async def watch_host(self, data_dir: Path, every_seconds: float = WATCH_HOST_SECONDS) -> None:
-        """Sample the machine until cancelled, raising and clearing what the samples give."""
+        """Sample the machine until cancelled, raising and clearing what the samples give; a failed sample says nothing."""
         while True:
-            taken = await asyncio.to_thread(host.sample, data_dir)
-            for declared, details in host.judge(taken, str(data_dir), self.raised()).items():
-                self.set(declared, details)
+            try:
+                taken = await asyncio.to_thread(host.sample, data_dir)
+            except OSError as error:
+                log.warning("health.no_sample", error=error.strerror)
+            else:
+                for declared, details in host.judge(taken, str(data_dir), self.raised()).items():
+                    self.set(declared, details)
             await asyncio.sleep(every_seconds)
 
     async def _wait(self, changed: asyncio.Event) -> None:

@@ -208,6 +208,8 @@ class Context:
         params = native.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, min(sequences, MAX_SEQUENCES)
         params.n_batch = params.n_ubatch = batch_tokens
+        # one row of logits a sequence, not one a token of the batch: saves 500 MB at a vocabulary of 256k
+        params.n_outputs_max = params.n_seq_max
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified, params.flash_attn_type = True, native.LLAMA_FLASH_ATTN_TYPE_AUTO
         self._native = native.llama_init_from_model(model.handle, params)

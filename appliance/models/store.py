@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import structlog
 
-from appliance.errors import DiskFull, ModelDamaged, NotFound, StoreDamaged
+from appliance.errors import DiskFull, InvalidArgument, ModelDamaged, NotFound, StoreDamaged
 from appliance.models import architectures, gguf, scaffold
 from appliance.ports import Keyring
 from appliance.types import ModelFile, ModelKind
@@ -115,7 +115,12 @@ class ModelStore:
             self._verified[file.sha256] = stamp
 
     def delete(self, name: str) -> None:
-        """Forget a model and remove its file; a worker that has it loaded keeps its mapping. Raises NotFound."""
+        """Forget a model and remove its file; a worker that has it loaded keeps its mapping.
+
+        Raises NotFound; InvalidArgument for a model that comes with the box.
+        """
+        if name in self._built_in:
+            raise InvalidArgument.of("name", f"models/{name} comes with the box and cannot be deleted.")
         with self._lock:
             file = self.get(name)
             self._write_index({key: value for key, value in self._files.items() if key != name})

@@ -1,9 +1,11 @@
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from appliance.access import ca
@@ -144,3 +146,13 @@ def test_a_login_that_no_uri_can_hold_is_made_to_fit(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("getpass.getuser", nameless)
     assert ca.local_principal().user.startswith("uid-")
+
+
+def test_renewals_at_the_same_time_leave_keys_that_fit(tmp_path: Path) -> None:
+    ca.prepare(tmp_path, "127.0.0.1", NOW)
+    later = NOW + 25 * DAY
+    with ThreadPoolExecutor(8) as threads:
+        identities = list(threads.map(lambda _: ca.prepare(tmp_path, "127.0.0.1", later), range(16)))
+    assert len(set(identities)) == 1
+    key = serialization.load_pem_private_key(identities[0].key, None)
+    assert x509.load_pem_x509_certificate(identities[0].certificate).public_key() == key.public_key()

@@ -74,7 +74,14 @@ async def test_the_monitor_raises_and_clears_what_the_samples_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [replace(WELL, disk_free_bytes=GIB)]
-    monkeypatch.setattr(host, "sample", lambda _: now[0])
+    samples = itertools.count()
+
+    def sample(data_dir: Path) -> Host:
+        if next(samples) == 0:
+            raise FileNotFoundError(2, "No such file or directory")
+        return now[0]
+
+    monkeypatch.setattr(host, "sample", sample)
     monotonic = itertools.count(step=60)  # so that nothing waits to become visible
     monitor = Monitor(lambda: float(next(monotonic)))
     watching = asyncio.create_task(monitor.watch_host(tmp_path, every_seconds=0.001))

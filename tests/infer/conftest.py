@@ -31,11 +31,10 @@ def loaded(models: dict[str, Path]) -> Iterator[dict[str, llama.Model]]:
 class Bench:
     """An engine whose steps run on the test's thread; what it delivers is collected by request."""
 
-    def __init__(self, model: llama.Model, cells: int = 2048, sequences: int = 4, queue: int = 64) -> None:
+    def __init__(self, model: llama.Model, **options: int) -> None:
         self.said: dict[int, list[Piece]] = {}
-        self.engine = Engine(
-            model, cells=cells, sequences=sequences, batch_tokens=128, queue=queue, threads=1, post=self._post
-        )
+        settings = {"cells": 2048, "sequences": 4, "batch_tokens": 128, "queue": 64, "threads": 1} | options
+        self.engine = Engine(model, **settings, post=self._post)
 
     def submit(self, generation: Generation) -> int:
         pieces: list[Piece] = []

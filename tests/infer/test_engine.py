@@ -152,6 +152,13 @@ def test_cancelling_frees_the_cells_and_nothing_more_is_delivered(bench: MakeBen
     engine.engine.cancel(second)
 
 
+def test_more_sequences_than_a_step_has_rows_take_turns(bench: MakeBench) -> None:
+    engine = bench(cells=4096, sequences=64, batch_tokens=32)
+    names = [engine.submit(greedy(words(index, 20), max_tokens=6, salt=b"%d" % index)) for index in range(64)]
+    engine.engine.run_until_idle()
+    assert {engine.result(name)[1].usage.output_tokens for name in names} == {6}
+
+
 def test_many_requests_of_all_kinds_end_and_leave_no_cell_behind(bench: MakeBench) -> None:
     engine = bench(cells=1024, sequences=4)
     names = [

@@ -149,6 +149,17 @@ async def test_restarts_wait_longer_each_time(supervise: Start) -> None:
         await until(lambda pid=pid: supervisor.state is ModelState.READY and supervisor.pid != pid)  # type: ignore[misc]
 
 
+async def test_a_worker_that_is_killed_while_it_loads_is_tried_again(supervise: Start) -> None:
+    supervisor = supervise()
+    starting = asyncio.create_task(supervisor.start())
+    await until(lambda: supervisor.pid is not None)
+    pid = supervisor.pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    await starting
+    assert (await answer(supervisor, greedy("hello")))[1].usage.output_tokens == 12
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
 async def test_a_truncated_model_fails_with_a_reason_and_is_not_tried_again(
     supervise: Start, models: dict[str, Path], tmp_path: Path, share: float

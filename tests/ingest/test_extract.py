@@ -57,7 +57,12 @@ def test_an_empty_file_is_empty(suffix: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "suffix"),
-    [(b" \n\t\x00\n", ".txt"), (b"<p> </p><script>x</script>", ".html"), (pdf_files.image_pdf(), ".pdf"), (b"[a]: b", ".md")],
+    [
+        (b" \n\t\x00\n", ".txt"),
+        (b"<p> </p><script>x</script>", ".html"),
+        (pdf_files.image_pdf(), ".pdf"),
+        (b"[a]: b", ".md"),
+    ],
 )
 def test_a_file_without_text_is_empty(data: bytes, suffix: str) -> None:
     assert reason(data, suffix) == "EMPTY"

@@ -12,18 +12,18 @@ from appliance.client import Client
 from appliance.errors import InvalidArgument, NoChatModel, NotFound, Unreachable
 from appliance.gen.v1 import telemetry_pb2, telemetry_pb2_grpc
 from appliance.types import Message, Speaker
-from tests.box import Box, running
+from tests.daemon import Daemon, running
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(tmp_path_factory.mktemp("box") / "data") as started:
         yield started
 
 
-def _credential(box: Box, name: str) -> bytes:
+def _credential(box: Daemon, name: str) -> bytes:
     return (box.data_dir / "clients" / "local" / name).read_bytes()
 
 
@@ -32,14 +32,14 @@ def _daemon(data_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_second_daemon_on_the_same_data_directory_is_told_who_has_it(box: Box) -> None:
+def test_a_second_daemon_on_the_same_data_directory_is_told_who_has_it(box: Daemon) -> None:
     ended = _daemon(box.data_dir, "--listen=127.0.0.1:0")
     assert ended.returncode == 3
     assert f"Process {box.process.pid} uses {box.data_dir} already." in ended.stderr
     assert "remedy:" in ended.stderr
 
 
-def test_a_port_in_use_is_named(box: Box, tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(box: Daemon, tmp_path: Path) -> None:
     ended = _daemon(tmp_path / "other", f"--listen={box.address}")
     assert ended.returncode == 3
     assert box.address in ended.stderr
@@ -52,7 +52,7 @@ def test_an_unknown_option_in_the_file_is_named(tmp_path: Path) -> None:
     assert "lisen" in ended.stderr
 
 
-def test_a_client_without_a_certificate_is_not_let_in(box: Box) -> None:
+def test_a_client_without_a_certificate_is_not_let_in(box: Daemon) -> None:
     credentials = grpc.ssl_channel_credentials(_credential(box, "ca.pem"))
     with grpc.secure_channel(box.address, credentials) as channel:
         stub = telemetry_pb2_grpc.TelemetryServiceStub(channel)
@@ -63,7 +63,7 @@ def test_a_client_without_a_certificate_is_not_let_in(box: Box) -> None:
         assert client.status().principal
 
 
-def test_a_call_without_a_deadline_is_refused_by_name(box: Box) -> None:
+def test_a_call_without_a_deadline_is_refused_by_name(box: Daemon) -> None:
     pair = (_credential(box, "key.pem"), _credential(box, "cert.pem"))
     credentials = grpc.ssl_channel_credentials(_credential(box, "ca.pem"), *pair)
     with grpc.secure_channel(box.address, credentials) as channel:
@@ -74,7 +74,7 @@ def test_a_call_without_a_deadline_is_refused_by_name(box: Box) -> None:
     assert "without a deadline" in refused.value.details()
 
 
-def test_names_limits_and_empty_texts_are_checked_before_anything_is_done(box: Box) -> None:
+def test_names_limits_and_empty_texts_are_checked_before_anything_is_done(box: Daemon) -> None:
     with box.client() as client:
         with pytest.raises(NotFound):
             client.search("nothing-there", "badge")
@@ -90,7 +90,7 @@ def test_names_limits_and_empty_texts_are_checked_before_anything_is_done(box: B
             client.ingest_folder(Path("relative/path"), "handbook")  # type: ignore[arg-type]
 
 
-def test_chat_without_a_chat_model_says_what_to_do(box: Box) -> None:
+def test_chat_without_a_chat_model_says_what_to_do(box: Daemon) -> None:
     with box.client() as client, pytest.raises(NoChatModel) as refused:
         list(client.chat([Message(Speaker.USER, "Good morning.")]))
     assert "import folder" in refused.value.remedy

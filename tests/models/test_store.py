@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import Cancelled, DiskFull, ModelDamaged, ModelMissing, ModelUnsupported, NotFound, StoreDamaged
+from appliance.errors import (
+    Cancelled,
+    DiskFull,
+    InvalidArgument,
+    ModelDamaged,
+    ModelMissing,
+    ModelUnsupported,
+    NotFound,
+    StoreDamaged,
+)
 from appliance.models import store as store_module
 from appliance.models.store import ModelStore
-from appliance.types import ModelKind
+from appliance.types import ModelFile, ModelKind
 from appliance.vault.keyring import FileKeyring
 from tests.models.headers import write_chat
+
+STARTER = ModelFile("starter", ModelKind.POINTER, "/nowhere", "llama", "0" * 64, 1, "part of the appliance")
 
 
 @pytest.fixture
@@ -28,13 +39,13 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(root: Path, keyring: FileKeyring) -> ModelStore:
-    return ModelStore(root, keyring, reserved=frozenset({"all-minilm-l6-v2"}))
+    return ModelStore(root, keyring, built_in=(STARTER,))
 
 
 def test_an_imported_model_is_listed_under_its_hash_and_its_name(store: ModelStore, tmp_path: Path) -> None:
     path = write_chat(tmp_path / "some file.gguf", name="Tiny Chat 1.5B")
     file = store.add(path)
-    assert store.list() == (file,)
+    assert store.list() == (STARTER, file)
     assert store.get("tiny-chat-1.5b") == file
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Path(file.path).read_bytes() == path.read_bytes()
@@ -53,15 +64,15 @@ def test_a_model_without_a_name_is_called_after_its_file(store: ModelStore, tmp_
 def test_the_same_bytes_are_the_same_model(store: ModelStore, tmp_path: Path) -> None:
     first = store.add(write_chat(tmp_path / "a.gguf"))
     assert store.add(Path(shutil.copy(tmp_path / "a.gguf", tmp_path / "b.gguf"))) == first
-    assert store.list() == (first,)
+    assert store.list() == (STARTER, first)
 
 
 def test_other_bytes_of_the_same_name_get_the_start_of_their_hash(store: ModelStore, tmp_path: Path) -> None:
     store.add(write_chat(tmp_path / "a.gguf"))
     second = store.add(write_chat(tmp_path / "b.gguf", seed=1))
     assert second.name == f"tiny-chat-{second.sha256[:8]}"
-    builtin = store.add(write_chat(tmp_path / "c.gguf", name="all-MiniLM-L6-v2", seed=2))
-    assert builtin.name == f"all-minilm-l6-v2-{builtin.sha256[:8]}"
+    builtin = store.add(write_chat(tmp_path / "c.gguf", name="Starter", seed=2))
+    assert builtin.name == f"starter-{builtin.sha256[:8]}"
 
 
 def test_models_survive_a_restart(store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path) -> None:
@@ -115,7 +126,7 @@ def test_a_missing_file_and_a_damaged_one_leave_nothing(store: ModelStore, root:
         store.add(path)
     with pytest.raises(ModelUnsupported):
         store.add(write_chat(path, architecture="bert"))
-    assert store.list() == ()
+    assert store.list() == (STARTER,)
     assert list((root / "blobs").iterdir()) == []
 
 
@@ -135,7 +146,7 @@ def test_progress_tells_bytes_and_an_abort_leaves_nothing(
         store.add(path, stop_in_the_middle)
     assert seen == [(0, size), (1000, size), (2000, size)]
     assert list((root / "blobs").iterdir()) == []
-    assert store.list() == ()
+    assert store.list() == (STARTER,)
 
 
 def test_a_source_that_changes_while_it_is_copied_is_judged_by_the_copy(
@@ -208,11 +219,19 @@ def test_importing_again_mends_a_model_whose_file_is_gone_or_damaged(store: Mode
 def test_a_deleted_model_is_gone_from_list_and_disk(store: ModelStore, root: Path, tmp_path: Path) -> None:
     file = store.add(write_chat(tmp_path / "a.gguf"))
     store.delete(file.name)
-    assert store.list() == ()
+    assert store.list() == (STARTER,)
     assert list((root / "blobs").iterdir()) == []
     for call in (store.get, store.delete):
         with pytest.raises(NotFound):
             call(file.name)
+
+
+def test_a_built_in_model_is_listed_first_and_cannot_be_deleted(store: ModelStore, tmp_path: Path) -> None:
+    file = store.add(write_chat(tmp_path / "a.gguf"))
+    assert store.list() == (STARTER, file)
+    assert store.get("starter") == STARTER
+    with pytest.raises(InvalidArgument, match="models/starter comes with the box"):
+        store.delete("starter")
 
 
 def test_imports_at_the_same_time_lose_none(
@@ -224,4 +243,4 @@ def test_imports_at_the_same_time_lose_none(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store.list()) == len(ModelStore(root, keyring).list()) == len(list((root / "blobs").iterdir())) == 4
+    assert len(store.list()) - 1 == len(ModelStore(root, keyring).list()) == len(list((root / "blobs").iterdir())) == 4

@@ -118,7 +118,7 @@ def ptrace_the_parent() -> int:
 
 
 def make_a_link() -> None:
-    os.symlink("/etc/passwd", "/tmp/appliance-link")
+    os.symlink("/etc/passwd", "/tmp/appliance-escaped-link")
 
 
 def enter_a_user_namespace() -> int:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -30,7 +31,7 @@ def zygotes(of: int | None = None) -> list[psutil.Process]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what happens in another process."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
@@ -104,7 +105,9 @@ async def test_children_die_with_a_daemon_that_is_killed() -> None:
     )
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     quiet = subprocess.DEVNULL
-    daemon = subprocess.Popen([sys.executable, "-c", script], stdout=quiet, stderr=quiet, env={"PYTHONPATH": path})
+    daemon = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", script], stdout=quiet, stderr=quiet, env={"PYTHONPATH": path}
+    )
     await until(lambda: len(zygotes(daemon.pid)) >= 3)
     family = zygotes(daemon.pid)
     daemon.kill()
@@ -157,7 +160,12 @@ async def test_after_a_failed_start_the_next_one_waits(monkeypatch: pytest.Monke
     extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=("/bin/false",))
     started: list[object] = []
     popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(1) or popen(*args, **options))
+
+    def count(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        started.append(arguments)
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", count)
     for _ in range(3):
         with pytest.raises(SandboxUnavailable, match="did not start"):
             await extractor.start()

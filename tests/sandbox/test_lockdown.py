@@ -1,5 +1,6 @@
 import errno
 import mmap
+import os
 import platform
 import struct
 
@@ -109,12 +110,15 @@ def test_calls_by_another_table_kill(kernel: Kernel) -> None:
         (8, struct.pack("=QQQ", 0xFFFF, 3, 3)),
     ],
 )
-def test_each_landlock_is_asked_for_all_it_knows(
-    monkeypatch: pytest.MonkeyPatch, abi: int, expected: bytes
-) -> None:
+def test_each_landlock_is_asked_for_all_it_knows(monkeypatch: pytest.MonkeyPatch, abi: int, expected: bytes) -> None:
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(lockdown, "_syscall", lambda *arguments: calls.append(arguments) or 99)
-    monkeypatch.setattr(lockdown.os, "close", lambda fd: calls.append(("close", fd)))
+
+    def record(*arguments: object) -> int:
+        calls.append(arguments)
+        return 99
+
+    monkeypatch.setattr(lockdown, "_syscall", record)
+    monkeypatch.setattr(os, "close", lambda fd: calls.append(("close", fd)))
     lockdown.landlock(abi)
     create, restrict, close = calls
     assert create[0] == 444

@@ -18,7 +18,9 @@ WARM_DOCUMENTS = (
 
 def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
     """Parser and one page. Raises DocumentRefused: NOT_UTF8."""
-    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")  # what is deeper is dropped, and never recursed
+    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable(
+        "table"
+    )  # what is deeper is dropped, and never recursed
     return PARSER, (clean(_render(parser.parse(decode(data)))),)
 
 

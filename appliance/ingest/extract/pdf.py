@@ -16,7 +16,6 @@ PDFIUM = f"pdfium {pypdfium2.PDFIUM_INFO.build}"
 PYPDF = f"pypdf {version('pypdf')}"
 
 
-
 def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
     """Which parser read it, and its pages.
 
