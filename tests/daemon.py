@@ -22,11 +22,16 @@ class Daemon:
     process: subprocess.Popen[bytes]
 
     @property
+    def files(self) -> Path:
+        """The data directory as the daemon sees it, also where it has a mount of its own there."""
+        return Path(f"/proc/{self.process.pid}/root{self.data_dir}")
+
+    @property
     def address(self) -> str:
-        return (self.data_dir / "endpoint").read_text()
+        return (self.files / "endpoint").read_text()
 
     def client(self) -> Client:
-        return Client.local(self.data_dir)
+        return Client.local(self.files)
 
     def log(self) -> str:
         return _log_of(self.data_dir).read_text()
@@ -50,7 +55,7 @@ def start(data_dir: Path, *options: str, launcher: Sequence[str] = ()) -> Daemon
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     daemon = Daemon(data_dir, process)
     deadline = time.monotonic() + START_SECONDS
-    while not (data_dir / "endpoint").exists():
+    while not (daemon.files / "endpoint").exists():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             process.wait()

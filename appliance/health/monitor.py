@@ -106,7 +106,7 @@ class Monitor:
                 self._watchers.discard(wake)
 
     async def watch_host(self, data_dir: Path, every_seconds: float = WATCH_HOST_SECONDS) -> None:
-        """Sample the machine until cancelled, raising and clearing what the samples give; a failed sample says nothing."""
+        """Sample the machine until cancelled, and raise and clear what that gives. A failed sample changes nothing."""
         while True:
             try:
                 taken = await asyncio.to_thread(host.sample, data_dir)

@@ -40,7 +40,7 @@ class OnnxEmbedder:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self._tokenizer = Tokenizer.from_buffer(vocabulary)
-        except Exception as error:  # noqa: BLE001  (both libraries raise classes of their own, some bare)
+        except Exception as error:
             raise ModelDamaged(f"The embedder can't be opened: {error}") from error
         # the published file pads, and cuts at 128; both are done here instead
         self._tokenizer.no_padding()

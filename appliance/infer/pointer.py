@@ -16,9 +16,12 @@ PromptBuilder = Callable[[Sequence[Sequence[str]], str], Sequence[tuple[str, boo
 class ModelPointer:
     """ports.Pointer over a pointer model."""
 
-    def __init__(self, generator: Generator, model: str, build_prompt: PromptBuilder, most_sentences: int) -> None:
-        """model: the pointer model's name. most_sentences: it has labels for so many."""
-        self._generator, self._model, self._build, self._most = generator, model, build_prompt, most_sentences
+    def __init__(
+        self, generator: Generator, model: str, build_prompt: PromptBuilder, most_sentences: int, most_passages: int
+    ) -> None:
+        """model: the pointer model's name. most_sentences, most_passages: it has labels and marks for so many."""
+        self._generator, self._model, self._build = generator, model, build_prompt
+        self._most_sentences, self._most_passages = most_sentences, most_passages
 
     async def point(self, question: str, passages: Sequence[Sequence[str]]) -> Pointing | None:
         """Which sentence of the passages answers. None where they are more than the model can read.
@@ -26,7 +29,7 @@ class ModelPointer:
         passages: sentences by passage; the logprobs come back flattened in that order. Raises as Generator.generate.
         """
         count = sum(map(len, passages))
-        if not 0 < count <= self._most:
+        if not 0 < count <= self._most_sentences or len(passages) > self._most_passages:
             return None
         segments = tuple(
             Segment(Origin.SCAFFOLD if control else Origin.RETRIEVED, text)

@@ -5,6 +5,7 @@ for milliseconds: the catalogue and the snapshot change together, and a reader t
 never waits for embedding, for the disk or for sealing, and never sees half a change.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ FULL_SEGMENT_SEALS = 4
 """Compaction puts as many sealed memtables together into one segment."""
 
 _REMEMBERED_GROUPS = 64
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ class Collection:
             self._store.close()
 
     def _to_entry(self, new: NewDocument) -> Entry:
+        if any(_SURROGATE.search(text) for text in (new.title, new.source, *new.pages)):
+            raise DocumentRefused("NOT_UNICODE", f"{ascii(new.title)} holds characters that are not Unicode text.")
         spans = tuple(chunk.passages(new.pages))
         if not spans:
             raise DocumentRefused("NO_TEXT", f"{new.title} holds no text.")

@@ -1,9 +1,9 @@
 """Quote mode: which sentence of the found passages answers a question, and whether any does. Pure.
 
-A sentence's score is a weighted sum of five scores (`evidence`); over all candidates it is a conditional logit, so that
-exp(score) over its sum is the sentence's share. Whether the question is answered at all is a logistic regression on three
-figures of the winner (`answer_evidence`). Both were fitted on XQuAD, articles 0-23, by `tests/bench/tune_quote.py`, which
-prints the constants below; articles 24-47 were kept for `tests/bench/starter.py`.
+A sentence's score is a weighted sum of five scores (`evidence`); over all candidates it is a conditional logit, so
+that exp(score) over its sum is the sentence's share. Whether the question is answered at all is a logistic regression
+on three figures of the winner (`answer_evidence`). Both were fitted on XQuAD, articles 0-23, by
+`tests/bench/tune_quote.py`, which prints the constants below; articles 24-47 were kept for `tests/bench/starter.py`.
 """
 
 import math
@@ -25,6 +25,7 @@ from appliance.knowledge.sentence_scores import (
     passage_numbers,
 )
 from appliance.types import Floats
+
 
 @dataclass(frozen=True, slots=True)
 class Fusion:

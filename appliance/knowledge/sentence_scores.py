@@ -1,7 +1,7 @@
 """What can be told of a sentence as an answer to a question without a language model: words, meanings, kind of answer.
 
-Every score is a column over all candidate sentences of one question, and depends on these candidates alone: a word is rare
-when few of them hold it. Nothing here knows a language except the cues, which are silent on questions they don't know.
+Every score is a column over all candidate sentences of one question, and depends on these candidates alone: a word is
+rare when few of them hold it. Nothing here knows a language but the cues, which are silent where they don't know it.
 """
 
 import re
@@ -20,7 +20,7 @@ Integers = NDArray[np.int32]
 
 WORD = re.compile(r"\w+")
 # Enough to join "invaded" with "invades"; other languages lose an ending now and then, in question and sentence alike.
-ENDINGS = "ations ation ings ing ies ied ed es s ion ly ment er e y".split()
+ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ied", "ed", "es", "s", "ion", "ly", "ment", "er", "e", "y")
 SATURATION, LENGTH_SHARE = 1.2, 0.5  # BM25's k1 and b
 
 
@@ -70,8 +70,10 @@ def rarity(frequency: NDArray[np.float64], total: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LexicalScores:
-    """bm25: [sentences]. coverage: [sentences], coverage_of_passage: [passages]: the share, weighted by rarity, of the
-    question's words that the sentence or passage holds."""
+    """bm25, coverage: [sentences]; coverage_of_passage: [passages].
+
+    Coverage is the share, weighted by rarity, of the question's words that the sentence or passage holds.
+    """
 
     bm25: Floats
     coverage: Floats
@@ -81,7 +83,9 @@ class LexicalScores:
 def lexical_scores(question: str, passages: Sequence[Sequence[str]]) -> LexicalScores:
     asked = list(dict.fromkeys(stems(question)))
     counts = [Counter(stems(sentence)) for sentence in chain.from_iterable(passages)]
-    present = np.array([[count[word] for word in asked] for count in counts], np.float64).reshape(len(counts), len(asked))
+    present = np.array([[count[word] for word in asked] for count in counts], np.float64).reshape(
+        len(counts), len(asked)
+    )
     weight = rarity((present > 0).sum(0), len(counts))
     lengths = np.array([count.total() for count in counts], np.float64)
     norm = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / max(lengths.mean(), 1.0))
@@ -101,8 +105,11 @@ def passage_numbers(counts: Sequence[int]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class MeaningScores:
-    """match: [sentences], match_of_passage: [passages]: for each token of the question the likeness of its best partner,
-    averaged by rarity. cosine: [sentences], of the question's and the sentence's mean token in context."""
+    """match, cosine: [sentences]; match_of_passage: [passages].
+
+    A match is the likeness of each of the question's tokens to its best partner there, averaged by rarity; the cosine
+    is that of the question's and the sentence's mean token in context.
+    """
 
     match: Floats
     match_of_passage: Floats
@@ -145,10 +152,11 @@ MONTHS = "january february march april may june july august september october no
 DAYS = "monday tuesday wednesday thursday friday saturday sunday morning noon afternoon evening night midnight"
 PERIODS = "second minute hour day week month quarter year decade century seconds minutes hours days weeks months years"
 TIMES = frozenset(f"{MONTHS} {DAYS} {PERIODS}".split())
-NUMBERS = frozenset(
-    "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty hundred thousand million "
-    "billion half quarter dozen third first second once twice several".split()
+NUMBER_WORDS = (
+    "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty hundred thousand "
+    "million billion half quarter dozen third first second once twice several"
 )
+NUMBERS = frozenset(NUMBER_WORDS.split())
 ASKS_TIME = re.compile(r"\b(when|since|(what|which) (year|date|century|decade|month|day))\b")
 ASKS_NUMBER = re.compile(
     r"\bhow (many|much|long|old|large|big|far|tall|high|deep|fast|often|heavy|wide)\b"

@@ -1,7 +1,7 @@
 """The starter model: where it lies, what it must hash to, how it is asked, and the answer that proves an engine sound.
 
-It is no chat model: it reads numbered sentences and a question and answers with one label, `<|s3|>` for the third sentence
-or `<|none|>`. The caller constrains the answer to the labels in the prompt. How it was made: models/starter/.
+It is no chat model: it reads numbered sentences and a question and answers with one label, `<|s3|>` for the third
+sentence or `<|none|>`. The caller constrains the answer to the labels in the prompt. How it was made: models/starter/.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from appliance.types import ModelFile, ModelKind
 
 NAME = "starter"
 FILE_NAME = "starter.gguf"
-SHA256 = "b08cc9342964ee6af0e62e19d71b5a58ee026a61f6a30b4b9d1f7bbeffcbc551"
+SHA256 = "77ef1bcf32e5d78e1e5a0cc85d5c69318beec9789385e4a62a00b72a21083449"
 CONTEXT_TOKENS = 2048
 MAX_SENTENCES, MAX_PASSAGES = 48, 8
 NONE_LABEL = "<|none|>"
@@ -109,8 +109,8 @@ SELF_TEST = SelfTest(
             ("The battery of the pump lasts 14 hours.", "A red lamp means that the pump is overheating."),
             ("Travel expenses must be claimed within 30 days.",),
         ),
-        "How many hours does the battery of the pump last?",
+        "Within how many days must travel expenses be claimed?",
     ),
     labels=labels(5),
-    expected=sentence_label(3),
+    expected=sentence_label(5),
 )

@@ -43,7 +43,7 @@ class Walls:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a child ended: exit status, negative where a signal killed it."""
+    """How a child ended: exit status, negative where a signal killed it; peak memory beyond what it was forked with."""
 
     status: int
     cpu_seconds: float

@@ -16,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -146,12 +147,13 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
 
 def _obituary(pid: int, number: int) -> bytes:
     _, status, usage = os.wait4(pid, 0)
+    inherited_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return json.dumps(
         {
             "id": number,
             "status": os.waitstatus_to_exitcode(status),
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_bytes": usage.ru_maxrss * 1024,
+            "peak_bytes": max(0, usage.ru_maxrss - inherited_kib) * 1024,
         }
     ).encode()
 

@@ -1,4 +1,4 @@
-"""python -m models.starter STEP --work FOLDER: fetch, corpus, train, export, audit. See README.md."""
+"""python -m models.starter [STEP] [--work FOLDER]: all but the audit, or one step. See README.md."""
 
 import argparse
 import os
@@ -52,16 +52,22 @@ STEPS: dict[str, Callable[[Path, str], None]] = {
 }
 
 
+def run_all(work: Path, device: str) -> None:
+    for step in (fetch, build_corpus, train, write_gguf):
+        step(work, device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--work", type=Path, required=True, help="folder for packages, text and checkpoints")
+    parser.add_argument("step", choices=[*STEPS, "all"], nargs="?", default="all")
+    parser.add_argument("--work", type=Path, default=Path("build/starter"), help="for packages, text and checkpoints")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    STEPS[arguments.step](arguments.work, arguments.device)
+    step = STEPS.get(arguments.step, run_all)
+    step(arguments.work, arguments.device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The audit: every source as pinned, and how much of the evaluation text the training text repeats.
 
-XQuAD is for evaluation only and is never read by the other steps. Overlap is counted in runs of eight and thirteen words:
-a paragraph or question is touched when one of its runs also stands in the prose or in a WordNet gloss.
+XQuAD is for evaluation only and is never read by the other steps. Overlap is counted in runs of eight and thirteen
+words: a paragraph or question is touched when one of its runs also stands in the prose or in a WordNet gloss.
 """
 
 import json

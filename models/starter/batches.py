@@ -30,7 +30,7 @@ JOINED_TOKENS = 1280
 
 @dataclass(frozen=True)
 class Row:
-    """tokens, positions: int64 [n]; mask: float [n, n]; answers: places [m] of answer tokens and their label numbers."""
+    """tokens, positions: int64 [n]; mask: float [n, n]; places, labels: int64 [m], of the answer tokens."""
 
     tokens: Tensor
     positions: Tensor

@@ -4,8 +4,8 @@ From random weights a network this small didn't find the three-step circuit in m
   layer 0, head 0: every token looks back to the nearest label and copies the label's code;
   layer 1, head 0: a question token looks at tokens of the same stem and gathers the codes of their labels;
   layer 2, head 0: the answer token averages what the question tokens gathered; its state then resembles the label.
-The residual space is cut into orthonormal parts: label codes (head_width directions), one direction that every token has,
-one that labels (and the marks that end them) have, and the rest for what a token is, shared by tokens of one stem.
+The residual space is cut into orthonormal parts: label codes (head_width directions), one direction that every token
+has, one that labels (and the marks that end them) have, the rest for what a token is, shared by tokens of one stem.
 """
 
 import re
@@ -79,7 +79,10 @@ def _layer(shape: Shape, space: Space, number: int) -> dict[str, Tensor]:
     q, k = orthogonal(d) * 1.1, orthogonal(d) * 1.1
     if number < 3:
         q[:n], k[:n] = (_nearest_label, _same_stem, _window_mean)[number](space)
-    scaled = {name: torch.randn(size) * size[1] ** -0.5 for name, size in (("gate", (shape.hidden, d)), ("up", (shape.hidden, d)))}
+    scaled = {
+        name: torch.randn(size) * size[1] ** -0.5
+        for name, size in (("gate", (shape.hidden, d)), ("up", (shape.hidden, d)))
+    }
     return {"q": q, "k": k, "v": v, "o": o, **scaled, "down": torch.randn(d, shape.hidden) * 0.05 * shape.hidden**-0.5}
 
 

@@ -1,4 +1,4 @@
-"""Prose for pseudo-questions: the pinned Debian packages of sources.json -> prose.jsonl, one run of sentences a line."""
+"""Prose for pseudo-questions: the packages that sources.json pins, as prose.jsonl, one run of sentences a line."""
 
 import gzip
 import hashlib
@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+APT, DPKG = "/usr/bin/apt-get", "/usr/bin/dpkg-deb"
 SOURCES = Path(__file__).with_name("sources.json")
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|Mr|Mrs|Dr|St|No|cf|approx|[A-Z])\.$")
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 CODE_MARKS = re.compile(r"[{}<>|\\=_@#]|::|//|\(\)|--")
-FUNCTION_WORDS = frozenset("the of and to in a is that for it as was with be by on not are this".split())
+
+
+def listed(words: str) -> tuple[str, ...]:
+    """Words written one after another."""
+    return tuple(words.split())
+
+
+FUNCTION_WORDS = frozenset(listed("the of and to in a is that for it as was with be by on not are this"))
 CURLY = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 
 
@@ -42,10 +50,10 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources():
         if not list(folder.glob(f"{source.package}_*.deb")):
-            subprocess.run(["apt-get", "download", f"{source.package}={source.version}"], cwd=folder, check=True)
+            subprocess.run([APT, "download", f"{source.package}={source.version}"], cwd=folder, check=True)
         (deb,) = folder.glob(f"{source.package}_*.deb")
         check(deb.read_bytes(), source.deb_sha256, deb.name)
-        subprocess.run(["dpkg-deb", "-x", deb, folder / source.package], check=True)
+        subprocess.run([DPKG, "-x", deb, folder / source.package], check=True)
         licence = folder / source.package / "usr/share/doc" / source.package / "copyright"
         check(licence.read_bytes(), source.copyright_sha256, f"{source.package} copyright")
 

@@ -1,4 +1,4 @@
-"""Invented facts: small worlds of towns, devices, people, workplaces, projects and species, from the templates of facts.json.
+"""Invented facts about towns, devices, people, workplaces, projects and species, from the templates of facts.json.
 
 They teach question types ("how heavy", "who runs") that pseudo-questions from prose don't hold, and hard negatives: the
 same attribute of another thing, another attribute of the same thing, a thing that no passage names.
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from models.starter.corpus import listed
 from models.starter.wordnet import Instance
 
-ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w z".split()
-VOWELS = "a e i o u ai ea ou io ae".split()
-CODAS = "n r l s t k m d x nd rt lm ss th v".split()
-FIRST_NAMES = (
+ONSETS = listed("b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w z")
+VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ou", "io", "ae"]
+CODAS = ["n", "r", "l", "s", "t", "k", "m", "d", "x", "nd", "rt", "lm", "ss", "th", "v"]
+FIRST_NAMES = listed(
     "Anna Omar Lucia Peter Mei Ivan Sara Tom Nadia Felix Ruth Hugo Amira Jonas Elena Victor Priya Martin Clara Daniel "
     "Fatima George Helen Karl Laura Mikhail Nora Oscar Paula Quentin Rosa Stefan Tara Umar Vera Walter Yuki Zoe"
-).split()
-MONTHS = "January February March April May June July August September October November December".split()
+)
+MONTHS = listed("January February March April May June July August September October November December")
 POLITE = ("Please tell me: ", "Hi, ", "Question: ", "I would like to know: ")
 PRONOUNS = {"town": ("It",), "device": ("It",), "project": ("It",), "species": ("It",), "person": ("He", "She")}
 BIRTH_QUESTIONS = ("When was {e} born?", "In what year was {e} born?", "What is the birth year of {e}?")
@@ -36,7 +37,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Context:
-    """Passages of sentences, and questions with the index of the sentence that answers, counted over all passages, or -1."""
+    """Passages of sentences; questions, each with the number of its sentence counted over all passages, or -1."""
 
     passages: tuple[tuple[str, ...], ...]
     questions: tuple[tuple[str, int], ...]
@@ -66,7 +67,9 @@ def person(rng: Random) -> str:
 
 def date(rng: Random) -> str:
     day, month, year = rng.randint(1, 28), rng.choice(MONTHS), rng.randint(1850, 2026)
-    return rng.choice((f"{day} {month} {year}", f"{month} {day}, {year}", str(rng.randint(1500, 2026)), f"{month} {year}"))
+    return rng.choice(
+        (f"{day} {month} {year}", f"{month} {day}, {year}", str(rng.randint(1500, 2026)), f"{month} {year}")
+    )
 
 
 def clock(rng: Random) -> str:
@@ -91,11 +94,13 @@ ENTITIES: dict[str, Callable[[Random], str]] = {
     "town": lambda rng: invented_name(rng) + rng.choice(("", "", "ton", "ville", " Bay", "burg")),
     "device": lambda rng: f"{invented_name(rng)}{rng.choice((' ', '-', ' Pro ', ' Mk '))}{rng.randint(1, 990)}",
     "person": person,
-    "policy": lambda rng: f"the {invented_name(rng)} "
-    + rng.choice(("office", "team", "company", "branch", "plant", "library", "clinic")),
+    "policy": lambda rng: (
+        f"the {invented_name(rng)} " + rng.choice(("office", "team", "company", "branch", "plant", "library", "clinic"))
+    ),
     "project": lambda rng: f"project {invented_name(rng)}",
-    "species": lambda rng: f"the {invented_name(rng).lower()} "
-    + rng.choice(("bird", "frog", "tree", "fish", "moth", "bear")),
+    "species": lambda rng: (
+        f"the {invented_name(rng).lower()} " + rng.choice(("bird", "frog", "tree", "fish", "moth", "bear"))
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as fn
 from torch import Tensor, nn
 
 
@@ -42,29 +42,29 @@ class Pointer(nn.Module):
         """tokens, positions: int64 [n]. mask: float [n, n] added to attention, None for causal. Returns [n, width]."""
         angles = positions[:, None].float() * self.frequency
         cosine, sine = angles.cos(), angles.sin()
-        x = F.embedding(tokens, self.embedding)
+        x = fn.embedding(tokens, self.embedding)
         for layer in self.layers:
             assert isinstance(layer, nn.ParameterDict)
             x = x + self._attend(layer, self._norm(x, layer["attention_norm"]), cosine, sine, mask)
             z = self._norm(x, layer["ffn_norm"])
-            x = x + F.linear(F.silu(F.linear(z, layer["gate"])) * F.linear(z, layer["up"]), layer["down"])
+            x = x + fn.linear(fn.silu(fn.linear(z, layer["gate"])) * fn.linear(z, layer["up"]), layer["down"])
         return self._norm(x, self.final_norm)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.shape.width,), weight, self.shape.epsilon)
+        return fn.rms_norm(x, (self.shape.width,), weight, self.shape.epsilon)
 
     def _attend(self, layer: nn.ParameterDict, z: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
         n, heads, head_width = z.shape[0], self.shape.heads, self.shape.head_width
 
         def split(weight: Tensor) -> Tensor:
-            return F.linear(z, weight).view(n, heads, head_width).transpose(0, 1)
+            return fn.linear(z, weight).view(n, heads, head_width).transpose(0, 1)
 
         v = split(layer["v"])
         q = rotate(split(layer["q"]), cosine, sine).to(v.dtype)
         k = rotate(split(layer["k"]), cosine, sine).to(v.dtype)
         bias = None if mask is None else mask.to(v.dtype)[None, None]
-        out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias, is_causal=bias is None)
-        return F.linear(out[0].transpose(0, 1).reshape(n, self.shape.width), layer["o"])
+        out = fn.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias, is_causal=bias is None)
+        return fn.linear(out[0].transpose(0, 1).reshape(n, self.shape.width), layer["o"])
 
 
 def _layer(shape: Shape) -> nn.ParameterDict:

@@ -1,35 +1,37 @@
 """Pseudo-questions: a sentence of prose turned into something that a person might ask whose answer it is.
 
-A span of the sentence (a year, a number, a name, a phrase) becomes the question word, part of the other words is dropped,
-some are replaced by other forms or by WordNet's words for the same thing, and words of the neighbourhood may slip in.
+A span of the sentence (a year, a number, a name, a phrase) becomes the question word, part of the other words is
+dropped, some are replaced by other forms or by WordNet's words for the same, and words of the neighbourhood slip in.
 """
 
 import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from models.starter.corpus import listed
 from models.starter.facts import Context, upper_first
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9'.\-]*[A-Za-z0-9]|[A-Za-z0-9]")
 LOWER_WORD = re.compile(r"[a-z0-9]+")
 GAP = "\0"
 STOP = frozenset(
-    "a an the of and or to in on at by for with from as is are was were be been being it its this that these those he she "
-    "they them his her their there which who whom whose what when where why how has have had do does did not no can could "
-    "will would should may might must shall if then than so such also into over under between about after before during "
-    "other some any each all both more most only very just but while you your we our i one out up off through per".split()
+    listed(
+        "a an the of and or to in on at by for with from as is are was were be been being it its this that these "
+        "those he she they them his her their there which who whom whose what when where why how has have had do does "
+        "did not no can could will would should may might must shall if then than so such also into over under "
+        "between about after before during other some any each all both more most only very just but while you your "
+        "we our i one out up off through per"
+    )
 )
 NUMBER_WORDS = frozenset(
-    "one two three four five six seven eight nine ten twelve twenty hundred thousand million first second third".split()
+    listed("one two three four five six seven eight nine ten twelve twenty hundred thousand million first second third")
 )
-SUFFIXES = (
-    "ations ation ingly ings ing edly ed ies es s ions ion ly ments ment er ers or ity al ance ence e y".split()
-)
+SUFFIXES = listed("ations ation ingly ings ing edly ed ies es s ions ion ly ments ment er ers or ity al ance ence e y")
 ENDINGS = ("", "e", "s", "es", "ed", "ing", "er", "ion", "ation", "ment", "y", "ies", "ly", "al")
 ASKING = {
     "year": "When|In what year|What year|In which year|When was|Since when|On what date",
@@ -43,7 +45,7 @@ ASKING = {
     "when": "When|Under what condition|At what time|In what case|What happens",
 }
 ASKING_WORDS = {kind: tuple(words.split("|")) for kind, words in ASKING.items()}
-KINDS = "kind type person group place name term thing country city organization company system file part".split()
+KINDS = listed("kind type person group place name term thing country city organization company system file part")
 AUXILIARIES = ("is", "was", "are", "were", "did", "does", "do", "can", "has", "would", "", "", "", "", "")
 OPENERS = ("Tell me", "According to the text,", "Please say", "I want to know", "Do you know", "Can you tell me")
 
@@ -118,7 +120,7 @@ def spans(words: Sequence[str]) -> list[Span]:
     return found
 
 
-def _run_end(words: Sequence[str], start: int, belongs) -> int:  # type: ignore[no-untyped-def]
+def _run_end(words: Sequence[str], start: int, belongs: Callable[[str], bool]) -> int:
     end = start
     while end < len(words) and belongs(words[end]):
         end += 1
@@ -201,9 +203,7 @@ def _thin_out(rng: Random, words: Sequence[str], prose: Prose) -> list[str]:
 
 
 def _reworded(rng: Random, words: Sequence[str], rate: float, prose: Prose) -> list[str]:
-    return [
-        other_form(rng, w, prose.stand_ins) if w.lower() not in STOP and rng.random() < rate else w for w in words
-    ]
+    return [other_form(rng, w, prose.stand_ins) if w.lower() not in STOP and rng.random() < rate else w for w in words]
 
 
 def _topic(rng: Random, sentence: str, neighbours: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training: Muon-like steps on the matrices, Adam on the rest, phases with their own mixture, checkpoints to resume from.
+"""Training: Muon-like steps on the matrices, Adam on the rest, phases with their own mixture, and checkpoints.
 
 Every step draws its rows from its own seeded generator, so a resumed run sees what an unbroken one would have seen.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as fn
 from torch import Tensor
 
 from models.starter.batches import LABEL_IDS, Material, Mixture, Row, draw_row
@@ -93,7 +93,7 @@ class Trainer:
     def _step(self) -> tuple[float, float]:
         """One optimiser step; returns mean loss and share of right answers."""
         phase, rate = phase_at(self.recipe, self.step)
-        rng = Random(f"{self.recipe.seed}/{self.step}")
+        rng = Random(f"{self.recipe.seed}/{self.step}")  # noqa: S311
         self.model.zero_grad(set_to_none=True)
         tokens = answers = 0
         loss = right = 0.0
@@ -111,7 +111,7 @@ class Trainer:
             hidden = self.model(row.tokens.to(self.device), row.positions.to(self.device), row.mask.to(self.device))
         logits = hidden[row.places].float() @ self.model.embedding[LABEL_IDS].T
         labels = row.labels.to(self.device)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = fn.cross_entropy(logits, labels, reduction="sum")
         (loss / 60).backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), float((logits.argmax(-1) == labels).sum())
 

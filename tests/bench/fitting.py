@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from appliance.types import Floats
 
 Matrix = NDArray[np.float64]
-ROUNDS, RATE, PENALTY = 4000, 0.5, 3e-4
+ROUNDS, RATE, PENALTY = 1500, 0.5, 3e-4
 
 
 def fit_choice(items: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> Matrix:
@@ -27,7 +27,8 @@ def fit_choice(items: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> Matrix:
         wanted = odds * right
         wanted /= np.maximum(np.add.reduceat(wanted, starts[:-1])[of], 1e-300)
         weights -= RATE * (rows.T @ (share - wanted) / len(items) + PENALTY * weights)
-    return weights / scale
+    fitted: Matrix = weights / scale
+    return fitted
 
 
 def fit_answer(known: Floats, answerable: NDArray[np.bool_]) -> tuple[Matrix, float]:

@@ -1,9 +1,9 @@
 """Quote mode beside each of its parts alone: python -m tests.bench.starter.
 
-XQuAD English, articles 24-47, which nothing was tuned on. One question a row; the answering paragraph stands among three
-others, from other articles (`other`) or from its own (`same`). Parts: BM25, MiniLM's cosine of sentence and question,
-MiniLM token by token in context, and the pointer model through the real engine. Intervals are 95%, by bootstrap over
-questions. What the pointer adds is tested in pairs: weights with and without it, fitted on articles 0-23 in this run.
+XQuAD English, articles 24-47, which nothing was tuned on. The answering paragraph stands among three others, from
+other articles (`other`) or from its own (`same`). Parts: BM25, MiniLM's cosine of sentence and question, MiniLM token
+by token in context, and the pointer model through the real engine. Intervals are 95%, by bootstrap over questions.
+What the pointer adds is tested in pairs: weights with and without it, fitted on articles 0-23 in this run.
 """
 
 import json
@@ -64,7 +64,7 @@ class Embedded:
 @cache
 def embedder() -> OnnxEmbedder:
     files = minilm.prepare(Path(tempfile.gettempdir()) / "appliance-bench")
-    return OnnxEmbedder(files.onnx, files.tokenizer, threads=os.cpu_count() or 1)
+    return OnnxEmbedder(files.onnx, files.tokenizer)
 
 
 def embed(items: Sequence[xquad.Item]) -> list[Embedded]:
@@ -96,11 +96,11 @@ class PointerEngine:
         llama.init()
         self._engine = Engine(
             llama.Model(str(starter.path())),
-            cells=16 * starter.CONTEXT_TOKENS,
-            sequences=16,
+            cells=starter.CONTEXT_TOKENS,
+            sequences=1,
             batch_tokens=2048,
             queue=CHUNK,
-            threads=os.cpu_count() or 1,
+            threads=1,
             post=_deliver,
         )
 
@@ -135,7 +135,7 @@ def _generation(one: Embedded) -> Generation:
 
 @dataclass(frozen=True)
 class Judged:
-    """One way to rank, over all items of a setting: were its first sentences right, and how sure was it of an answer."""
+    """One way to rank, over a setting's items: were its first sentences right, how sure was it of an answer."""
 
     right: Flags
     strict: Flags
@@ -145,7 +145,7 @@ class Judged:
 def judge(items: Sequence[Embedded], scores: Sequence[Floats], sureness: Sequence[float]) -> Judged:
     """right and strict over the answerable items, sureness over all."""
     best = [(one.item, int(np.argmax(score))) for one, score in zip(items, scores, strict=True) if one.item.answerable]
-    right, strict = ([flags(item)[i] for item, i in best] for flags in (lambda t: t.right, lambda t: t.strict))
+    right, strict = [item.right[i] for item, i in best], [item.strict[i] for item, i in best]
     return Judged(np.array(right), np.array(strict), np.array(sureness, np.float64))
 
 
@@ -197,7 +197,8 @@ def with_pointer(evidence: Floats, pointing: Pointing) -> Floats:
 
 
 def pointer_gain(tuning: Sequence[tuple[Embedded, Pointing]], held_out: Sequence[tuple[Embedded, Pointing]]) -> str:
-    """A line: what the pointer's log-probability adds to quote mode's evidence, fitted on one part, paired on the other."""
+    """What the pointer's log-probability adds to quote mode's evidence: fitted on one part, paired on the other."""
+
     def hits(columns: Callable[[Embedded, Pointing], Floats]) -> Flags:
         weights = fit_choice([(columns(one, p), np.array(one.item.right)) for one, p in tuning])
         return np.array([one.item.right[int((columns(one, p) @ weights).argmax())] for one, p in held_out])
@@ -233,23 +234,26 @@ def figures_of(setting: str, judged: Mapping[str, Judged], answerable: Flags) ->
     return found
 
 
+def measure(setting: xquad.Setting, data: Path, engine: PointerEngine) -> dict[str, float]:
+    """Print a setting's table, and what the pointer adds there; returns its figures."""
+    items = embed(xquad.load(data, xquad.HELD_OUT, setting))
+    pointings = engine.point(items)
+    answerable = np.array([one.item.answerable for one in items])
+    judged = judge_all(items, pointings)
+    print(f"\n{setting} article: {answerable.sum()} answerable, {(~answerable).sum()} not")
+    print(f"{'':14s} right sentence          strict  abstain AUC")
+    for name, part in judged.items():
+        print(row(name, part, answerable))
+    tuning = [one for one in embed(xquad.load(data, xquad.TUNING, setting)) if one.item.answerable]
+    held_out = [(one, p) for one, p in zip(items, pointings, strict=True) if one.item.answerable]
+    gain = pointer_gain(list(zip(tuning, engine.point(tuning), strict=True)), held_out)
+    print(f"the pointer in the fusion: {gain}", flush=True)
+    return figures_of(setting, judged, answerable)
+
+
 def main() -> None:
     data, engine = data_folder(), PointerEngine()
-    figures: dict[str, float] = {}
-    for setting in ("other", "same"):
-        items = embed(xquad.load(data, xquad.HELD_OUT, setting))
-        pointings = engine.point(items)
-        answerable = np.array([one.item.answerable for one in items])
-        judged = judge_all(items, pointings)
-        print(f"\n{setting} article: {answerable.sum()} answerable, {(~answerable).sum()} not")
-        print(f"{'':14s} right sentence          strict  abstain AUC")
-        for name, part in judged.items():
-            print(row(name, part, answerable))
-        figures |= figures_of(setting, judged, answerable)
-        tuning = [one for one in embed(xquad.load(data, xquad.TUNING, setting)) if one.item.answerable]
-        held_out = [(one, p) for one, p in zip(items, pointings, strict=True) if one.item.answerable]
-        gain = pointer_gain(list(zip(tuning, engine.point(tuning), strict=True)), held_out)
-        print(f"the pointer in the fusion: {gain}")
+    figures = measure("other", data, engine) | measure("same", data, engine)
     packages = ("numpy", "onnxruntime", "llama-cpp-python")
     report = {
         "bench": "starter",

@@ -1,12 +1,14 @@
 """Fit the constants of appliance/knowledge/quote.py on XQuAD, articles 0-23, and print them.
 
-python -m tests.bench.tune_quote: FUSED on the English, LEXICAL on the Russian questions; the sentence weights by a conditional logit (the right sentences against all candidates),
-then the abstention by a logistic regression on answerable and unanswerable items. Nothing here reads the held-out articles.
+python -m tests.bench.tune_quote: FUSED on the English, LEXICAL on the Russian questions; the sentence weights by a
+conditional logit (the right sentences against all candidates), then the abstention by a logistic regression on
+answerable and unanswerable items. Nothing here reads the held-out articles.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+
 from appliance.knowledge import quote
 from appliance.knowledge.sentence_scores import lexical_scores, meaning_scores
 from appliance.types import Floats

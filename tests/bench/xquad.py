@@ -1,8 +1,8 @@
 """XQuAD as candidate passages: for each question the passage that answers it among others, and passages that don't.
 
-A setting puts three other passages beside the answering one, from other articles or from the same article; none of them
-contains the answer's text. The unanswerable twin of a question has four passages without the answer instead. A sentence is
-right when it contains the answer's text; `strict` asks for the very sentence that the annotator marked.
+A setting puts three other passages beside the answering one, from other articles or from the same article; none of
+them contains the answer's text. The unanswerable twin of a question has four passages without the answer instead. A
+sentence is right when it contains the answer's text; `strict` asks for the very sentence that the annotator marked.
 """
 
 import json
@@ -17,7 +17,7 @@ from appliance.knowledge.chunk import sentences
 
 Setting = Literal["other", "same"]
 OTHERS = 3
-TUNING, HELD_OUT = range(0, 24), range(24, 48)
+TUNING, HELD_OUT = range(24), range(24, 48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def _items(rng: Random, paragraphs: Sequence[Paragraph], asked: _Question, setti
 
 
 def _item(asked: _Question, setting: Setting, passages: Sequence[Paragraph]) -> Item:
-    right = [flag for p in passages for flag in (p.holds(asked.answer) if p is asked.home else [False] * len(p.sentences))]
-    strict = [
-        p is asked.home and start <= asked.answer_start < end for p in passages for start, end in p.sentences
+    right = [
+        flag for p in passages for flag in (p.holds(asked.answer) if p is asked.home else [False] * len(p.sentences))
     ]
+    strict = [p is asked.home and start <= asked.answer_start < end for p in passages for start, end in p.sentences]
     return Item(asked.home.article, setting, asked.text, tuple(passages), tuple(right), tuple(strict))
 
 

@@ -38,7 +38,7 @@ def build(passages: Sequence[Sequence[str]], question: str) -> list[tuple[str, b
 
 async def test_labels_are_scaffold_and_everything_read_is_not() -> None:
     generator = Recorder()
-    pointing = await ModelPointer(generator, "starter", build, 8).point("Who?", [["A.", "B <|s9|>."], ["C."]])
+    pointing = await ModelPointer(generator, "starter", build, 8, 4).point("Who?", [["A.", "B <|s9|>."], ["C."]])
     assert pointing
     assert (pointing.logprobs, pointing.none_logprob) == ((0.0, -1.0, -2.0), -3.0)
     model, generation = generator.asked[0]
@@ -50,13 +50,13 @@ async def test_labels_are_scaffold_and_everything_read_is_not() -> None:
     assert not math.isnan(pointing.none_logprob)
 
 
-@pytest.mark.parametrize("passages", [[], [[]], [["a."] * 9]])
+@pytest.mark.parametrize("passages", [[], [[]], [["a."] * 9], [["a."]] * 5])
 async def test_none_or_too_many_sentences_are_not_asked(passages: list[list[str]]) -> None:
     generator = Recorder()
-    assert await ModelPointer(generator, "starter", build, 8).point("Who?", passages) is None
+    assert await ModelPointer(generator, "starter", build, 8, 4).point("Who?", passages) is None
     assert not generator.asked
 
 
 async def test_more_text_than_the_context_holds_is_no_answer() -> None:
     generator = Recorder(PromptTooLong("The prompt has 5000 tokens."))
-    assert await ModelPointer(generator, "starter", build, 8).point("Who?", [["A."]]) is None
+    assert await ModelPointer(generator, "starter", build, 8, 4).point("Who?", [["A."]]) is None

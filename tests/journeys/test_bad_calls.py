@@ -87,7 +87,7 @@ def test_names_limits_and_empty_texts_are_checked_before_anything_is_done(box: D
         with pytest.raises(InvalidArgument, match="messages"):
             list(client.chat([]))
         with pytest.raises(InvalidArgument, match="path"):
-            client.ingest_folder(Path("relative/path"), "handbook")  # type: ignore[arg-type]
+            client.ingest_folder("relative/path", "handbook")
 
 
 def test_chat_without_a_chat_model_says_what_to_do(box: Daemon) -> None:

@@ -1,6 +1,7 @@
 """A model dropped into the import folder serves; one that is no model says why; one that dies comes back."""
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -89,7 +90,8 @@ def test_a_dropped_gguf_serves_chat_and_generate_without_a_restart(
     assert isinstance(last, AskFinish)
     # random weights write nonsense: no sentence of it may pass as supported
     assert not any(isinstance(piece, Citation) for piece in asked)
-    assert any(isinstance(piece, Unsupported) for piece in asked) or not last.finish.usage.output_tokens
+    answer = "".join(piece.text for piece in asked if isinstance(piece, Text))
+    assert any(isinstance(piece, Unsupported) for piece in asked) is bool(re.search(r"\w", answer))
     assert last.answered is False
 
 

@@ -3,10 +3,13 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from appliance.errors import NotFound
+from appliance.knowledge.collection import Collection
 from appliance.knowledge.library import Library
 from appliance.types import EVERYONE, Document, NewDocument
 from appliance.vault import FileKeyring
@@ -34,6 +37,11 @@ class Shelf:
         """The only file of seg/, wal/ or mf/."""
         (found,) = (self.files / folder).iterdir()
         return found
+
+    @property
+    def collection(self) -> Collection:
+        """What the library opened, for what its callers cannot see."""
+        return self.library._open("handbook")
 
     def copy(self, name: str) -> "Shelf":
         """The same files elsewhere, as another library."""
@@ -64,6 +72,14 @@ class Shelf:
         documents = self.library.documents("handbook", groups)
         return {document.id: self.library.pages("handbook", document.id, groups) for document in documents}
 
+    def contents_while_changing(self) -> list[tuple[str, ...]]:
+        """The pages of what is listed, less what is deleted before it is read."""
+        found = []
+        for document in self.library.documents("handbook", ALL):
+            with suppress(NotFound):
+                found.append(self.library.pages("handbook", document.id, ALL))
+        return found
+
     def _open(self) -> Library:
         keyring = FileKeyring.open(self.root / "vault", self.root / "knowledge")
         return Library(
@@ -76,7 +92,7 @@ class Shelf:
 
 
 def new_document(*pages: str, title: str = "", readers: frozenset[str] = ALL) -> NewDocument:
-    digest = hashlib.sha256("\f".join((title, *pages)).encode()).hexdigest()
+    digest = hashlib.sha256("\f".join((title, *pages)).encode("utf-8", "surrogatepass")).hexdigest()
     return NewDocument(title or digest[:8], "text/plain", digest, 10, "stick", "text/1", "v1", pages, readers)
 
 

@@ -24,7 +24,7 @@ def test_a_changed_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_model_is_named_with_the_places_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starter, "PLACES", (tmp_path / "a", tmp_path / "b"))
-    with pytest.raises(ModelMissing, match="a, .*b"):
+    with pytest.raises(ModelMissing, match=r"a, .*b"):
         starter.path()
 
 

@@ -43,6 +43,20 @@ async def test_the_walls_are_told(hostile: LockedExtractor) -> None:
     assert hostile.fault == ""
 
 
+async def test_namespaces_are_a_wall_more_and_not_needed() -> None:
+    extractor = LockedExtractor(
+        LIMITS, "tests.sandbox.hostile", zygote=weakened("lockdown.enter_namespaces = lambda: ()")
+    )
+    assert (await extract(extractor, b"harmless")).pages == ("harmless",)
+    assert extractor.walls
+    assert extractor.walls.namespaces == ()
+    with pytest.raises(DocumentRefused) as refused:
+        await extract(extractor, b"kill_the_parent")
+    assert refused.value.file_reason == "FORBIDDEN_CALL"
+    await extractor.close()
+    assert zygotes() == []
+
+
 async def test_documents_are_read_beside_one_another(hostile: LockedExtractor) -> None:
     read = await asyncio.gather(*(extract(hostile, b"nap") for _ in range(4)), extract(hostile, b"harmless"))
     assert [item.pages for item in read] == [("slept",)] * 4 + [("harmless",)]

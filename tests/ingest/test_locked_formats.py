@@ -1,0 +1,101 @@
+"""Each format in the locked child gives what it gives outside: nothing is imported there for the first time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from appliance.config import Config
+from appliance.errors import DocumentRefused
+from appliance.ingest import extract as formats
+from appliance.sandbox.extractor import LockedExtractor
+from tests import pdf_files
+from tests.sandbox.locked import extract
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = Config(data_dir=Path("/nowhere"), document_max_mib=4)
+SAMPLES = Path(__file__).parents[2] / "samples" / "documents"
+FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
+
+DOCUMENTS = {
+    **{f"warm {number}{suffix}": data for number, (suffix, data) in enumerate(formats.WARM_DOCUMENTS)},
+    **{f"sample {path.name}": path.read_bytes() for path in sorted(SAMPLES.iterdir())},
+    **{
+        f"{encoding}.html": f"<meta charset={encoding}><p>".encode() + content.encode(encoding)
+        for encoding, content in {
+            "windows-1250": "żółw",
+            "windows-1251": "Пропуск",
+            "windows-1252": "Grüße",
+            "iso-8859-15": "10 €",
+            "koi8-r": "Пропуск",
+            "shift_jis": "規則",
+            "euc-jp": "規則",
+            "gb18030": "规则",
+            "big5": "規則",
+            "euc-kr": "규칙",
+        }.items()
+    },
+    "control.txt": bytes(range(128)),
+    "entities.html": b"<p>&notit; &#x1F642; &CounterClockwiseContourIntegral; &nbsp;x",
+    "links.md": b"<http://x.y/?q=\xc3\xa4> [a](http://\xc3\xa4.example 'title') \\* &copy; ![i](j)\n***\n- [ ] task\n",
+    "text.pdf": pdf_files.text_pdf(),
+    "utf16.txt": "\ufeffÄ 世界".encode("utf-16-le"),
+    "aes.pdf": pdf_files.encrypted_pdf("AES-256"),
+    "aes-open.pdf": pdf_files.encrypted_pdf("AES-256", password=""),
+    "rc4-open.pdf": pdf_files.encrypted_pdf("RC4-128", password=""),
+    "image.pdf": pdf_files.image_pdf(),
+    "circular.pdf": pdf_files.circular_pdf(),
+    "lost-table.pdf": pdf_files.unreferenced_pdf(),
+    "nested.pdf": pdf_files.nested_pdf(100_000),
+    "cut.pdf": pdf_files.text_pdf()[:700],
+    "noise.pdf": b"%PDF-1.4\n" + bytes(range(256)) * 40,
+    "nameless": b"text",
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def locked() -> AsyncIterator[LockedExtractor]:
+    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract")
+    await extractor.start()
+    yield extractor
+    await extractor.close()
+
+
+def outside(data: bytes, name: str) -> tuple[object, ...]:
+    try:
+        return formats.parse(data, Path(name).suffix, LIMITS.document_max_pages)
+    except DocumentRefused as refusal:
+        return (refusal.file_reason, str(refusal))
+
+
+async def inside(locked: LockedExtractor, data: bytes, name: str) -> tuple[object, ...]:
+    try:
+        read = await extract(locked, data, name)
+    except DocumentRefused as refusal:
+        return (refusal.file_reason, str(refusal))
+    return (read.media_type, read.parser, read.pages)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_the_lock_changes_nothing(locked: LockedExtractor, name: str) -> None:
+    assert await inside(locked, DOCUMENTS[name], name) == outside(DOCUMENTS[name], name)
+
+
+@pytest.mark.skipif(not FOREIGN.is_dir(), reason=f"{FOREIGN} is not there")
+async def test_the_lock_changes_nothing_for_pdfs_of_many_makers(locked: LockedExtractor) -> None:
+    files = {path.name: await asyncio.to_thread(path.read_bytes) for path in sorted(FOREIGN.glob("*.pdf"))}
+    assert files
+    for name, data in files.items():
+        assert await inside(locked, data, name) == outside(data, name)
+
+
+async def test_a_cut_or_flipped_pdf_is_read_or_refused_and_nothing_worse(locked: LockedExtractor) -> None:
+    whole, ends = pdf_files.text_pdf(), set()
+    for at in range(20, len(whole), 97):
+        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
+            ends.add((await inside(locked, data, "flipped.pdf"))[0])
+    assert "PDF_BROKEN" in ends
+    assert ends <= {"application/pdf", "PDF_BROKEN", "PDF_ENCRYPTED", "EMPTY"}

@@ -1,0 +1,300 @@
+"""The library as its callers see it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+
+from appliance.errors import (
+    AlreadyExists,
+    Broken,
+    DiskFull,
+    DocumentRefused,
+    EmbedderChanged,
+    InvalidArgument,
+    NotFound,
+    StoreDamaged,
+)
+from appliance.types import Floats, Span
+from tests.fakes import WordEmbedder
+from tests.knowledge.conftest import ALL, Shelf, flip, new_document
+
+PAGES = ("Badges expire after 90 days. Größe zählt.", "", "На третьей странице 日本語 too.")
+
+
+@pytest.mark.parametrize("name", ["a", "hand-book", "0", "x" * 63])
+def test_a_collection_of_a_good_name_is_made(shelf: Shelf, name: str) -> None:
+    assert shelf.library.create(name).name == f"collections/{name}"
+
+
+@pytest.mark.parametrize("name", ["", "Hand", "a_b", "a/b", "..", ".new-1", "x" * 64, "a\n", "ä"])
+def test_a_bad_name_is_refused_by_field(shelf: Shelf, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="collection_id"):
+        shelf.library.create(name)
+    with pytest.raises(NotFound):
+        shelf.library.documents(name, ALL)
+
+
+def test_a_name_is_given_once(shelf: Shelf) -> None:
+    with pytest.raises(AlreadyExists):
+        shelf.library.create("handbook")
+    assert shelf.library.collections()[0].document_count == 0
+
+
+def test_everything_is_the_same_from_the_memtable_from_a_segment_and_after_reopening(shelf: Shelf) -> None:
+    document = shelf.add(*PAGES, title="badges.md")
+    spans = [Span(1, 0, 6), Span(3, 3, 10), Span(3, 22, 25), Span(2, 0, 0), Span(1, 29, 40)]
+
+    def seen() -> list[object]:
+        texts = [shelf.library.text("handbook", document.id, span, ALL) for span in spans]
+        hits = [(hit.document, hit.span, hit.text) for hit in shelf.library.search("handbook", "Badges expire", ALL, 5)]
+        return [shelf.contents(), shelf.library.get("handbook", document.id, ALL), texts, hits]
+
+    first = seen()
+    assert first[0] == {document.id: PAGES}
+    assert first[1] == document
+    assert first[2] == [PAGES[span.page - 1][span.start : span.end] for span in spans]
+    for change in (shelf.reopen, shelf.compact, shelf.reopen):
+        change()
+        assert seen() == first
+
+
+def test_a_passage_is_the_text_of_its_span(shelf: Shelf) -> None:
+    shelf.add(*PAGES)
+    for change in (lambda: None, shelf.compact):
+        change()
+        hits = shelf.library.search("handbook", "Badges странице", ALL, 5)
+        assert len(hits) == 2
+        for hit in hits:
+            document = hit.document.rpartition("/")[2]
+            assert hit.text == shelf.library.text("handbook", document, hit.span, ALL)
+            assert hit.text == PAGES[hit.span.page - 1][hit.span.start : hit.span.end]
+
+
+def test_the_same_bytes_by_the_same_pipeline_are_one_document(shelf: Shelf) -> None:
+    first = shelf.add("Badges expire.")
+    assert shelf.add("Badges expire.") == first
+    assert shelf.library.find("handbook", first.sha256, "v1") == first
+    assert shelf.library.find("handbook", first.sha256, "v2") is None
+    assert len(shelf.contents()) == 1
+
+
+def test_the_same_document_from_many_threads_is_one_document(shelf: Shelf) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: shelf.add("Badges expire."), range(12)))
+    assert len({document.id for document in found}) == 1
+    assert len(shelf.contents()) == 1
+
+
+def test_a_deleted_document_can_be_added_again(shelf: Shelf) -> None:
+    shelf.delete(shelf.add("Badges expire."))
+    again = shelf.add("Badges expire.")
+    for change in (lambda: None, shelf.reopen, shelf.compact, shelf.reopen):
+        change()
+        assert shelf.contents() == {again.id: ("Badges expire.",)}
+
+
+@pytest.mark.parametrize("pages", [(), ("",), ("  \n\t", "\f")])
+def test_a_document_without_text_is_refused(shelf: Shelf, pages: tuple[str, ...]) -> None:
+    with pytest.raises(DocumentRefused, match="no text") as caught:
+        shelf.add(*pages)
+    assert caught.value.file_reason == "NO_TEXT"
+    assert shelf.contents() == {}
+
+
+def test_text_that_is_no_unicode_is_refused(shelf: Shelf) -> None:
+    with pytest.raises(DocumentRefused) as caught:
+        shelf.add("a lone \ud800 surrogate")
+    assert caught.value.file_reason == "NOT_UNICODE"
+    assert shelf.contents() == {}
+
+
+def test_a_document_of_one_huge_page_is_stored_and_read_by_passage(shelf: Shelf) -> None:
+    page = "Badges expire after 90 days für alle. " * 3000
+    document = shelf.add(page)
+    shelf.compact()
+    assert shelf.library.pages("handbook", document.id, ALL) == (page,)
+    hit = shelf.library.search("handbook", "badges expire", ALL, 1)[0]
+    assert hit.text == page[hit.span.start : hit.span.end]
+
+
+def test_what_a_caller_may_not_read_does_not_exist_for_it(shelf: Shelf) -> None:
+    secret = shelf.add("Badges expire.", readers=frozenset({"role:admin"}))
+    assert shelf.contents(frozenset({"role:admin"})) == {secret.id: ("Badges expire.",)}
+    assert shelf.contents() == {}
+    for call in (
+        lambda: shelf.library.get("handbook", secret.id, ALL),
+        lambda: shelf.library.pages("handbook", secret.id, ALL),
+        lambda: shelf.library.text("handbook", secret.id, Span(1, 0, 1), ALL),
+        lambda: shelf.library.delete("handbook", secret.id, ALL),
+    ):
+        with pytest.raises(NotFound):
+            call()
+
+
+@pytest.mark.parametrize("span", [Span(0, 0, 1), Span(4, 0, 1), Span(1, -1, 2), Span(1, 5, 4), Span(1, 0, 1000)])
+def test_a_span_outside_the_document_is_not_found(shelf: Shelf, span: Span) -> None:
+    document = shelf.add(*PAGES)
+    for change in (lambda: None, shelf.compact):
+        change()
+        with pytest.raises(NotFound):
+            shelf.library.text("handbook", document.id, span, ALL)
+
+
+def test_unknown_names_are_not_found(shelf: Shelf) -> None:
+    for call in (
+        lambda: shelf.library.get("handbook", "f" * 32, ALL),
+        lambda: shelf.library.delete("handbook", "f" * 32, ALL),
+        lambda: shelf.library.documents("none", ALL),
+        lambda: shelf.library.add("none", new_document("Badges.")),
+        lambda: shelf.library.search("none", "badges", ALL, 1),
+        lambda: shelf.library.drop("none"),
+    ):
+        with pytest.raises(NotFound):
+            call()
+
+
+def test_a_dropped_collection_is_gone_with_its_key_and_its_name_is_free(shelf: Shelf) -> None:
+    shelf.add("Badges expire.")
+    shelf.library.drop("handbook")
+    assert shelf.library.collections() == ()
+    assert list((shelf.root / "knowledge").iterdir()) == []
+    shelf.library.create("handbook")
+    assert shelf.contents() == {}
+
+
+def test_who_still_holds_a_dropped_collection_cannot_write_to_it(shelf: Shelf) -> None:
+    shelf.add("Badges expire.")
+    held = shelf.collection
+    shelf.library.drop("handbook")
+    with pytest.raises(NotFound):
+        held.add(new_document("Keys do not."))
+
+
+def test_a_damaged_collection_is_named_and_the_others_serve(shelf: Shelf) -> None:
+    shelf.library.create("second")
+    shelf.library.add("second", new_document("Keys do not expire."))
+    shelf.add("Badges expire.")
+    shelf.library.close()
+    flip(shelf.file("wal"), 100)
+    library = shelf.reopen()
+    with pytest.raises(StoreDamaged, match="handbook/wal"):
+        shelf.search("badges")
+    with pytest.raises(StoreDamaged, match="handbook/wal"):
+        shelf.add("Doors close.")
+    assert [collection.id for collection in library.collections()] == ["second"]
+    assert library.search("second", "keys", ALL, 1)
+    assert list(library.damaged()) == ["handbook"]
+    assert str(shelf.file("wal")) in library.damaged()["handbook"]
+    flip(shelf.file("wal"), 100)
+    assert len(shelf.contents()) == 1
+    assert library.damaged() == {}
+
+
+def test_a_damaged_collection_can_be_dropped(shelf: Shelf) -> None:
+    shelf.library.close()
+    (shelf.files / "CURRENT").unlink()
+    library = shelf.reopen()
+    assert library.collections() == ()
+    assert list(library.damaged()) == ["handbook"]
+    library.drop("handbook")
+    assert library.damaged() == {}
+    library.create("handbook")
+
+
+def test_another_embedder_is_refused_by_both_names_and_the_text_stays_readable(shelf: Shelf) -> None:
+    shelf.add("Badges expire.")
+    made_with = shelf.embedder.identity
+    shelf.embedder = WordEmbedder("another")
+    shelf.reopen()
+    for call in (lambda: shelf.search("badges"), lambda: shelf.add("Keys do not.")):
+        with pytest.raises(EmbedderChanged, match=f"{made_with[:16]}.*{shelf.embedder.identity[:16]}"):
+            call()
+    assert list(shelf.contents().values()) == [("Badges expire.",)]
+
+
+def test_a_vector_that_is_no_number_is_not_stored(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(texts: list[str]) -> Floats:
+        return WordEmbedder().embed(texts) * float("nan")
+
+    monkeypatch.setattr(shelf.embedder, "embed", broken)
+    with pytest.raises(Broken, match="no number"):
+        shelf.add("Badges expire.")
+    assert shelf.contents() == {}
+
+
+def test_the_memtable_is_sealed_when_it_is_full(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(seal_passages=4)
+    documents = [shelf.add(f"Badge {number} expires.") for number in range(10)]
+    assert len(list((shelf.files / "seg").iterdir())) == 2
+    assert len(list((shelf.files / "wal").iterdir())) == 1
+    shelf.reopen()
+    assert shelf.contents().keys() == {document.id for document in documents}
+
+
+def test_a_document_that_is_in_the_log_is_added_though_sealing_finds_the_disk_full(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = make_shelf(seal_passages=2)
+    shelf.add("Badge one expires.")
+    with monkeypatch.context() as patch:
+        def full(*_: object) -> None:
+            raise DiskFull("No space is left.")
+
+        patch.setattr("appliance.knowledge.store.write_segment", full)
+        shelf.add("Badge two expires.")
+    assert len(shelf.contents()) == 2
+    shelf.add("Badge three expires.")
+    assert len(list((shelf.files / "seg").iterdir())) == 1
+    shelf.reopen()
+    assert len(shelf.contents()) == 3
+
+
+def test_a_search_does_not_wait_for_a_document_that_is_being_written(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("Badges expire.")
+    store = shelf.collection._store
+    writing, go_on = Event(), Event()
+    append = store.append
+
+    def slow(record: object) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        append(record)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "append", slow)
+    with ThreadPoolExecutor(1) as threads:
+        adding = threads.submit(shelf.add, "Badges open doors.")
+        assert writing.wait(10)
+        assert shelf.search("badges") == ["Badges expire."]
+        go_on.set()
+        adding.result()
+    assert len(shelf.search("badges")) == 2
+
+
+def test_readers_and_writers_together_never_see_half_a_document(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(seal_passages=8)
+
+    def write(number: int) -> None:
+        document = shelf.add(f"Badge {number} expires.", f"Badge {number} opens doors.")
+        if number % 3 == 0:
+            shelf.delete(document)
+        if number % 10 == 0:
+            shelf.compact()
+
+    def read(number: int) -> None:
+        for pages in shelf.contents_while_changing():
+            assert len(pages) == 2
+        assert len(shelf.search("badge expires", limit=40)) <= 80
+
+    with ThreadPoolExecutor(4) as threads:
+        jobs = [threads.submit(write, number) for number in range(30)]
+        jobs += [threads.submit(read, number) for number in range(15)]
+        for job in jobs:
+            job.result()
+    contents = shelf.contents()
+    assert len(contents) == 20
+    shelf.reopen()
+    assert shelf.contents() == contents
