@@ -80,10 +80,11 @@ def gather(pieces: "Iterable[AskPiece]", shown: "Callable[[AskPiece], None]") ->
 
 
 def as_document(answer: Answer) -> dict[str, Any]:
-    """What `--json` prints. `document` is a resource name; `titles` says which file each was read from."""
+    """What `--json` prints. A citation's `document` is the file as people know it, `name` its resource name."""
     citations = [
         {
-            "document": item.document,
+            "document": item.title,
+            "name": item.document,
             "page": item.span.page,
             "start": item.span.start,
             "end": item.span.end,
@@ -96,7 +97,6 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "answered": answer.answered,
         "citations": citations,
-        "titles": {item.document: item.title for item in answer.citations},
         "unsupported": answer.unsupported,
         "usage": answer.finish.usage,
         "timings": answer.finish.timings,

@@ -24,7 +24,7 @@ from appliance.types import Finish, FinishReason, Generation, Text, Timings, Usa
 Piece = Text | Finish
 Deliver = Callable[[Piece], None]
 Post = Callable[[list[tuple[Deliver, Piece]]], None]
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class Engine:
                 self._step()
         except Exception as error:  # noqa: BLE001  whatever it was, the process must go
             # the cache is not to be trusted: the supervisor starts a new process, and calls in flight hear of it
-            _log.critical("engine failed", error=type(error).__name__, native=str(error)[:200])
+            log.critical("engine.failed", error=type(error).__name__, native=str(error)[:200])
             os._exit(EXIT_ENGINE_FAILED)
 
     def _step(self) -> None:

@@ -26,12 +26,12 @@ from appliance.types import Floats, Origin, Sampling, Segment
 MAX_SEQUENCES = 256
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED means "draw one": not what a caller who names a seed wants
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @native.llama_log_callback  # type: ignore[untyped-decorator]
 def _to_structlog(level: int, text: bytes, _: object) -> None:
-    _log.debug("llama.cpp", level=level, text=text.decode(errors="replace").rstrip())
+    log.debug("llama.cpp", level=level, text=text.decode(errors="replace").rstrip())
 
 
 def init() -> None:

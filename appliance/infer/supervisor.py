@@ -32,7 +32,7 @@ from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
 from appliance.infer import protocol
 from appliance.types import Finish, Generation, ModelState, Segment, Text
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 # what native code dies of by itself; a kill from outside may be tried again
 _OWN_FAULTS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
@@ -210,7 +210,7 @@ class Supervisor:
         self._become(ModelState.READY, "")
         try:
             await process.wait()
-            _log.warning("engine died", model=self.name, how=_how(process.returncode))
+            log.warning("engine.died", model=self.name, how=_how(process.returncode))
         finally:
             self._stub = self._process = None
             if process.returncode is None:
@@ -222,7 +222,7 @@ class Supervisor:
         self.state, self.detail = state, detail
         if state in (ModelState.READY, ModelState.FAILED):
             self._settled.set()
-        _log.info("model", model=self.name, state=state.value, detail=detail)
+        log.info("model.state", model=self.name, state=state.value, detail=detail)
         self._on_change()
 
 

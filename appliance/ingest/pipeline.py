@@ -11,7 +11,6 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import PurePath
 from typing import TypeVar
 
 import structlog
@@ -160,13 +159,13 @@ class Ingest:
             await asyncio.to_thread(self._quarantine.add, outcome)
         if target.job in self._outcomes:
             self._outcomes[target.job].append(outcome)
-        log.info("file ingested", job=target.job, state=outcome.state.value, reason=outcome.reason)
+        log.info("ingest.file", job=target.job, state=outcome.state.value, reason=outcome.reason)
 
     def _add(self, extracted: Extracted, outcome: FileOutcome, folder: Folder, target: _Target) -> FileOutcome:
         if known := self._library.find(target.collection, outcome.sha256, PIPELINE):
             return _duplicate(outcome, known)
         document = NewDocument(
-            title=PurePath(outcome.path).name,
+            title=outcome.path,
             media_type=extracted.media_type,
             sha256=outcome.sha256,
             size_bytes=outcome.size_bytes,

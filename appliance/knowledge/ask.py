@@ -47,7 +47,7 @@ GENERATE_PASSAGES = 6
 QUOTE_SENTENCES = 3
 ALSO_QUOTED_FROM = 0.6  # of the best sentence's share
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 class TokenEmbedder(Embedder, Protocol):
@@ -198,7 +198,7 @@ class Asker:
                 if count == 1:
                     raise
                 count //= 2
-                _log.info("ask_with_fewer_passages", model=file.name, passages=count)
+                log.info("ask.fewer_passages", model=file.name, passages=count)
 
     async def _judge(
         self, collection: str, answer: str, passages: Sequence[Passage], groups: frozenset[str]
@@ -250,7 +250,7 @@ class Asker:
         except NotFound:
             text = None
         if text != sentence.text:
-            _log.warning("citation_not_found_again", document=sentence.document, page=sentence.span.page)
+            log.warning("ask.citation_not_found_again", document=sentence.document, page=sentence.span.page)
         return text == sentence.text
 
 

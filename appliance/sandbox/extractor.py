@@ -106,7 +106,7 @@ class LockedExtractor:
                 zygote = await self._ready()
                 output, end = await self._run(zygote, fd, suffix)
                 if end is None:
-                    log.warning("extract zygote died")
+                    log.warning("sandbox.zygote_died")
                     continue
                 if end.status >= 0 and not output.startswith(LOCKED):
                     raise SandboxUnavailable("A parser child could not lock itself.")
@@ -127,11 +127,11 @@ class LockedExtractor:
                 self._fault = str(error)
                 self._retry_at_seconds = time.monotonic() + self._backoff_seconds
                 self._backoff_seconds = min(2 * self._backoff_seconds, LAST_BACKOFF_SECONDS)
-                log.error("sandbox unavailable", why=self._fault)
+                log.error("sandbox.unavailable", why=self._fault)
                 raise
             self._fault, self._backoff_seconds = "", FIRST_BACKOFF_SECONDS
             walls = self._zygote.walls
-            log.info("extract zygote ready", landlock_abi=walls.landlock_abi, namespaces=walls.namespaces)
+            log.info("sandbox.ready", landlock_abi=walls.landlock_abi, namespaces=walls.namespaces)
             return self._zygote
 
     async def _run(self, zygote: "_Zygote", fd: int, suffix: str) -> tuple[bytearray, _End | None]:

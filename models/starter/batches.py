@@ -108,7 +108,8 @@ def _row(shared: list[int], context: Context, first: int, encoder: Encoder, most
         branch += [number] * len(asked)
         places.append(len(tokens) - 1)
         labels.append(0 if index < 0 else first + index + 1)
-    return Row(*map(torch.tensor, (tokens, positions)), branch_mask(branch), *map(torch.tensor, (places, labels)))
+    t = torch.tensor
+    return Row(t(tokens), t(positions), branch_mask(branch), t(places), t(labels))
 
 
 def branch_mask(branch: Sequence[int]) -> Tensor:

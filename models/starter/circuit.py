@@ -46,7 +46,7 @@ def initialise(model: Pointer, tokens: Sequence[str], seed: int) -> None:
         model.embedding.copy_(_embedding(space, tokens))
         for number, layer in enumerate(model.layers):
             for name, matrix in _layer(model.shape, space, number).items():
-                layer[name].copy_(matrix)  # type: ignore[index]
+                layer[name].copy_(matrix)
 
 
 def _embedding(space: Space, tokens: Sequence[str]) -> Tensor:

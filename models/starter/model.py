@@ -26,7 +26,7 @@ class Shape:
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-class Pointer(nn.Module):
+class Pointer(nn.Module):  # type: ignore[misc]  # torch is not checked
     """Hidden states of a token sequence; a label's logit is its embedding times the state of the answer token."""
 
     def __init__(self, shape: Shape) -> None:

@@ -68,7 +68,7 @@ class Trainer:
         tokens = [tokenizer.id_to_token(i) or "" for i in range(self.model.shape.vocabulary)]
         initialise(self.model, tokens, recipe.seed)
         self.model.to(device)
-        self.matrices = [layer[name] for layer in self.model.layers for name in MATRICES]  # type: ignore[index]
+        self.matrices = [layer[name] for layer in self.model.layers for name in MATRICES]
         others = [p for p in self.model.parameters() if not any(p is m for m in self.matrices)]
         self.momentum = [torch.zeros_like(p) for p in self.matrices]
         self.adam = torch.optim.AdamW(others, recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -112,17 +112,17 @@ class Trainer:
         logits = hidden[row.places].float() @ self.model.embedding[LABEL_IDS].T
         labels = row.labels.to(self.device)
         loss = fn.cross_entropy(logits, labels, reduction="sum")
-        (loss / 60).backward()  # type: ignore[no-untyped-call]
+        (loss / 60).backward()
         return float(loss.detach()), float((logits.argmax(-1) == labels).sum())
 
-    @torch.no_grad()
     def _descend(self, rate: float) -> None:
-        for matrix, momentum in zip(self.matrices, self.momentum, strict=True):
-            assert matrix.grad is not None
-            momentum.mul_(0.95).add_(matrix.grad)
-            update = whitened(matrix.grad.add(momentum, alpha=0.95))
-            step = self.recipe.matrix_rate * rate
-            matrix.mul_(1 - 0.01 * step).add_(update, alpha=-step * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5)
+        step = self.recipe.matrix_rate * rate
+        with torch.no_grad():
+            for matrix, momentum in zip(self.matrices, self.momentum, strict=True):
+                momentum.mul_(0.95).add_(matrix.grad)
+                update = whitened(matrix.grad.add(momentum, alpha=0.95))
+                longer = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - 0.01 * step).add_(update, alpha=-step * longer)
         for group in self.adam.param_groups:
             group["lr"] = self.recipe.other_rate * rate
         torch.nn.utils.clip_grad_norm_([p for g in self.adam.param_groups for p in g["params"]], 1.0)

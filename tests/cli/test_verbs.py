@@ -32,8 +32,16 @@ def test_ask_as_json_is_one_document_with_verified_citations(box: Box, cli: Cli)
         "mode": "quote",
         "answer": "Badges expire.",
         "answered": True,
-        "citations": [{"document": answers.DOCUMENT, "page": 3, "start": 10, "end": 24, "quote": "Badges expire."}],
-        "titles": {answers.DOCUMENT: "badges.md"},
+        "citations": [
+            {
+                "document": "badges.md",
+                "name": answers.DOCUMENT,
+                "page": 3,
+                "start": 10,
+                "end": 24,
+                "quote": "Badges expire.",
+            }
+        ],
         "unsupported": [],
         "usage": {"input_tokens": 7, "cached_input_tokens": 3, "output_tokens": 2},
         "timings": {

@@ -155,7 +155,7 @@ async def test_a_document_knows_where_it_came_from(bench: Bench) -> None:
     (outcome,) = bench.ingest.files(job.name)
     (document,) = bench.library.documents("handbook", frozenset({"role:operator"}))
     assert document.name == outcome.document
-    assert (document.title, document.page_count, document.pipeline) == ("manual.pdf", 3, PIPELINE)
+    assert (document.title, document.page_count, document.pipeline) == ("sub/manual.pdf", 3, PIPELINE)
     assert document.source == f"file://{bench.folder}/sub/manual.pdf"
     assert document.parser.startswith("pdfium")
     assert document.media_type == "application/pdf"
