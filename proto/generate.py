@@ -42,7 +42,8 @@ def generate(target: Path) -> None:
 def differences(left: filecmp.dircmp[str]) -> list[str]:
     """Names that differ between two folders, at any depth."""
     here = [*left.left_only, *left.right_only, *left.diff_files]
-    return [name for name in here if name != "__pycache__"] + [n for sub in left.subdirs.values() for n in differences(sub)]
+    below = [name for folder in left.subdirs.values() for name in differences(folder)]
+    return [name for name in here if name != "__pycache__"] + below
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
         generate(Path(fresh))
         if "--check" in sys.argv[1:]:
             if changed := differences(filecmp.dircmp(fresh, GEN)):
-                raise SystemExit(f"appliance/gen is not what proto/ gives: {', '.join(sorted(changed))}. Run make proto.")
+                raise SystemExit(f"appliance/gen is not what proto/ gives; run make proto. {sorted(changed)}")
         else:
             shutil.rmtree(GEN, ignore_errors=True)
             shutil.copytree(fresh, GEN)

@@ -87,7 +87,7 @@ class Catalog:
             with _memfd(parquet) as path:
                 run(f"INSERT INTO documents SELECT {_NAMES}, ? FROM read_parquet('{path}')", [segment])  # noqa: S608
         if deleted:
-            run("DELETE FROM documents WHERE list_contains(?, id)", [sorted(deleted)])
+            run("DELETE FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [sorted(deleted)])
         run("SET enable_external_access = false")
         run("SET lock_configuration = true")
 
@@ -95,12 +95,14 @@ class Catalog:
         _insert(self._connection, rows)
 
     def remove(self, documents: Sequence[str]) -> None:
-        self._connection.execute("DELETE FROM documents WHERE list_contains(?, id)", [list(documents)])
+        self._connection.execute("DELETE FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [list(documents)])
 
     def move(self, rows: Sequence[Row]) -> None:
         """Give documents a new place; those that were deleted meanwhile stay deleted."""
         ids = [row.document.id for row in rows]
-        held = self._connection.execute("SELECT id FROM documents WHERE list_contains(?, id)", [ids]).fetchall()
+        held = self._connection.execute(
+            "SELECT id FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+        ).fetchall()
         present = {row[0] for row in held}
         self.remove(ids)
         self.add([row for row in rows if row.document.id in present])
@@ -110,7 +112,7 @@ class Catalog:
 
     def titles(self, documents: Sequence[str]) -> dict[str, str]:
         """By document id, of those that still exist."""
-        query = "SELECT id, title FROM documents WHERE list_contains(?, id)"
+        query = "SELECT id, title FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))"
         return dict(self._connection.execute(query, [list(documents)]).fetchall())
 
     def find(self, sha256: str, pipeline: str) -> Row | None:

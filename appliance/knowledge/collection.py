@@ -224,7 +224,7 @@ class Collection:
 
     def _to_entry(self, new: NewDocument) -> Entry:
         if any(_SURROGATE.search(text) for text in (new.title, new.source, *new.pages)):
-            raise DocumentRefused("NOT_UNICODE", f"{ascii(new.title)} holds characters that are not Unicode text.")
+            raise DocumentRefused("NOT_UNICODE", f"{new.title!a} holds characters that are not Unicode text.")
         spans = tuple(chunk.passages(new.pages))
         if not spans:
             raise DocumentRefused("NO_TEXT", f"{new.title} holds no text.")

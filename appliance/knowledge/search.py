@@ -98,7 +98,8 @@ def best_passages(
         rows, lexical, meaning = _candidates(unit, readable(unit)[unit.owners], query, statistics, limit)
         weight = query.meaning_weight
         scores = (1 - weight) * lexical / most + weight * np.maximum(meaning, 0)
-        found += [Hit(unit, int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+        best = np.argsort(-scores, kind="stable")[:limit]
+        found += [Hit(unit, int(rows[at]), float(scores[at])) for at in best]
     found.sort(key=lambda hit: -hit.score)
     return tuple(found[:limit])
 

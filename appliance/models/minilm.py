@@ -92,10 +92,14 @@ def _is_named_by_hash(path: Path) -> bool:
 
 def _write(path: Path, data: bytes) -> None:
     with NamedTemporaryFile(dir=path.parent, delete=False) as part:
-        part.write(data)
-        part.flush()
-        os.fsync(part.fileno())
-    os.replace(part.name, path)
+        try:
+            part.write(data)
+            part.flush()
+            os.fsync(part.fileno())
+            os.replace(part.name, path)
+        except BaseException:
+            os.unlink(part.name)
+            raise
 
 
 def read_safetensors(raw: bytes) -> dict[str, Floats]:

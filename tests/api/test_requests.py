@@ -15,7 +15,9 @@ def test_names_give_their_ids() -> None:
     assert requests.model_or_default("") == ""
 
 
-@pytest.mark.parametrize("name", ["", "a", "collections/", "collections/../x", "collections/A", "collections/a/b", "jobs/a"])
+@pytest.mark.parametrize(
+    "name", ["", "a", "collections/", "collections/../x", "collections/A", "collections/a/b", "jobs/a"]
+)
 def test_a_name_of_another_shape_is_refused_with_an_example(name: str) -> None:
     with pytest.raises(InvalidArgument, match="collections/handbook"):
         requests.collection(name)
@@ -23,7 +25,7 @@ def test_a_name_of_another_shape_is_refused_with_an_example(name: str) -> None:
 
 @given(st.integers(0, 50), st.integers(0, 12))
 def test_pages_put_together_give_the_whole_listing(count: int, size: int) -> None:
-    items, seen, token = list(range(count)), [], ""
+    items, seen, token = list(range(count)), list[int](), ""
     while True:
         part, token = requests.page(items, size, token)
         seen += part

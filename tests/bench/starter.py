@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from appliance.errors import PromptTooLong
 from appliance.infer import llama
 from appliance.infer.engine import Engine, Piece
 from appliance.infer.onnx import OnnxEmbedder, TokenVectors
@@ -105,11 +106,14 @@ class PointerEngine:
         )
 
     def point(self, items: Sequence[Embedded]) -> list[Pointing]:
-        """What the pointer says of each item, labels constrained to the item's."""
+        """What the pointer says of each item, labels constrained to the item's; nothing of what is too long for it."""
         found: dict[int, Pointing] = {}
         for start in range(0, len(items), CHUNK):
             for i in range(start, min(start + CHUNK, len(items))):
-                self._engine.submit(_generation(items[i]), _collector(found, i))
+                try:
+                    self._engine.submit(_generation(items[i]), _collector(found, i))
+                except PromptTooLong:
+                    found[i] = Pointing((0.0,) * len(items[i].cosine), 0.0)
             self._engine.run_until_idle()
         return [found[i] for i in range(len(items))]
 

@@ -1,4 +1,4 @@
-"""A disk that fills up during ingest: the job says so, nothing acknowledged is lost, and it goes on once there is room."""
+"""A disk that fills up during ingest: the job says so, nothing acknowledged is lost, and it goes on with room."""
 
 import os
 from pathlib import Path

@@ -70,7 +70,8 @@ def imported(box: Daemon, client: Client, file: Path, architecture: str) -> str:
 def test_a_dropped_gguf_serves_chat_and_generate_without_a_restart(
     box: Daemon, client: Client, tmp_path: Path, architecture: str
 ) -> None:
-    name = imported(box, client, WRITERS[architecture](tmp_path / f"{architecture}.gguf", seed=len(architecture)), architecture)
+    file = WRITERS[architecture](tmp_path / f"{architecture}.gguf", seed=len(architecture))
+    name = imported(box, client, file, architecture)
     sampling = Sampling(temperature=0.0, max_tokens=12)
     pieces = list(client.chat(HELLO, model=name, sampling=sampling))
     finish = pieces[-1]
@@ -95,7 +96,7 @@ def test_a_dropped_gguf_serves_chat_and_generate_without_a_restart(
     assert last.answered is False
 
 
-def test_a_truncated_gguf_is_refused_by_name_of_fault_and_kept_aside(box: Daemon, client: Client, tmp_path: Path) -> None:
+def test_a_truncated_gguf_is_refused_with_the_fault_and_kept_aside(box: Daemon, client: Client, tmp_path: Path) -> None:
     whole = gguf_models.write_llama(tmp_path / "whole.gguf", seed=7).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     drop(box, tmp_path / "cut.gguf")

@@ -44,7 +44,10 @@ documents = st.builds(
     source=st.text(st.characters(codec="utf-8")),
     size_bytes=st.integers(0, 1 << 62),
     readers=st.frozensets(st.text(st.characters(codec="utf-8"), max_size=5), max_size=4),
-    create_time=st.datetimes(min_value=datetime(1970, 1, 2), timezones=st.just(UTC)),
+    create_time=st.datetimes(
+        min_value=datetime(1970, 1, 2),  # noqa: DTZ001  (hypothesis adds the zone)
+        timezones=st.just(UTC),
+    ),
 )
 
 

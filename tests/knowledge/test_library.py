@@ -55,14 +55,16 @@ def test_everything_is_the_same_from_the_memtable_from_a_segment_and_after_reope
     assert first[0] == {document.id: PAGES}
     assert first[1] == document
     assert first[2] == [PAGES[span.page - 1][span.start : span.end] for span in spans]
-    for change in (shelf.reopen, shelf.compact, shelf.reopen):
+    changes: list[Callable[[], object]] = [shelf.reopen, shelf.compact, shelf.reopen]
+    for change in changes:
         change()
         assert seen() == first
 
 
 def test_a_passage_is_the_text_of_its_span(shelf: Shelf) -> None:
     shelf.add(*PAGES)
-    for change in (lambda: None, shelf.compact):
+    changes: list[Callable[[], object]] = [lambda: None, shelf.compact]
+    for change in changes:
         change()
         hits = shelf.library.search("handbook", "Badges странице", ALL, 5)
         assert len(hits) == 2
@@ -90,7 +92,8 @@ def test_the_same_document_from_many_threads_is_one_document(shelf: Shelf) -> No
 def test_a_deleted_document_can_be_added_again(shelf: Shelf) -> None:
     shelf.delete(shelf.add("Badges expire."))
     again = shelf.add("Badges expire.")
-    for change in (lambda: None, shelf.reopen, shelf.compact, shelf.reopen):
+    changes: list[Callable[[], object]] = [lambda: None, shelf.reopen, shelf.compact, shelf.reopen]
+    for change in changes:
         change()
         assert shelf.contents() == {again.id: ("Badges expire.",)}
 
@@ -123,12 +126,13 @@ def test_what_a_caller_may_not_read_does_not_exist_for_it(shelf: Shelf) -> None:
     secret = shelf.add("Badges expire.", readers=frozenset({"role:admin"}))
     assert shelf.contents(frozenset({"role:admin"})) == {secret.id: ("Badges expire.",)}
     assert shelf.contents() == {}
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: shelf.library.get("handbook", secret.id, ALL),
         lambda: shelf.library.pages("handbook", secret.id, ALL),
         lambda: shelf.library.text("handbook", secret.id, Span(1, 0, 1), ALL),
         lambda: shelf.library.delete("handbook", secret.id, ALL),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(NotFound):
             call()
 
@@ -136,7 +140,8 @@ def test_what_a_caller_may_not_read_does_not_exist_for_it(shelf: Shelf) -> None:
 @pytest.mark.parametrize("span", [Span(0, 0, 1), Span(4, 0, 1), Span(1, -1, 2), Span(1, 5, 4), Span(1, 0, 1000)])
 def test_a_span_outside_the_document_is_not_found(shelf: Shelf, span: Span) -> None:
     document = shelf.add(*PAGES)
-    for change in (lambda: None, shelf.compact):
+    changes: list[Callable[[], object]] = [lambda: None, shelf.compact]
+    for change in changes:
         change()
         with pytest.raises(NotFound):
             shelf.library.text("handbook", document.id, span, ALL)
@@ -239,6 +244,7 @@ def test_a_document_that_is_in_the_log_is_added_though_sealing_finds_the_disk_fu
     shelf = make_shelf(seal_passages=2)
     shelf.add("Badge one expires.")
     with monkeypatch.context() as patch:
+
         def full(*_: object) -> None:
             raise DiskFull("No space is left.")
 

@@ -1,5 +1,6 @@
 """The log: what comes back, what is cut, what is damage."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_flipped_bit_anywhere_is_damage_and_names_the_file(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sector", [2, 3, 7])
 def test_a_last_record_that_lacks_a_sector_is_a_torn_write(tmp_path: Path, sector: int) -> None:
-    path, ends = write(tmp_path, [b"first", b"x" * 5000])
+    path, _ = write(tmp_path, [b"first", b"x" * 5000])
     raw = bytearray(path.read_bytes())
     raw[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = bytes(SECTOR_BYTES)
     path.write_bytes(raw)
@@ -109,14 +110,14 @@ def test_a_closed_log_that_is_shorter_than_its_manifest_says_is_damage(tmp_path:
 
 
 def test_what_lies_behind_the_end_of_a_closed_log_is_not_read(tmp_path: Path) -> None:
-    path, ends = write(tmp_path, [b"first", b"second"])
+    _, ends = write(tmp_path, [b"first", b"second"])
     assert read(tmp_path, ends[1]) == [b"first"]
 
 
 def test_records_swapped_removed_or_repeated_are_damage(tmp_path: Path) -> None:
     path, ends = write(tmp_path, [b"aa", b"bb", b"cc"])
     raw = path.read_bytes()
-    header, a, b, c = raw[:HEADER_BYTES], *(raw[s:e] for s, e in zip(ends, ends[1:], strict=False))
+    header, a, b, c = raw[:HEADER_BYTES], *(raw[s:e] for s, e in pairwise(ends))
     for order in ([b, a, c], [a, c], [b, c], [a, a, b, c], [a, b, c, c], [c]):
         path.write_bytes(header + b"".join(order))
         with pytest.raises(StoreDamaged, match=path.name):

@@ -1,6 +1,7 @@
 """Root key slot, wrapping, encryption, signing."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,12 +146,13 @@ def test_a_key_unwraps_only_whole_under_its_key_and_for_its_context(context: byt
     assert keyring.unwrap(wrapped, context, under=under) == key
     damaged = bytearray(wrapped)
     damaged[flipped // 8] ^= 1 << flipped % 8
-    for attempt in [
+    attempts: list[Callable[[], object]] = [
         lambda: keyring.unwrap(wrapped, context),
         lambda: keyring.unwrap(bytes(damaged), context, under=under),
         lambda: keyring.unwrap(wrapped[:-1], context, under=under),
         lambda: keyring.unwrap(wrapped, context + b"x" if context == other else other, under=under),
-    ]:
+    ]
+    for attempt in attempts:
         with pytest.raises(StoreDamaged):
             attempt()
 
@@ -163,12 +165,13 @@ def test_a_cipher_opens_what_it_sealed_and_nothing_else(plaintext: bytes, aad: b
     assert cipher.open(nonce, sealed, aad) == plaintext
     damaged = bytearray(sealed)
     damaged[flipped % len(sealed)] ^= 1
-    for attempt in [
+    attempts: list[Callable[[], object]] = [
         lambda: cipher.open(nonce, bytes(damaged), aad),
         lambda: cipher.open(nonce, sealed, aad + b"x"),
         lambda: cipher.open(bytes(11) + b"\1", sealed, aad),
         lambda: cipher.open(nonce, sealed[:10], aad),
-    ]:
+    ]
+    for attempt in attempts:
         with pytest.raises(StoreDamaged):
             attempt()
 
@@ -182,10 +185,11 @@ def test_a_signature_over_other_bytes_or_of_another_box_is_refused() -> None:
     keyring, other = FileKeyring(bytes(32), bytes(32)), FileKeyring(bytes(32), bytes(range(32)))
     signature = keyring.sign(b"message")
     keyring.verify(b"message", signature)
-    for attempt in [
+    attempts: list[Callable[[], object]] = [
         lambda: keyring.verify(b"massage", signature),
         lambda: keyring.verify(b"message", signature[:63]),
         lambda: other.verify(b"message", signature),
-    ]:
+    ]
+    for attempt in attempts:
         with pytest.raises(StoreDamaged):
             attempt()

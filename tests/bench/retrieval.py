@@ -1,0 +1,121 @@
+"""Search on XQuAD in three languages: words alone, meaning alone, both as the appliance fuses them.
+
+`python -m tests.bench.retrieval --data FOLDER` (FOLDER holds xquad/). A passage of the question's paragraph is right;
+mean reciprocal rank at 10 over the paragraphs of the language. Prints a table, and last one JSON line.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from appliance.infer.onnx import OnnxEmbedder
+from appliance.knowledge.chunk import passages
+from appliance.knowledge.memtable import Block
+from appliance.knowledge.record import Entry, to_stored_precision
+from appliance.knowledge.search import Query, Unit, best_passages
+from appliance.models import minilm
+from appliance.types import EVERYONE, Bools, Document
+
+LANGUAGES = ("en", "de", "ru")
+_DEPTH = 10
+_PASSAGES = 40  # a paragraph may be several passages
+
+
+def read(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Paragraphs, and questions with the number of their paragraph."""
+    paragraphs: list[str] = []
+    questions: list[tuple[str, int]] = []
+    for article in json.loads(path.read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            questions += [(item["question"], len(paragraphs)) for item in paragraph["qas"]]
+            paragraphs.append(paragraph["context"])
+    return paragraphs, questions
+
+
+def index(embedder: OnnxEmbedder, paragraphs: Sequence[str]) -> Block:
+    """Each paragraph as a document of one page."""
+    entries: list[Entry] = []
+    for number, paragraph in enumerate(paragraphs):
+        spans = tuple(passages([paragraph]))
+        vectors = to_stored_precision(embedder.embed([paragraph[span.start : span.end] for span in spans]))
+        document = Document(
+            id=f"{number:032x}",
+            collection="xquad",
+            title=str(number),
+            media_type="text/plain",
+            sha256="",
+            size_bytes=0,
+            source="",
+            parser="",
+            pipeline="",
+            page_count=1,
+            passage_count=len(spans),
+            readers=frozenset({EVERYONE}),
+            create_time=datetime.now(UTC),
+        )
+        entries.append(Entry(document, (paragraph,), spans, vectors))
+    return Block(tuple(entries), 0, 0)
+
+
+def reciprocal_rank(block: Block, query: Query, paragraph: int) -> float:
+    def everything(unit: Unit) -> Bools:
+        return np.ones(unit.documents, np.bool_)
+
+    ranked: list[int] = []
+    for hit in best_passages([block], everything, query, _PASSAGES):
+        owner = int(block.owners[hit.row])
+        if owner not in ranked:
+            ranked.append(owner)
+    ranked = ranked[:_DEPTH]
+    return 1 / (ranked.index(paragraph) + 1) if paragraph in ranked else 0.0
+
+
+def measure(embedder: OnnxEmbedder, path: Path) -> dict[str, float]:
+    """Mean reciprocal rank at 10 by leg."""
+    paragraphs, questions = read(path)
+    block = index(embedder, paragraphs)
+    vectors = embedder.embed([question for question, _ in questions])
+    ranks: dict[str, list[float]] = {"words": [], "meaning": [], "hybrid": []}
+    for (question, paragraph), vector in zip(questions, vectors, strict=True):
+        query = Query.of(question, vector, embedder.count_tokens([question]))
+        for leg, asked in {
+            "words": replace(query, meaning_weight=0.0),
+            "meaning": replace(query, meaning_weight=1.0),
+            "hybrid": query,
+        }.items():
+            ranks[leg].append(reciprocal_rank(block, asked, paragraph))
+    return {leg: float(np.mean(found)) for leg, found in ranks.items()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds xquad/")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "appliance-embedder")
+    given = parser.parse_args(arguments)
+    files = minilm.prepare(given.cache)
+    embedder = OnnxEmbedder(files.onnx, files.tokenizer)
+    figures: dict[str, float] = {}
+    shares: list[float] = []
+    print(f"{'':4}{'words':>9}{'meaning':>9}{'hybrid':>9}   MRR@10")
+    for language in LANGUAGES:
+        found = measure(embedder, given.data / "xquad" / f"xquad.{language}.json")
+        print(f"{language:4}{found['words']:9.3f}{found['meaning']:9.3f}{found['hybrid']:9.3f}", flush=True)
+        figures[f"mrr_{language}"] = round(found["hybrid"], 4)
+        shares.append(found["hybrid"] / max(found["words"], found["meaning"]))
+    figures["hybrid_vs_best_leg_min"] = round(min(shares), 4)
+    versions = {name: version(name) for name in ("numpy", "onnxruntime", "hnswlib")}
+    print(json.dumps({"bench": "retrieval", "figures": figures, "machine": platform.machine(), "versions": versions}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
