@@ -41,7 +41,7 @@ proto: $(READY)
 	$(BIN)/python proto/generate.py
 
 crash-test: $(READY)
-	$(BIN)/python -m tests.crash --kills $(KILLS)
+	$(BIN)/python -m tests.crash_box --kills $(KILLS)
 
 bench-%: $(READY)
 	$(BIN)/python -m tests.bench.$*

@@ -34,8 +34,11 @@ class Workload(Protocol):
 
     A document is known by a number; `pages_of(number)` is its text. The process prints a line as it acknowledges:
     `added NUMBER` or `deleted NUMBER`, and `deleting NUMBER` before it asks for a deletion, which a kill may or may not
-    let through.
+    let through. Documents are written in the order of their numbers; `ahead` is how many may be stored and not yet
+    acknowledged. A kill takes the process's whole group.
     """
+
+    ahead: int
 
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]": ...
 
@@ -61,9 +64,11 @@ def title_of(number: int) -> str:
 class LibraryWorkload:
     """The library alone, with real encryption and real fsync; sealed often, compacted and deleted from now and then."""
 
+    ahead = 1
+
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
         argv = [sys.executable, "-m", "tests.crash", "--write", str(directory), str(first_number), str(seed)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
         library = open_library(directory)
@@ -123,7 +128,7 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
         process = workload.start(directory, next_number, rng.randrange(1 << 30))
         lines = _run_and_kill(process, rng.uniform(0.0, 1.5))
         unsure: set[int] = set()
-        begun = next_number  # the one whose acknowledgement the kill may have swallowed
+        begun = next_number  # the first whose acknowledgement the kill may have swallowed
         for line in lines:
             what, _, number = line.partition(" ")
             {"added": expected.add, "deleting": unsure.add, "deleted": expected.discard}[what](int(number))
@@ -131,9 +136,10 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
         stored = workload.stored(directory)
         missing = expected - stored.keys() - unsure
         halves = [number for number, pages in stored.items() if pages != pages_of(number)]
-        surplus = stored.keys() - expected - {begun}
-        expected, next_number = set(stored), begun + 1
-        problems = [("missing", sorted(missing)), ("half", halves), ("unexpected", sorted(surplus))]
+        surplus = stored.keys() - expected - set(range(begun, begun + workload.ahead))
+        expected, next_number = set(stored), begun + workload.ahead
+        silent = [] if lines else ["the writer acknowledged nothing"]
+        problems = [("missing", sorted(missing)), ("half", halves), ("unexpected", sorted(surplus)), ("silent", silent)]
         yield "; ".join(f"kill {kill}: {what} {numbers}" for what, numbers in problems if numbers)
 
 
@@ -142,32 +148,40 @@ def _run_and_kill(process: "subprocess.Popen[str]", seconds: float) -> Sequence[
     assert process.stdout is not None
     first = process.stdout.readline()
     time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     text = first + process.stdout.read()
     process.stdout.close()
     process.wait()
     return [line for line in text.split("\n")[:-1] if line]
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.write:
-        write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
-    print(f"seed {given.seed}")
+def report(workload: Workload, kills: int, seed: int) -> int:
+    """Print what is wrong, and last `N passed, M failed`; the exit code."""
+    print(f"seed {seed}", flush=True)
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for problem in check(LibraryWorkload(), given.directory or Path(scratch), given.kills, given.seed):
+        for problem in check(workload, Path(scratch), kills, seed):
             failed += bool(problem)
             if problem:
-                print(problem)
-    print(f"{given.kills - failed} passed, {failed} failed")
+                print(problem, flush=True)
+    print(f"{kills - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 
+def options(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--write", nargs=3, metavar=("DIRECTORY", "FIRST", "SEED"), help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    given = options(__doc__).parse_args()
+    if given.write:
+        write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
+    return report(LibraryWorkload(), given.kills, given.seed)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""kill -9 of a whole box at random points of ingest: what a client was told is committed is there afterwards and whole.
+
+`python -m tests.crash_box --kills N` starts a daemon and a client that ingests a folder, and kills both, with the
+daemon's children, at a random moment; a new daemon then says what it holds. Last line: `N passed, M failed`.
+"""
+
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from appliance.client import Client
+from appliance.errors import NotFound
+from appliance.types import Document, FileState
+from tests.crash import options, pages_of, report
+from tests.daemon import running
+
+COLLECTION = "crash"
+FILES = 400
+SEAL_PASSAGES = 24
+OPTIONS = (f"--seal-passages={SEAL_PASSAGES}", "--log-level=warning", "--drain-seconds=0")
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+def text_of(number: int) -> str:
+    """A document's file: its pages one after the other, as one page of text."""
+    return "\n\n".join(page for page in pages_of(number) if page)
+
+
+class BoxWorkload:
+    """Ingest through the daemon, from file to locked child to write-ahead log; now and then a deletion, a compaction."""
+
+    ahead = FILES
+
+    def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
+        argv = [sys.executable, "-m", "tests.crash_box", "--write", str(directory), str(first_number), str(seed)]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+        with running(directory / "data", *OPTIONS) as box, box.client() as client:
+            return {number_of(d.title): self._pages(client, d.name, d.title) for d in documents(client)}
+
+    def _pages(self, client: Client, name: str, title: str) -> tuple[str, ...]:
+        """The pages that the file was made of, where the store has its text; else what the store has."""
+        number, (_, pages) = number_of(title), client.document(name)
+        return pages_of(number) if pages == (text_of(number),) else pages
+
+
+def number_of(title: str) -> int:
+    return int(Path(title).stem)
+
+
+def documents(client: Client) -> list[Document]:
+    try:
+        return list(client.documents(COLLECTION))
+    except NotFound:
+        return []
+
+
+def write(directory: Path, first_number: int, seed: int) -> None:
+    """The process that is killed."""
+    rng = random.Random(seed)
+    stick = directory / f"stick-{first_number}"
+    stick.mkdir()
+    for number in range(first_number, first_number + FILES):
+        (stick / f"{number:08}.txt").write_text(text_of(number))
+    with running(directory / "data", *OPTIONS, launcher=DIES_WITH_PARENT) as box, box.client() as client:
+        job = client.ingest_folder(str(stick), COLLECTION)
+        told = 0
+        while not client.job(job.id).state.ended:
+            files = list(client.files(job.id))
+            for file in files[told:]:
+                if file.state is not FileState.COMMITTED:
+                    raise SystemExit(f"{file.path}: {file.reason} {file.detail}")
+                print(f"added {number_of(file.path)}", flush=True)
+            told = len(files)
+            if rng.random() < 0.1:
+                delete_one(client, rng)
+            if rng.random() < 0.03:
+                client.compact(COLLECTION)
+
+
+def delete_one(client: Client, rng: random.Random) -> None:
+    stored = documents(client)
+    if stored:
+        victim = rng.choice(stored)
+        print(f"deleting {number_of(victim.title)}", flush=True)
+        client.delete_document(victim.name)
+        print(f"deleted {number_of(victim.title)}", flush=True)
+
+
+def main() -> int:
+    given = options(__doc__).parse_args()
+    if given.write:
+        write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
+        return 0
+    return report(BoxWorkload(), given.kills, given.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
