@@ -23,7 +23,7 @@ from appliance.api.model import ModelService
 from appliance.api.server import Server, Services
 from appliance.api.telemetry import TelemetryService
 from appliance.config import Config
-from appliance.errors import ApplianceError, SandboxUnavailable
+from appliance.errors import ApplianceError, SandboxUnavailable, SelfTestFailed
 from appliance.health import findings, host
 from appliance.health.monitor import Monitor
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
@@ -68,7 +68,7 @@ class App:
         address = await self.server.start(self.config.listen)
         work = (
             self._prove_sandbox(),
-            self._warm_starter(),
+            self._prove_engine(),
             self.imports.run(),
             self._watch_parts(),
             self._renew_daily(),
@@ -93,10 +93,16 @@ class App:
         with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
             await self.extractor.start()
 
-    async def _warm_starter(self) -> None:
-        """Have the pointer ready before the first question; a fault shows in the model's state."""
-        with suppress(ApplianceError):
+    async def _prove_engine(self) -> None:
+        """Run the power-on self-test once, so that a box that computes wrongly says so before the first question."""
+        try:
             await self.router.load(starter.NAME)
+        except SelfTestFailed as error:
+            self.monitor.raise_(findings.SELF_TEST_FAILED, "engine", str(error))
+        except ApplianceError as error:
+            log.error("engine.unproven", reason=error.reason)
+        else:
+            await self.router.unload(starter.NAME)  # nothing else needs it
 
     async def _watch_parts(self) -> None:
         """Turn what the parts say of themselves into findings."""

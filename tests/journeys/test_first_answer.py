@@ -12,7 +12,7 @@ import pytest
 from appliance.client import Client
 from appliance.errors import NotFound
 from appliance.types import AskFinish, AskPiece, Citation, FileState, JobState, ModelKind, ModelState, Passages, Text
-from tests.daemon import Daemon, eventually, running, start
+from tests.daemon import Daemon, running, start
 
 pytestmark = pytest.mark.long
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -94,11 +94,13 @@ def test_a_second_ingest_of_the_same_bytes_finds_only_duplicates(client: Client)
 
 
 def test_the_models_say_what_is_loaded_and_from_where(client: Client) -> None:
-    eventually(lambda: all(model.state is ModelState.READY for model in client.models()))
     by_kind = {model.kind: model for model in client.models()}
+    assert by_kind[ModelKind.EMBEDDING].state is ModelState.READY
     assert by_kind[ModelKind.EMBEDDING].source
     assert len(by_kind[ModelKind.EMBEDDING].sha256) == 64
-    assert by_kind[ModelKind.POINTER].memory_bytes > 0
+    pointer = client.load_model(by_kind[ModelKind.POINTER].name)
+    assert pointer.state is ModelState.READY
+    assert pointer.memory_bytes > 0
 
 
 def test_a_deleted_document_answers_nothing_any_more(client: Client, tmp_path: Path) -> None:

@@ -218,6 +218,5 @@ def test_a_dropped_collection_is_dropped_whenever_the_process_dies(
 
 
 @pytest.mark.long
-def test_kill_minus_nine_at_random_points_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kill_minus_nine_at_random_points_loses_nothing(tmp_path: Path) -> None:
     assert not any(crash.check(crash.LibraryWorkload(), tmp_path, kills=5, seed=1))
-    assert capsys.readouterr().out.splitlines()[-1] == "5 passed, 0 failed"
