@@ -29,7 +29,7 @@ def text_of(number: int) -> str:
 
 
 class BoxWorkload:
-    """Ingest through the daemon, from file to locked child to write-ahead log; now and then a deletion, a compaction."""
+    """Ingest through the daemon, from file by locked child to log; now and then a deletion, a compaction."""
 
     ahead = FILES
 

@@ -41,8 +41,8 @@ class Fusion:
     answer_from: float
 
 
-# On the tuning articles: answers 99% of what has an answer, refuses 84% of what has none. 0.2 would refuse 89% there, but
-# people share fewer words with their documents than XQuAD's questions do with theirs, and a quote is never invented.
+# On the tuning articles: answers 99% of what has an answer, refuses 84% of what has none. 0.2 would refuse 89% there,
+# but people share fewer words with their documents than XQuAD's questions with theirs, and a quote is never invented.
 FUSED = Fusion((0.1731, 0.06047, 17.51, 18.81, 1.164), (17.49, 5.24, 4.304), -13.54, answer_from=0.1)
 # for what the embedder can't read: words alone, fitted on the Russian questions; answers 85%, refuses 81%
 LEXICAL = Fusion((0.7653, 0.1914, 0.0, 0.0, 0.0), (0.0, 10.35, 2.358), -3.181, answer_from=0.35)

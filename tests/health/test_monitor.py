@@ -8,10 +8,10 @@ import pytest
 
 from appliance.health.findings import (
     CATALOGUE,
-    SANDBOX_UNAVAILABLE,
     MODEL_FAILED,
     MODEL_REFUSED,
     MODEL_RESTARTING,
+    SANDBOX_UNAVAILABLE,
     Declared,
 )
 from appliance.health.monitor import Monitor
