@@ -172,7 +172,7 @@ def test_prefixes_are_shared_only_where_no_window_is_shorter_than_the_context(lo
 
 
 def test_only_one_module_imports_llama_cpp_and_the_daemon_side_does_not_load_it() -> None:
-    code = "import sys, appliance.infer.router, appliance.infer.pointer; assert 'llama_cpp' not in sys.modules"
+    code = "import sys, appliance.app; assert 'llama_cpp' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     package = Path(llama.__file__).parents[1]
     users = [path.name for path in package.rglob("*.py") if "import llama_cpp" in path.read_text()]
