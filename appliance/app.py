@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -38,11 +38,12 @@ from appliance.models.imports import ImportFolder
 from appliance.models.store import ModelStore
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.tenancy.compose import ScaffoldComposer
-from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Severity, Status
+from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Status
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
 RENEW_SECONDS = 24 * 3600.0
+STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
 
@@ -61,20 +62,21 @@ class App:
     server: Server
     sockets: tempfile.TemporaryDirectory[str]
     renew: Callable[[], object]
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _tasks: list[asyncio.Task[object]] = field(default_factory=list)
 
     async def start(self) -> str:
         """Listen, then bring up what takes longer; the address. Raises PortInUse."""
         address = await self.server.start(self.config.listen)
-        work = (
+        work: tuple[Coroutine[object, object, object], ...] = (
+            asyncio.to_thread(self.library.collections),  # opens them all, so that health tells of damage before a user
             self._prove_sandbox(),
             self._prove_engine(),
             self.imports.run(),
             self._watch_parts(),
             self._renew_daily(),
+            self.monitor.watch_host(self.config.data_dir),
         )
         self._tasks += [asyncio.create_task(item) for item in work]
-        self._tasks.append(asyncio.create_task(self.monitor.watch_host(self.config.data_dir)))
         return address
 
     async def stop(self) -> None:
@@ -155,7 +157,7 @@ def build(config: Config) -> App:
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
         model=ModelService(router, store, imports, _embedder_status(files, embedder)),
-        telemetry=TelemetryService(monitor, _status(config, monitor, store, library)),
+        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server)),
     )
     server = Server(services, lambda: ca.prepare(data, listen_host))
     return App(
@@ -222,26 +224,19 @@ def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> Mod
     )
 
 
-def _status(config: Config, monitor: Monitor, store: ModelStore, library: Library) -> Callable[[], Status]:
-    started_seconds = time.monotonic()
-
-    def status() -> Status:
-        now = host.sample(config.data_dir)
-        collections = library.collections()
-        report = monitor.report()
-        endpoint = config.data_dir / "endpoint"
-        return Status(
-            version=version("appliance"),
-            uptime_seconds=time.monotonic() - started_seconds,
-            data_directory=str(config.data_dir),
-            listen_address=endpoint.read_text() if endpoint.exists() else config.listen,
-            severity=report.severity if report.findings else Severity.OK,
-            model_count=len(store.list()) + 1,
-            collection_count=len(collections),
-            document_count=sum(collection.document_count for collection in collections),
-            memory_used_bytes=now.memory_used_bytes,
-            memory_total_bytes=now.memory_total_bytes,
-            disk_free_bytes=now.disk_free_bytes,
-        )
-
-    return status
+def _status(config: Config, monitor: Monitor, store: ModelStore, library: Library, server: Server) -> Status:
+    now = host.sample(config.data_dir)
+    collections = library.collections()
+    return Status(
+        version=version("appliance"),
+        uptime_seconds=time.monotonic() - STARTED_SECONDS,
+        data_directory=str(config.data_dir),
+        listen_address=server.address,
+        severity=monitor.report().severity,
+        model_count=len(store.list()) + 1,  # and the embedder
+        collection_count=len(collections),
+        document_count=sum(collection.document_count for collection in collections),
+        memory_used_bytes=now.memory_used_bytes,
+        memory_total_bytes=now.memory_total_bytes,
+        disk_free_bytes=now.disk_free_bytes,
+    )

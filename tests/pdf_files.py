@@ -6,7 +6,7 @@ from io import BytesIO
 
 from pypdf import PdfReader, PdfWriter
 
-from samples.make_pdf import assemble, write_pdf
+from appliance.cli.samples.make_pdf import assemble, write_pdf
 
 PAGES = (
     "# Night shift\nThe porter rings the ward before the lift is called.",

@@ -1,25 +1,15 @@
 """IngestService: documents into a collection."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
 from appliance.gen.v1 import ingest_pb2 as pb
 from appliance.gen.v1 import ingest_pb2_grpc
-from appliance.types import EVERYONE, FileOutcome, Job
+from appliance.ingest.pipeline import Ingest
+from appliance.types import EVERYONE
 
 MAX_PATH_CHARACTERS = 4096
-
-
-class Ingest(Protocol):
-    """Reads folders in jobs (`ingest/pipeline.py`)."""
-
-    async def start(self, path: str, collection: str, readers: frozenset[str]) -> Job: ...
-
-    def files(self, job: str) -> tuple[FileOutcome, ...]: ...
-
-    def quarantined(self) -> tuple[FileOutcome, ...]: ...
 
 
 @dataclass(frozen=True)

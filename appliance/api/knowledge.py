@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 from appliance.access import roles
 from appliance.api import messages, requests
@@ -12,8 +11,9 @@ from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import knowledge_pb2 as pb
 from appliance.gen.v1 import knowledge_pb2_grpc
+from appliance.knowledge.ask import Asker
 from appliance.ports import Library
-from appliance.types import AnswerMode, AskPiece, Principal, Sampling
+from appliance.types import AnswerMode, Principal
 
 DEFAULT_LIMIT = 8
 MAX_LIMIT = 100
@@ -23,21 +23,6 @@ MODES = {
     pb.ANSWER_MODE_QUOTE: AnswerMode.QUOTE,
     pb.ANSWER_MODE_GENERATE: AnswerMode.GENERATE,
 }
-
-
-class Asker(Protocol):
-    """Answers a question from a collection (`knowledge/ask.py`)."""
-
-    def ask(
-        self,
-        collection: str,
-        question: str,
-        groups: frozenset[str],
-        mode: AnswerMode | None,
-        model: str,
-        sampling: Sampling,
-        prefix_salt: bytes,
-    ) -> AsyncIterator[AskPiece]: ...
 
 
 @dataclass(frozen=True)

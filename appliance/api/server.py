@@ -45,9 +45,13 @@ class Services:
 
 
 class Server:
-    """One listening gRPC server. `identity` is asked at each new connection, so that a renewed certificate is shown."""
+    """One gRPC server; `address` is where it listens, once it does.
+
+    identity: asked at each new connection, so that a renewed certificate is shown.
+    """
 
     def __init__(self, services: Services, identity: Callable[[], Identity]) -> None:
+        self.address = ""
         self._gate = Gate()
         self._health = HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._gate], options=OPTIONS)
@@ -70,7 +74,8 @@ class Server:
             raise PortInUse(f"Something else listens on {address}, or this machine has no such address.")
         await self._server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        return f"{address.rpartition(':')[0]}:{port}"
+        self.address = f"{address.rpartition(':')[0]}:{port}"
+        return self.address
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new calls with DRAINING, let running ones finish for the grace period, then close."""

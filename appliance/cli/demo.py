@@ -63,7 +63,7 @@ def demo(
     """
     from appliance.cli import output
 
-    folder = (samples or Path(__file__).parents[2] / "samples").absolute()
+    folder = (samples or Path(__file__).parent / "samples").absolute()
     questions = read_questions(folder / "questions.toml")
     data_dir = (session.data_dir or DATA_DIR).absolute()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon is stopped then too

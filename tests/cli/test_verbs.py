@@ -435,7 +435,7 @@ def test_a_demo_whose_daemon_cannot_start_ends_as_the_daemon_did(cli: Cli, tmp_p
 
 
 def test_the_samples_hold_the_documents_that_their_questions_name() -> None:
-    samples = Path(demo.__file__).parents[2] / "samples"
+    samples = Path(demo.__file__).parent / "samples"
     questions = demo.read_questions(samples / "questions.toml")
     named = {question.document for question in questions if question.document}
     assert named <= {path.name for path in (samples / "documents").iterdir()}

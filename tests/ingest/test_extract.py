@@ -9,7 +9,7 @@ from appliance.errors import DocumentRefused
 from appliance.ingest import extract
 from tests import pdf_files
 
-SAMPLES = Path(__file__).parents[2] / "samples" / "documents"
+SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples" / "documents"
 FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
 
 

@@ -17,7 +17,7 @@ from tests.sandbox.locked import extract
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMITS = Config(data_dir=Path("/nowhere"), document_max_mib=4)
-SAMPLES = Path(__file__).parents[2] / "samples" / "documents"
+SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples" / "documents"
 FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
 
 DOCUMENTS = {

@@ -15,7 +15,7 @@ from appliance.types import AskFinish, AskPiece, Citation, FileState, JobState, 
 from tests.daemon import Daemon, running, start
 
 pytestmark = pytest.mark.long
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples"
 QUESTIONS = tomllib.loads((SAMPLES / "questions.toml").read_text())["question"]
 
 

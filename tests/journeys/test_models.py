@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from appliance.client import Client
-from appliance.errors import ModelTooLarge, PromptTooLong, WorkerDied
+from appliance.errors import Draining, ModelTooLarge, PromptTooLong, Unreachable, WorkerDied
 from appliance.types import (
     AnswerMode,
     AskFinish,
@@ -141,3 +141,18 @@ def test_a_model_larger_than_memory_is_not_loaded_and_the_box_goes_on(tmp_path: 
         with pytest.raises(ModelTooLarge, match=r"GiB free"):
             client.load_model(name)
         assert client.serving()
+
+
+def test_sigterm_lets_a_running_answer_finish_and_refuses_new_calls(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--model-context-tokens=1024") as box, box.client() as client, box.client() as late:
+        name = imported(box, client, gguf_models.write_llama(tmp_path / "drain.gguf"), "llama")
+        stream = client.chat(HELLO, model=name, sampling=Sampling(max_tokens=800))
+        assert isinstance(next(stream), Text)
+        box.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "daemon.draining" in box.log())
+        with pytest.raises((Draining, Unreachable)):
+            late.status()
+        last = list(stream)[-1]
+        assert isinstance(last, Finish)
+        assert last.usage.output_tokens == 800
+        assert box.process.wait(timeout=60) == 0

@@ -1,0 +1,1 @@
+"""The documents and questions of `appliance demo`."""

@@ -1,0 +1,39 @@
+"""One module knows each outside library; the contracts on our own layers are in pyproject.toml (`make lint`)."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "appliance"
+MAY_IMPORT = {
+    "llama_cpp": {"infer/llama.py"},
+    "onnxruntime": {"infer/onnx.py"},
+    "onnx": {"models/minilm.py"},
+    "tokenizers": {"infer/onnx.py"},
+    "duckdb": {"knowledge/catalog.py"},
+    "hnswlib": {"knowledge/vectors.py"},
+    "psutil": {"health/host.py"},
+    "pypdfium2": {"ingest/extract/pdf.py"},
+    "pypdf": {"ingest/extract/pdf.py"},
+    "selectolax": {"ingest/extract/html.py"},
+    "markdown_it": {"ingest/extract/markdown.py"},
+    "cryptography": {"access/ca.py", "vault/envelope.py", "vault/keyring.py"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_one_place_knows_each_outside_library() -> None:
+    users: dict[str, set[str]] = {library: set() for library in MAY_IMPORT}
+    for path in PACKAGE.rglob("*.py"):
+        for library in imported(path) & MAY_IMPORT.keys():
+            users[library].add(path.relative_to(PACKAGE).as_posix())
+    assert users == MAY_IMPORT
