@@ -6,13 +6,14 @@ appliance/llama-server/<version>-<flags>/.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import sysconfig
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
+
+from tests.bench.report import cache_dir
 
 FLAGS = "-O3 -march=native -DNDEBUG"
 CMAKE = """
@@ -34,11 +35,6 @@ target_link_libraries(llama-server PRIVATE ${COMMON_DIR}/libllama-common.so ${LI
   ${LIB_DIR}/libggml.so ${LIB_DIR}/libggml-base.so ${TLS} Threads::Threads)
 target_link_options(llama-server PRIVATE -Wl,--disable-new-dtags,-rpath,${LIB_DIR}:${COMMON_DIR})
 """
-
-
-def cache_dir() -> Path:
-    """Where benches keep what is slow to make."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance"
 
 
 def library_dirs() -> tuple[Path, Path]:

@@ -1,18 +1,13 @@
 """Search on XQuAD in three languages: words alone, meaning alone, both as the appliance fuses them.
 
-`python -m tests.bench.retrieval --data FOLDER` (FOLDER holds xquad/). A passage of the question's paragraph is right;
+`make bench-retrieval`. A passage of the question's paragraph is right;
 mean reciprocal rank at 10 over the paragraphs of the language. Prints a table, and last one JSON line.
 """
 
-import argparse
 import json
-import platform
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +17,8 @@ from appliance.knowledge.chunk import passages
 from appliance.knowledge.memtable import Block
 from appliance.knowledge.record import Entry, to_stored_precision
 from appliance.knowledge.search import Query, Unit, best_passages
-from appliance.models import minilm
 from appliance.types import EVERYONE, Bools, Document
+from tests.bench import report
 
 LANGUAGES = ("en", "de", "ru")
 _DEPTH = 10
@@ -96,26 +91,19 @@ def measure(embedder: OnnxEmbedder, path: Path) -> dict[str, float]:
     return {leg: float(np.mean(found)) for leg, found in ranks.items()}
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds xquad/")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "appliance-embedder")
-    given = parser.parse_args(arguments)
-    files = minilm.prepare(given.cache)
-    embedder = OnnxEmbedder(files.onnx, files.tokenizer)
+def main() -> None:
+    data, embedder = report.data_folder(), report.embedder()
     figures: dict[str, float] = {}
     shares: list[float] = []
     print(f"{'':4}{'words':>9}{'meaning':>9}{'hybrid':>9}   MRR@10")
     for language in LANGUAGES:
-        found = measure(embedder, given.data / "xquad" / f"xquad.{language}.json")
+        found = measure(embedder, data / "xquad" / f"xquad.{language}.json")
         print(f"{language:4}{found['words']:9.3f}{found['meaning']:9.3f}{found['hybrid']:9.3f}", flush=True)
         figures[f"mrr_{language}"] = round(found["hybrid"], 4)
         shares.append(found["hybrid"] / max(found["words"], found["meaning"]))
     figures["hybrid_vs_best_leg_min"] = round(min(shares), 4)
-    versions = {name: version(name) for name in ("numpy", "onnxruntime", "hnswlib")}
-    print(json.dumps({"bench": "retrieval", "figures": figures, "machine": platform.machine(), "versions": versions}))
-    return 0
+    report.finish("retrieval", figures, ("numpy", "onnxruntime", "hnswlib"))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp as native
@@ -31,7 +30,7 @@ from appliance.infer.protocol import LaunchSpec
 from appliance.infer.supervisor import Supervisor
 from appliance.types import Finish, Generation, Origin, Sampling, Segment, Text
 from tests import gguf_models
-from tests.bench import llama_server
+from tests.bench import llama_server, report
 
 SHAPE = gguf_models.Shape(
     layers=24, embedding=1024, heads=16, kv_heads=4, feed_forward=2816, vocabulary=32_000, context=131_072
@@ -71,7 +70,7 @@ Ask = Callable[[str, Sequence[int]], Awaitable[tuple[float, int, int]]]
 
 def model() -> Path:
     """The bench's GGUF in the user's cache: random weights in Q4_0, made at the first call (a minute)."""
-    place = llama_server.cache_dir() / "bench"
+    place = report.cache_dir() / "bench"
     path = place / f"llama-{SHAPE.layers}x{SHAPE.embedding}-q4_0.gguf"
     if not path.exists():
         place.mkdir(parents=True, exist_ok=True)
@@ -253,13 +252,6 @@ def figures(runs: dict[str, list[Run]]) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, object]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    load = round(os.getloadavg()[0], 1)
-    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "load": load}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=2, help="passes over the workload, all engines in each")
@@ -269,8 +261,7 @@ def main() -> None:
     print(f"Building what is needed: {llama_server.binary()}, {model()}", flush=True)
     print("round threads  engine                tokens/cpu s   tokens/s wall    ttft p50 s", flush=True)
     runs = [asyncio.run(bench(arguments.rounds, threads)) for threads in arguments.threads]
-    versions = {"llama-cpp-python": version("llama-cpp-python"), "python": platform.python_version()}
-    print(json.dumps({"bench": "serving", "figures": figures(runs[0]), "machine": machine(), "versions": versions}))
+    report.finish("serving", figures(runs[0]), ("llama-cpp-python",), python=platform.python_version())
 
 
 if __name__ == "__main__":

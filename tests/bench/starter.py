@@ -6,16 +6,10 @@ by token in context, and the pointer model through the real engine. Intervals ar
 What the pointer adds is tested in pairs: weights with and without it, fitted on articles 0-23 in this run.
 """
 
-import json
 import logging
 import math
-import os
-import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +19,12 @@ from numpy.typing import NDArray
 from appliance.errors import PromptTooLong
 from appliance.infer import llama
 from appliance.infer.engine import Engine, Piece
-from appliance.infer.onnx import OnnxEmbedder, TokenVectors
+from appliance.infer.onnx import TokenVectors
 from appliance.knowledge import quote
 from appliance.knowledge.sentence_scores import Candidates, lexical_scores, meaning_scores
-from appliance.models import minilm, starter
+from appliance.models import starter
 from appliance.types import Finish, Floats, Generation, Origin, Sampling, Segment
-from tests.bench import xquad
+from tests.bench import report, xquad
 from tests.bench.fitting import fit_choice
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +32,6 @@ CHUNK = 64  # questions handed to the engine at once
 RESAMPLES = 2000
 Flags = NDArray[np.bool_]
 Values = NDArray[np.float64]
-
-
-def data_folder() -> Path:
-    """The folder that holds xquad/: APPLIANCE_DATA, or shared/data beside the repository."""
-    folder = Path(os.environ.get("APPLIANCE_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "xquad" / "xquad.en.json").is_file():
-        raise SystemExit(f"There is no xquad/xquad.en.json in {folder}; set APPLIANCE_DATA to a folder that has it.")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -62,18 +48,12 @@ class Embedded:
         return [passage.sentence_texts() for passage in self.passages]
 
 
-@cache
-def embedder() -> OnnxEmbedder:
-    files = minilm.prepare(Path(tempfile.gettempdir()) / "appliance-bench")
-    return OnnxEmbedder(files.onnx, files.tokenizer)
-
-
 def embed(items: Sequence[xquad.Item]) -> list[Embedded]:
     """Embed each text once, whatever the number of items that it stands in."""
     contexts = sorted({text for item in items for text in (item.question, *(p.text for p in item.passages))})
-    tokens = dict(zip(contexts, embedder().embed_tokens(contexts), strict=True))
+    tokens = dict(zip(contexts, report.embedder().embed_tokens(contexts), strict=True))
     alone = sorted({s for item in items for s in (item.question, *_sentences(item))})
-    vectors = dict(zip(alone, embedder().embed(alone), strict=True))
+    vectors = dict(zip(alone, report.embedder().embed(alone), strict=True))
     return [
         Embedded(
             item,
@@ -264,16 +244,9 @@ def measure(setting: xquad.Setting, data: Path, engine: PointerEngine) -> dict[s
 
 
 def main() -> None:
-    data, engine = data_folder(), PointerEngine()
+    data, engine = report.data_folder(), PointerEngine()
     figures = measure("other", data, engine) | measure("same", data, engine)
-    packages = ("numpy", "onnxruntime", "llama-cpp-python")
-    report = {
-        "bench": "starter",
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in packages} | {"starter": starter.SHA256[:12]},
-    }
-    print(json.dumps(report))
+    report.finish("starter", figures, ("numpy", "onnxruntime", "llama-cpp-python"), starter=starter.SHA256[:12])
 
 
 if __name__ == "__main__":

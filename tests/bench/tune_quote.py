@@ -14,7 +14,8 @@ from appliance.knowledge.sentence_scores import lexical_scores, meaning_scores
 from appliance.types import Floats
 from tests.bench import xquad
 from tests.bench.fitting import Matrix, fit_answer, fit_choice
-from tests.bench.starter import Embedded, data_folder, embed
+from tests.bench.report import data_folder
+from tests.bench.starter import Embedded, embed
 
 FOLDS = 8
 SETTINGS: tuple[xquad.Setting, ...] = ("other", "same")
