@@ -6,9 +6,10 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origi
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
-RENEW_SECONDS = 24 * 3600.0
+RENEW_SECONDS, RETRY_SECONDS = 24 * 3600.0, 5.0
 STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
@@ -62,21 +63,21 @@ class App:
     server: Server
     sockets: tempfile.TemporaryDirectory[str]
     renew: Callable[[], object]
-    _tasks: list[asyncio.Task[object]] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> str:
         """Listen, then bring up what takes longer; the address. Raises PortInUse."""
         address = await self.server.start(self.config.listen)
-        work: tuple[Coroutine[object, object, object], ...] = (
-            asyncio.to_thread(self.library.collections),  # opens them all, so that health tells of damage before a user
-            self._prove_sandbox(),
-            self._prove_engine(),
-            self.imports.run(),
-            self._watch_parts(),
-            self._renew_daily(),
-            self.monitor.watch_host(self.config.data_dir),
+        work: tuple[Callable[[], Awaitable[object]], ...] = (
+            self._open_collections,
+            self._prove_sandbox,
+            self._prove_engine,
+            self.imports.run,
+            self._watch_parts,
+            self._renew_daily,
+            partial(self.monitor.watch_host, self.config.data_dir),
         )
-        self._tasks += [asyncio.create_task(item) for item in work]
+        self._tasks += [asyncio.create_task(_persist(item)) for item in work]
         return address
 
     async def stop(self) -> None:
@@ -90,6 +91,10 @@ class App:
         await self.extractor.close()
         await asyncio.to_thread(self.library.close)
         self.sockets.cleanup()
+
+    async def _open_collections(self) -> None:
+        """Open them all now, so that health tells of damage before a user meets it."""
+        await asyncio.to_thread(self.library.collections)
 
     async def _prove_sandbox(self) -> None:
         with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
@@ -129,6 +134,18 @@ class App:
             await asyncio.to_thread(self.renew)
 
 
+async def _persist(work: Callable[[], Awaitable[object]]) -> None:
+    """Run work to its end, and again after a fault: a box must not go on without its watchers in silence."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.exception("task.failed", task=getattr(work, "__name__", "watch_host"), error=type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
 def build(config: Config) -> App:
     """Every part, from the bottom up. Raises what makes a start impossible: KeyUnavailable, ModelMissing, …"""
     data = config.data_dir
@@ -145,14 +162,14 @@ def build(config: Config) -> App:
     )
     store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
-    router = Router(store, _engine_options(config, Path(sockets.name)), _admission(config))
+    router = Router(store, _engine_options(config, Path(sockets.name)), admission(config))
     asker = Asker(library, embedder, router, composer)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     salt = _salts()
     listen_host = config.listen.rpartition(":")[0]
     services = Services(
-        inference=InferenceService(router, composer, embedder, salt),
+        inference=InferenceService(router, composer, embedder, minilm.NAME, salt),
         knowledge=KnowledgeService(library, asker, salt),
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
@@ -190,11 +207,15 @@ def _engine_options(config: Config, sockets: Path) -> EngineOptions:
     )
 
 
-def _admission(config: Config) -> Callable[[ModelFile, int, int], int]:
-    """The memory plan against what the machine has available now; what loaded models use is already taken from it."""
+def admission(config: Config) -> Callable[[ModelFile, int, int], int]:
+    """The memory plan against what is available now and what loaded models were promised, whichever leaves less.
+
+    A model that still loads has not taken its memory yet, and mapped weights count as available.
+    """
 
     def admit(file: ModelFile, context_tokens: int, loaded_bytes: int) -> int:
-        available = host.sample(config.data_dir).memory_available_bytes
+        now = host.sample(config.data_dir)
+        available = min(now.memory_available_bytes, now.memory_total_bytes - loaded_bytes)
         reserve = config.memory_reserve_mib << 20
         return plan.admit(file, context_tokens, available, reserve, config.model_batch_tokens)
 

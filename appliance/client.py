@@ -339,7 +339,10 @@ def restore_error(
 
 def _error(error: grpc.RpcError, address: str) -> errors.ApplianceError:
     """What a failed call means: the box's own error where it sent one (google.rpc.Status), else what gRPC saw."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an RpcError of a call is that call
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an RpcError of a call is that call
+    except ValueError:  # gRPC replaced the code of an error that it could not carry
+        status = None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for detail in status.details if status else ():
         detail.Unpack(info)
@@ -371,7 +374,7 @@ def _unavailable(details: str, address: str) -> errors.ApplianceError:
     shows as a connection that closes before the first call."""
     if "failed to connect" not in details and "resolution" not in details:
         return errors.Unreachable(f"The connection to {address} broke off.")
-    if "Tls handshake failed" in details or "security handshaker" in details:
+    if any(words in details for words in ("Tls handshake failed", "security handshaker", "Verification")):
         return errors.Unauthenticated(f"What listens at {address} is not the box that the certificates are for.")
     if "Socket closed" in details or "Connection reset" in details:
         return errors.Unauthenticated(f"{address} did not accept this client's certificate.")

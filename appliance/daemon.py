@@ -51,7 +51,7 @@ async def serve(config: Config) -> None:
     endpoint = config.data_dir / "endpoint"
     try:
         address = await app.start()
-        endpoint.write_text(address)
+        endpoint.write_text(reachable(address))
         _notify("READY=1")
         log.info("daemon.ready", address=address, data_directory=str(config.data_dir))
         await stop.wait()
@@ -63,24 +63,34 @@ async def serve(config: Config) -> None:
     log.info("daemon.stopped")
 
 
+def reachable(address: str) -> str:
+    """Where a client on this machine finds a server that listens there: a wildcard is no address to call."""
+    host, _, port = address.rpartition(":")
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"  # noqa: S104
+
+
 def configure_logging(level: str) -> None:
     """One JSON object a line on stderr. Tracebacks keep places and types, never messages: those may quote content."""
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _places_only,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _places_only,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*processors, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    handler = logging.StreamHandler(sys.stderr)  # what libraries log: asyncio, grpc
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(structlog.processors.JSONRenderer(), foreign_pre_chain=processors)
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 def _places_only(logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    if event.pop("exc_info", None):
-        kind, _, trace = sys.exc_info()
+    if found := event.pop("exc_info", None):
+        kind, _, trace = found if isinstance(found, tuple) else sys.exc_info()
         event["error"] = kind.__name__ if kind else ""
         event["trace"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(trace)]
     return event
@@ -95,9 +105,13 @@ def _given(argv: Sequence[str] | None) -> dict[str, str]:
 
 
 def _make_private(folder: Path) -> None:
+    """Make the data directory. One that is there and open to others is closed only while it is empty."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_mode & 0o077:
+            if any(folder.iterdir()):
+                raise ConfigInvalid(f"data_dir: {folder} is open to others; chmod 700 it, or choose another.")
+            folder.chmod(0o700)
     except OSError as error:
         raise ConfigInvalid(f"data_dir: {folder} cannot be used: {error.strerror}.") from None
 

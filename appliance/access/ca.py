@@ -112,7 +112,9 @@ def open_authority(directory: Path, now: datetime) -> Authority:
     certificate_path, key_path = directory / "ca.pem", directory / "ca.key"
     _private_directory(directory)
     if not certificate_path.exists():
-        # The certificate is written last: a key without one has signed nothing.
+        # Of an authority the certificate is written last: a key without one has signed nothing, unless a leaf says so.
+        if key_path.exists() and (directory / "server.pem").exists():
+            raise KeyUnavailable(f"The authority in {directory} is not whole: ca.pem is missing.")
         key = ec.generate_private_key(ec.SECP256R1())
         _write(key_path, _private_pem(key))
         _write(certificate_path, _self_signed(key, now).public_bytes(serialization.Encoding.PEM))
@@ -198,10 +200,19 @@ def _is_good(certificate_path: Path, key_path: Path, authority: Authority, names
 
 def _server_names(listen_host: str) -> Names:
     """This machine by every name that a client may use for it."""
-    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
+    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *_own_addresses()]
     if (host := listen_host.strip("[]")) not in (*WILDCARD_HOSTS, *hosts):
         hosts.append(host)
     return [_general_name(host) for host in hosts if host.isascii()]
+
+
+def _own_addresses() -> list[str]:
+    """The addresses that this machine's name stands for; a link-local one is of no use to a client."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        return []
+    return sorted(address for address in found if "%" not in address and address not in ("127.0.0.1", "::1"))
 
 
 def _general_name(host: str) -> x509.GeneralName:

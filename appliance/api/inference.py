@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from appliance.access import roles
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
-from appliance.errors import InvalidArgument
+from appliance.errors import InvalidArgument, NotFound
 from appliance.gen.v1 import inference_pb2 as pb
 from appliance.gen.v1 import inference_pb2_grpc
 from appliance.ports import Composer, Embedder, Generator
 from appliance.types import Generation, Message, Origin, Segment, Speaker, Text, Usage
 
 MAX_CHARACTERS = 4_000_000
-MAX_EMBED_TEXTS = 256
+MAX_EMBED_TEXTS, MAX_EMBED_CHARACTERS = 256, 100_000
 SPEAKERS = {
     pb.Message.ROLE_SYSTEM: Speaker.SYSTEM,
     pb.Message.ROLE_USER: Speaker.USER,
@@ -28,6 +28,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     generator: Generator
     composer: Composer
     embedder: Embedder
+    embedder_name: str
     prefix_salt: Callable[[str], bytes]
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
@@ -45,9 +46,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     yield pb.ChatResponse(finish=messages.finish(piece))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        texts = list(request.texts)
-        if not 0 < len(texts) <= MAX_EMBED_TEXTS:
-            raise InvalidArgument.of("texts", f"takes 1 to {MAX_EMBED_TEXTS} texts, not {len(texts)}.")
+        if (model := requests.model_or_default(request.model)) not in ("", self.embedder_name):
+            raise NotFound(f"There is no embedding model models/{model}; models/{self.embedder_name} is the one.")
+        if not 0 < len(request.texts) <= MAX_EMBED_TEXTS:
+            raise InvalidArgument.of("texts", f"takes 1 to {MAX_EMBED_TEXTS} texts, not {len(request.texts)}.")
+        texts = [requests.text(item, f"texts[{i}]", MAX_EMBED_CHARACTERS) for i, item in enumerate(request.texts)]
         vectors = await asyncio.to_thread(self.embedder.embed, texts)
         tokens = await asyncio.to_thread(self.embedder.count_tokens, texts)
         usage = messages.usage(Usage(input_tokens=tokens))

@@ -1,8 +1,9 @@
 """What every call passes: a caller with a name and a right, a deadline, one shape of error, one line of log."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +15,7 @@ from appliance.access import roles
 from appliance.errors import ApplianceError, Busy, DeadlineRequired, DocumentRefused, Draining
 
 DOMAIN = "appliance"
+MAX_MESSAGE_CHARACTERS = 1000  # gRPC drops an error whose metadata passes 8 KiB
 HEALTH_PREFIX = "/grpc.health.v1.Health/"  # load balancers watch it without a deadline
 log = structlog.get_logger()
 
@@ -24,7 +26,14 @@ class Gate(grpc.aio.ServerInterceptor):
     """Admits calls, and turns what a service raises into a google.rpc.Status."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self._draining = False
+        self._watchers: set[asyncio.Task[object]] = set()
+
+    def drain(self) -> None:
+        """Refuse new calls from here on, and end the watches, which never end by themselves."""
+        self._draining = True
+        for task in self._watchers:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -51,10 +60,28 @@ class Gate(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, handler: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._admitted(method, context), aclosing(handler.unary_stream(request, context)) as pieces:
-                async for piece in pieces:
-                    yield piece
+                with self._watching(method):
+                    async for piece in pieces:
+                        yield piece
 
         return call
+
+    @contextmanager
+    def _watching(self, method: str) -> Iterator[None]:
+        """What makes `drain` end the call where its method is a watch."""
+        task = asyncio.current_task()
+        if task is None or "/Watch" not in method:
+            yield
+            return
+        self._watchers.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+            raise Draining("The daemon is stopping.") from None
+        finally:
+            self._watchers.discard(task)
 
     @asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -62,7 +89,7 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             principal = roles.principal(context.auth_context())
             who = str(principal)
-            if self.draining:
+            if self._draining:
                 raise Draining("The daemon is stopping.")
             if context.time_remaining() is None:
                 raise DeadlineRequired(f"{method} was called without a deadline.")
@@ -101,7 +128,9 @@ def to_status(error: ApplianceError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
         packed.append(_pack(retry))
-    return status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=str(error), details=packed)
+    return status_pb2.Status(
+        code=code_pb2.Code.Value(error.code.name), message=str(error)[:MAX_MESSAGE_CHARACTERS], details=packed
+    )
 
 
 def _pack(message: Any) -> AnyMessage:

@@ -55,8 +55,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         status = self._find(requests.model(request.name))
         if status.kind is not ModelKind.CHAT:
             raise InvalidArgument.of("name", "this model is part of the box and cannot be deleted.")
+        await asyncio.to_thread(self.store.delete, status.name)  # first, so that no call can load it again
         await self.router.unload(status.name)
-        await asyncio.to_thread(self.store.delete, status.name)
         return pb.DeleteModelResponse()
 
     def _all(self) -> Iterator[ModelStatus]:

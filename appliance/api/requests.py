@@ -14,7 +14,7 @@ from appliance.types import Sampling
 T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-MAX_STOPS = 8
+MAX_STOPS, MAX_STOP_CHARACTERS = 8, 256
 COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
@@ -65,8 +65,9 @@ def sampling(message: inference_pb2.Sampling) -> Sampling:
     _within("sampling.min_p", value.min_p, 0.0, 0.999_999)
     _within("sampling.repeat_penalty", value.repeat_penalty, 0.1, 10.0)
     _within("sampling.max_tokens", value.max_tokens, 1, 1_000_000)
-    if len(value.stop) > MAX_STOPS or not all(value.stop):
-        raise InvalidArgument.of("sampling.stop", f"takes at most {MAX_STOPS} strings, none of them empty.")
+    if len(value.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in value.stop):
+        limits = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+        raise InvalidArgument.of("sampling.stop", f"takes {limits}.")
     return value
 
 
@@ -97,6 +98,9 @@ def _token(offset: int) -> str:
 
 def _offset(page_token: str) -> int:
     try:
-        return int(base64.urlsafe_b64decode(page_token.encode() or b"MA=="))
+        offset = int(base64.urlsafe_b64decode(page_token.encode() or b"MA=="))
     except (ValueError, binascii.Error, UnicodeEncodeError):
-        raise InvalidArgument.of("page_token", "is not one that a listing gave.") from None
+        offset = -1
+    if offset < 0:
+        raise InvalidArgument.of("page_token", "is not one that a listing gave.")
+    return offset

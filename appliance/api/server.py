@@ -78,8 +78,8 @@ class Server:
         return self.address
 
     async def drain(self, grace_seconds: float) -> None:
-        """Refuse new calls with DRAINING, let running ones finish for the grace period, then close."""
-        self._gate.draining = True
+        """Refuse new calls with DRAINING, end watches, let the rest finish for the grace period, then close."""
+        self._gate.drain()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
 

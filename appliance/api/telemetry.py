@@ -1,5 +1,6 @@
 """TelemetryService: what the box knows about itself."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,8 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         principal = str(roles.principal(context.auth_context()))
-        return messages.status(replace(self.status(), principal=principal))
+        status = await asyncio.to_thread(self.status)
+        return messages.status(replace(status, principal=principal))
 
     async def WatchHealth(
         self, request: pb.WatchHealthRequest, context: Context

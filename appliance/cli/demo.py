@@ -1,6 +1,7 @@
 """`appliance demo`: a real box over the sample documents, from nothing to answers with citations."""
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,14 +201,15 @@ def _serve(process: "subprocess.Popen[bytes]", data_dir: Path) -> None:
     from appliance.cli import output
     from appliance.errors import Broken
 
-    where = shlex.quote(str(data_dir))
+    program = "appliance" if shutil.which("appliance") else shlex.quote(sys.argv[0])
+    where = f"{program} --data-dir {shlex.quote(str(data_dir))}"
     output.show("\nThe box serves until Ctrl-C. Go on in another terminal:", "bold")
-    output.show(f'  appliance --data-dir {where} ask "How do I …?"')
-    output.show(f"  appliance --data-dir {where} ingest FOLDER")
-    output.show(f"  appliance --data-dir {where} status")
+    output.show(f'  {where} ask "How do I …?"')
+    output.show(f"  {where} ingest FOLDER")
+    output.show(f"  {where} status")
     output.show(f"Drop a GGUF chat model into {data_dir / 'import'}, and it serves these too:", "bold")
-    output.show(f"  appliance --data-dir {where} chat")
-    output.show(f'  appliance --data-dir {where} ask --mode generate "How do I …?"')
+    output.show(f"  {where} chat")
+    output.show(f'  {where} ask --mode generate "How do I …?"')
     try:
         process.wait()
     except KeyboardInterrupt:

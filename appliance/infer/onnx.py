@@ -14,6 +14,7 @@ from appliance.errors import ModelDamaged
 from appliance.types import Floats
 
 MAX_TOKENS = 256
+MAX_CHARACTERS = 32_768  # what is cut off unread anyway must not be tokenized: that takes 600 bytes a token
 MAX_TOKENS_IN_CONTEXT = 512  # all positions that the model has
 BATCH_TEXTS = 8  # of like length; more gains nothing on a CPU and pads more
 
@@ -75,7 +76,7 @@ class OnnxEmbedder:
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
         # a lone surrogate can't be encoded; a mark of the same length stands for it, so that spans stay true
-        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        clean = [text[:MAX_CHARACTERS].encode("utf-8", "replace").decode() for text in texts]
         found: list[Encoding] = self._tokenizer.encode_batch(clean)
         return found
 

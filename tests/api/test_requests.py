@@ -34,7 +34,7 @@ def test_pages_put_together_give_the_whole_listing(count: int, size: int) -> Non
     assert seen == items
 
 
-@pytest.mark.parametrize("token", ["!", "bm8=", "é", "LTE"])
+@pytest.mark.parametrize("token", ["!", "bm8=", "é", "LTE="])
 def test_a_page_token_of_somebody_elses_making_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument, match="page_token"):
         requests.page([1, 2, 3], 1, token)
@@ -62,6 +62,7 @@ def test_sampling_that_is_silent_takes_our_defaults() -> None:
         (pb.Sampling(max_tokens=0), "max_tokens"),
         (pb.Sampling(stop=["a"] * 9), "stop"),
         (pb.Sampling(stop=[""]), "stop"),
+        (pb.Sampling(stop=["x" * 257]), "stop"),
     ],
 )
 def test_a_sampling_field_out_of_range_is_named(message: pb.Sampling, field: str) -> None:

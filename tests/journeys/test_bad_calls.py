@@ -108,3 +108,29 @@ def test_sigterm_ends_the_daemon_with_zero_and_takes_its_endpoint_away(tmp_path:
         assert started.stop() == 0
         assert not (started.data_dir / "endpoint").exists()
         assert "daemon.stopped" in started.log()
+
+
+def test_a_box_that_listens_everywhere_is_reached_by_its_own_user(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--listen=0.0.0.0:0") as started, started.client() as client:
+        assert started.address.startswith("127.0.0.1:")
+        assert client.status().listen_address.startswith("0.0.0.0:")
+
+
+def test_a_data_directory_that_is_a_file_or_open_to_others_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "shared").mkdir(mode=0o755)
+    (tmp_path / "shared" / "letter.txt").write_text("")
+    for path, why in ((tmp_path / "file", "cannot be read"), (tmp_path / "shared", "open to others")):
+        ended = _daemon(path)
+        assert ended.returncode == 3
+        assert why in ended.stderr
+        assert str(path) in ended.stderr
+
+
+def test_embed_knows_its_model_by_name_and_takes_no_endless_text(box: Daemon) -> None:
+    with box.client() as client:
+        assert client.embed(["badge"], model="all-MiniLM-L6-v2").shape == (1, 384)
+        with pytest.raises(NotFound, match="nope"):
+            client.embed(["badge"], model="nope")
+        with pytest.raises(InvalidArgument, match=r"texts\[1\]"):
+            client.embed(["badge", "a " * 60_000])

@@ -1,4 +1,4 @@
-"""A PDF from plain text (`python -m appliance.cli.samples.make_pdf` makes the demo's): Helvetica, A4, wrapped lines, no more.
+"""A PDF from plain text: Helvetica, A4, wrapped lines, no more. Run as a program, it makes the demo's.
 
 In the text a line `# …` is a heading, an empty line ends a paragraph and a form feed ends a page. ISO 32000-1.
 """
