@@ -76,7 +76,7 @@ class JobRunner:
 
     def cancel(self, job: str) -> Job:
         entry = self._entry(job)
-        if entry.task is not None and not entry.job.state.ended:
+        if entry.task is not None and not entry.job.state.ended and not entry.task.cancelling():
             entry.task.cancel()
         return entry.job
 

@@ -151,6 +151,9 @@ class Library(Protocol):
     def pages(self, collection: str, document: str, groups: frozenset[str]) -> tuple[str, ...]:
         """The stored text by page. Raises NotFound, StoreDamaged."""
 
+    def page(self, collection: str, document: str, page: int, groups: frozenset[str]) -> str:
+        """The stored text of one page, from 1. Raises NotFound, StoreDamaged."""
+
     def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
         """Gone from every search when it returns. Raises NotFound."""
 

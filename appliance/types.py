@@ -1,8 +1,10 @@
 """Frozen values that cross boundaries. No behaviour beyond what a value knows of itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +85,21 @@ class Sampling:
     seed: int = 0
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+
+
+# least and most of each number of a Sampling, and of its stop strings; at the front door and again in the worker
+SAMPLING_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "temperature": (0.0, 5.0),
+        "top_p": (1e-6, 1.0),
+        "top_k": (0, 1_000_000),
+        "min_p": (0.0, 0.999_999),
+        "repeat_penalty": (0.1, 10.0),
+        "seed": (0, 2**32 - 1),
+        "max_tokens": (1, 1_000_000),
+    }
+)
+MAX_STOPS, MAX_STOP_CHARACTERS = 8, 256
 
 
 @dataclass(frozen=True, slots=True)

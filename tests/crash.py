@@ -20,7 +20,7 @@ from typing import Protocol
 
 from appliance.errors import NotFound
 from appliance.knowledge.library import Library
-from appliance.types import EVERYONE, NewDocument
+from appliance.types import EVERYONE, NewDocument, Passage
 from appliance.vault import FileKeyring
 from tests.fakes import WordEmbedder
 
@@ -54,11 +54,25 @@ def pages_of(number: int) -> tuple[str, ...]:
         ". ".join(" ".join(rng.choices(words, k=8)).capitalize() for _ in range(rng.choice([0, 1, 5, 60])))
         for _ in range(rng.randint(0, 3))
     ]
-    return (*pages, f"Document {number} ends here.")
+    return (*pages, last_words(number))
+
+
+def last_words(number: int) -> str:
+    """What no other document holds."""
+    return f"Document {number} ends here."
+
+
+def check_found(document: str, hits: Sequence[Passage]) -> None:
+    """Vectors always find something, so it must be the document whose very words were asked for."""
+    assert document in [hit.document for hit in hits], f"{document} is stored and not found by its own words"
 
 
 def title_of(number: int) -> str:
     return f"document-{number}.txt"
+
+
+def number_of(title: str) -> int:
+    return int(title.removeprefix("document-").removesuffix(".txt"))
 
 
 class LibraryWorkload:
@@ -75,15 +89,12 @@ class LibraryWorkload:
         try:
             documents = library.documents(COLLECTION, GROUPS)
             found = {
-                int(document.title.removeprefix("document-").removesuffix(".txt")): library.pages(
-                    COLLECTION, document.id, GROUPS
-                )
-                for document in documents
+                number_of(document.title): library.pages(COLLECTION, document.id, GROUPS) for document in documents
             }
             assert len(found) == len(documents), "a document is there twice"
-            for number in list(found)[:3]:
-                hits = library.search(COLLECTION, f"number{number} ends here", GROUPS, 5)
-                assert hits, "a stored document is not found"
+            for document in documents[:3]:
+                hits = library.search(COLLECTION, last_words(number_of(document.title)), GROUPS, 5)
+                check_found(document.name, hits)
             return found
         except NotFound:
             return {}
@@ -110,7 +121,7 @@ def write(directory: Path, first_number: int, seed: int) -> None:
         print(f"added {number}", flush=True)
         if rng.random() < 0.1:
             victim = rng.choice(library.documents(COLLECTION, GROUPS))
-            gone = victim.title.removeprefix("document-").removesuffix(".txt")
+            gone = number_of(victim.title)
             print(f"deleting {gone}", flush=True)
             library.delete(COLLECTION, victim.id, GROUPS)
             print(f"deleted {gone}", flush=True)

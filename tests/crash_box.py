@@ -13,7 +13,7 @@ from pathlib import Path
 from appliance.client import Client
 from appliance.errors import NotFound
 from appliance.types import Document, FileState
-from tests.crash import options, pages_of, report
+from tests.crash import check_found, last_words, options, pages_of, report
 from tests.daemon import running
 
 COLLECTION = "crash"
@@ -39,7 +39,11 @@ class BoxWorkload:
 
     def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
         with running(directory / "data", *OPTIONS) as box, box.client() as client:
-            return {number_of(d.title): self._pages(client, d.name, d.title) for d in documents(client)}
+            stored = documents(client)
+            for document in stored[:3]:
+                hits = client.search(COLLECTION, last_words(number_of(document.title)), limit=5)
+                check_found(document.name, hits)
+            return {number_of(d.title): self._pages(client, d.name, d.title) for d in stored}
 
     def _pages(self, client: Client, name: str, title: str) -> tuple[str, ...]:
         """The pages that the file was made of, where the store has its text; else what the store has."""

@@ -150,6 +150,9 @@ class MemoryLibrary:
     def pages(self, collection: str, document: str, groups: frozenset[str]) -> tuple[str, ...]:
         return self._readable(collection, document, groups)[1]
 
+    def page(self, collection: str, document: str, page: int, groups: frozenset[str]) -> str:
+        return self.pages(collection, document, groups)[page - 1]
+
     def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
         self._readable(collection, document, groups)
         del self.stored[collection][document]

@@ -33,5 +33,5 @@ def test_a_model_that_still_loads_counts_although_its_memory_looks_free(
 
 def test_memory_that_others_take_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "sample", lambda _: replace(NOW, memory_available_bytes=4 * GIB))
-    with pytest.raises(ModelTooLarge, match="3.0 GiB free"):
+    with pytest.raises(ModelTooLarge, match=r"3\.0 GiB free"):
         admission(Config(data_dir=tmp_path, memory_reserve_mib=1024))(FILE, 1024, 0)

@@ -63,6 +63,28 @@ async def test_cancel_ends_a_job_whether_it_has_begun_or_not(started: bool) -> N
     assert (await ended(runner, job)).state is JobState.CANCELLED
 
 
+async def test_a_second_cancel_does_not_disturb_what_the_first_one_began() -> None:
+    cleaning, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(progress: Progress) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await go_on.wait()
+            progress.update(1, note="cleaned up")
+
+    runner = JobRunner()
+    job = runner.start("ingest", "", "files", work)
+    await asyncio.sleep(0)
+    runner.cancel(job.id)
+    await cleaning.wait()
+    runner.cancel(job.id)
+    go_on.set()
+    last = await ended(runner, job)
+    assert (last.state, last.note) == (JobState.CANCELLED, "cleaned up")
+
+
 async def test_stopping_the_runner_cancels_what_runs() -> None:
     async def work(progress: Progress) -> None:
         await asyncio.Event().wait()

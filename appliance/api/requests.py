@@ -9,12 +9,11 @@ from typing import TypeVar
 from appliance.api import messages
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import inference_pb2
-from appliance.types import Sampling
+from appliance.types import MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Sampling
 
 T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-MAX_STOPS, MAX_STOP_CHARACTERS = 8, 256
 COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
@@ -59,12 +58,8 @@ def text(value: str, field: str, max_characters: int) -> str:
 def sampling(message: inference_pb2.Sampling) -> Sampling:
     """Raises InvalidArgument, naming the field that is out of range."""
     value = messages.sampling(message)
-    _within("sampling.temperature", value.temperature, 0.0, 5.0)
-    _within("sampling.top_p", value.top_p, 1e-6, 1.0)
-    _within("sampling.top_k", value.top_k, 0, 1_000_000)
-    _within("sampling.min_p", value.min_p, 0.0, 0.999_999)
-    _within("sampling.repeat_penalty", value.repeat_penalty, 0.1, 10.0)
-    _within("sampling.max_tokens", value.max_tokens, 1, 1_000_000)
+    for field, (low, high) in SAMPLING_RANGES.items():
+        _within(f"sampling.{field}", getattr(value, field), low, high)
     if len(value.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in value.stop):
         limits = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
         raise InvalidArgument.of("sampling.stop", f"takes {limits}.")
@@ -89,7 +84,7 @@ def _match(pattern: re.Pattern[str], name: str, field: str, example: str) -> re.
 
 def _within(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
-        raise InvalidArgument.of(field, f"must be between {low:g} and {high:g}.")
+        raise InvalidArgument.of(field, f"must be between {low} and {high}.")
 
 
 def _token(offset: int) -> str:

@@ -24,7 +24,8 @@ def ingest(
     path: Annotated[str | None, typer.Argument(help="A folder or file of the box.")] = None,
     collection: CollectionOption = "default",
     reader: Annotated[
-        list[str] | None, typer.Option("--reader", help="A group that may read the documents; else everyone.")
+        list[str] | None,
+        typer.Option("--reader", help="Who may read: everyone, role:ROLE or user:NAME; may be given again."),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the job and leave.")] = False,
     files: Annotated[

@@ -7,7 +7,7 @@ Everything outside `llama_decode` is meant to stay near one percent of a step: n
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from appliance.infer import sampling
 from appliance.infer.llama import MAX_SEQUENCES, Context, Detokenizer, Model, Sampler
 from appliance.infer.protocol import EXIT_ENGINE_FAILED
 from appliance.infer.scheduler import Scheduler
-from appliance.types import Finish, FinishReason, Generation, Text, Timings, Usage
+from appliance.types import Finish, FinishReason, Generation, Segment, Text, Timings, Usage
 
 Piece = Text | Finish
 Deliver = Callable[[Piece], None]
@@ -89,10 +89,7 @@ class Engine:
         """
         vocabulary = self.model.vocabulary
         sampling.check(generation.sampling)
-        size = sum(len(segment.text) for segment in generation.prompt)
-        if size > self.cells * vocabulary.longest_bytes:  # cannot fit: say so without tokenizing it
-            raise PromptTooLong(f"The prompt has {size} characters; the context holds {self.cells} tokens.")
-        prompt = np.array(vocabulary.encode(generation.prompt), np.int32)
+        prompt = np.array(self.encode(generation.prompt), np.int32)
         if not len(prompt):
             raise InvalidArgument.of("prompt", "must not be empty.")
         labels = np.array([vocabulary.label(label) for label in generation.labels], np.int32)
@@ -112,6 +109,14 @@ class Engine:
             )
             self._wake.notify()
         return request
+
+    def encode(self, segments: Sequence[Segment]) -> list[int]:
+        """Token ids of a prompt; on any thread. Raises InvalidArgument, PromptTooLong."""
+        vocabulary = self.model.vocabulary
+        size = sum(len(segment.text) for segment in segments)
+        if size > self.cells * vocabulary.longest_bytes:  # cannot fit: say so without tokenizing it
+            raise PromptTooLong(f"The prompt has {size} characters; the context holds {self.cells} tokens.")
+        return vocabulary.encode(segments)
 
     def cancel(self, request: int) -> None:
         """The request is no longer wanted; its cells are free from the next step on. One that has ended is let be."""

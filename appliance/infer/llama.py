@@ -9,7 +9,7 @@ import ctypes
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp as native
@@ -78,8 +78,7 @@ class Vocabulary:
         self.control_tokens = tuple(texts[i] for i in sorted(self._control))
         literals = {texts[i] for i in self._control | markup if len(texts[i]) > 1}
         literals |= {text.replace("▁", " ") for text in literals}
-        spelled = sorted(map(re.escape, literals), key=len, reverse=True)
-        self._literal = re.compile("(?=" + "|".join(spelled) + ")") if spelled else None
+        self._literal = _first_characters(literals)
         self.longest_bytes = max((len(text.encode()) for text in texts), default=1)
         # SentencePiece puts a blank before the first text; this byte takes it, and is cut off again
         spm = native.llama_vocab_type(self._native) == native.LLAMA_VOCAB_TYPE_SPM
@@ -125,7 +124,7 @@ class Vocabulary:
         """Pieces of untrusted text, cut one character into every guarded literal, also where literals overlap."""
         if self._literal is None:
             return [text]
-        cuts = [0, *(match.start() + 1 for match in self._literal.finditer(text)), len(text)]
+        cuts = [0, *(match.end() for match in self._literal.finditer(text)), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
     def _ids(self, text: str, *, parse_special: bool, joined: bool = False) -> list[int]:
@@ -301,6 +300,18 @@ class Sampler:
 
     def close(self) -> None:
         native.llama_sampler_free(self.chain)
+
+
+def _first_characters(literals: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches the first character of each literal (of two or more) in a text, also where literals overlap.
+
+    Each branch begins with a plain character, so that `re` skips to the next of these without trying any branch.
+    """
+    by_first = itertools.groupby(sorted(literals), key=lambda literal: literal[0])
+    branches = [
+        f"{re.escape(first)}(?={'|'.join(re.escape(literal[1:]) for literal in group)})" for first, group in by_first
+    ]
+    return re.compile("|".join(branches)) if branches else None
 
 
 def _view(pointer: object, kind: type[np.generic], count: int) -> NDArray[Any]:

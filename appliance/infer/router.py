@@ -1,11 +1,14 @@
 """Streams by model name: which worker serves a model, and when one is started. The daemon's side of inference."""
 
 import asyncio
-import hashlib
+import copy
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import structlog
 
 from appliance.errors import ApplianceError, ModelRestarting, ModelTooLarge, NoChatModel
 from appliance.infer.protocol import LaunchSpec, SelfTest
@@ -24,6 +27,7 @@ from appliance.types import (
 
 # (file, context_tokens, bytes that loaded models are planned to use) -> bytes this one will; raises ModelTooLarge
 Admit = Callable[[ModelFile, int, int], int]
+log = structlog.get_logger()
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -49,6 +53,7 @@ class _Loaded:
     planned_bytes: int
     context_tokens: int
     loading: "asyncio.Task[None]"
+    unloading: "asyncio.Task[None] | None" = None
 
 
 class Router:
@@ -111,17 +116,20 @@ class Router:
         return self.status(file)
 
     async def unload(self, name: str) -> None:
-        """End the model's worker, which gives all its memory back. Does nothing where it is not loaded."""
+        """End the model's worker, which gives all its memory back. Does nothing where it is not loaded.
+
+        Returns when the process has ended; until then calls get ModelRestarting.
+        """
         self._refused.pop(name, None)
-        if loaded := self._loaded.pop(name, None):
-            loaded.loading.cancel()
-            await loaded.supervisor.stop()
-            self._on_change()
+        if loaded := self._loaded.get(name):
+            loaded.unloading = loaded.unloading or asyncio.create_task(self._end(loaded))
+            await asyncio.shield(loaded.unloading)  # who goes away leaves it ending
 
     async def close(self) -> None:
-        """End every worker."""
-        for name in list(self._loaded):
-            await self.unload(name)
+        """End every worker, also where one cannot be ended."""
+        ends = await asyncio.gather(*map(self.unload, list(self._loaded)), return_exceptions=True)
+        for error in filter(None, ends):
+            log.error("model.unload_failed", error=type(error).__name__)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Every model file and what its worker does."""
@@ -156,14 +164,15 @@ class Router:
         loaded = self._loaded.get(file.name)
         if loaded and loaded.file.sha256 != file.sha256:
             await self.unload(file.name)
-            loaded = None
-        if loaded is None:
-            loaded = self._loaded.get(file.name) or self._plan(file)
+        loaded = self._loaded.get(file.name) or self._plan(file)
+        if loaded.unloading:
+            raise ModelRestarting(f"Model {file.name} is being unloaded.")
         # waiting for the task, not awaiting it: who goes away while it loads leaves it loading for the others
         await asyncio.wait([loaded.loading])
         if loaded.loading.cancelled():
             raise ModelRestarting(f"Model {file.name} was unloaded while it was being loaded.")
-        loaded.loading.result()
+        if error := loaded.loading.exception():
+            raise copy.copy(error)  # the task keeps its own, which must not keep each caller's frames
         return loaded.supervisor
 
     def _plan(self, file: ModelFile) -> _Loaded:
@@ -191,10 +200,18 @@ class Router:
             raise
         await supervisor.start()
 
+    async def _end(self, loaded: _Loaded) -> None:
+        loaded.loading.cancel()
+        try:
+            await loaded.supervisor.stop()
+        finally:
+            del self._loaded[loaded.file.name]
+            self._on_change()
+
     def _spec(self, file: ModelFile, context_tokens: int) -> LaunchSpec:
         options = self._options
-        # a unix socket's path holds 107 bytes, a model's name may be longer
-        socket = options.socket_directory / f"{hashlib.sha256(file.name.encode()).hexdigest()[:16]}.sock"
+        # a new name each time, so that no worker meets another's socket; short, as its path holds 107 bytes
+        socket = options.socket_directory / f"{secrets.token_hex(8)}.sock"
         return LaunchSpec(
             model_path=file.path,
             socket_path=str(socket),

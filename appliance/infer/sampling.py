@@ -9,27 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import InvalidArgument
-from appliance.types import Floats, Sampling
+from appliance.types import MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Floats, Sampling
 
 PENALTY_WINDOW_TOKENS = 64
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
 
 
 def check(sampling: Sampling) -> None:
     """Raises InvalidArgument, naming the field that is out of range."""
-    ranges = {
-        "temperature": (sampling.temperature, 0.0, 10.0),
-        "top_p": (sampling.top_p, 0.0, 1.0),
-        "min_p": (sampling.min_p, 0.0, 1.0),
-        "repeat_penalty": (sampling.repeat_penalty, 0.01, 10.0),
-        "top_k": (sampling.top_k, 0, 2**31 - 1),
-        "max_tokens": (sampling.max_tokens, 1, 2**31 - 1),
-        "seed": (sampling.seed, 0, 2**32 - 1),
-    }
-    for name, (value, least, most) in ranges.items():
-        if not (math.isfinite(value) and least <= value <= most):
-            raise InvalidArgument.of(name, f"must be between {least} and {most}.")
+    for field, (least, most) in SAMPLING_RANGES.items():
+        if not least <= getattr(sampling, field) <= most:  # also refuses NaN
+            raise InvalidArgument.of(field, f"must be between {least} and {most}.")
     if len(sampling.stop) > MAX_STOPS:
         raise InvalidArgument.of("stop", f"at most {MAX_STOPS} stop strings are allowed.")
     if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in sampling.stop):

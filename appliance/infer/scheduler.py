@@ -161,9 +161,6 @@ class Scheduler:
         work.tokens[work.known] = token
         work.known += 1
 
-    def holds(self, request: int) -> bool:
-        return request in self._running
-
     def finish(self, request: int, now_seconds: float) -> Account:
         """The running request has its answer, or is no longer wanted; its cells are free from the next step on."""
         work = self._running.pop(request)

@@ -9,6 +9,7 @@ that come before it is back get ModelRestarting.
 
 import asyncio
 import contextlib
+import copy
 import json
 import signal
 import sys
@@ -32,6 +33,7 @@ from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
 from appliance.infer import protocol
 from appliance.types import Finish, Generation, ModelState, Segment, Text
 
+LOAD_TIMEOUT_SECONDS = 600.0  # far more than the largest model needs from the slowest disk
 log = structlog.get_logger()
 # what native code dies of by itself; a kill from outside may be tried again
 _OWN_FAULTS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
@@ -81,16 +83,15 @@ class Supervisor:
             self._task = asyncio.create_task(self._keep_alive())
         await self._settled.wait()
         if self.error:
-            raise self.error
+            raise copy.copy(self.error)
         if self._task is None:
             raise ModelRestarting(f"Model {self.name} was unloaded while it was being loaded.")
 
     async def stop(self) -> None:
-        """End the worker and all that it held. Calls in flight get WorkerDied."""
+        """End the worker and all that it held, however it fared. Calls in flight get WorkerDied."""
         if self._task:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
         self._settled.set()
         self._become(ModelState.STORED, "")
@@ -116,7 +117,7 @@ class Supervisor:
             call.cancel()
 
     async def tokenize(self, segments: Sequence[Segment]) -> tuple[int, ...]:
-        """Token ids as the model reads them. Raises InvalidArgument, ModelRestarting, WorkerDied."""
+        """Token ids as the model reads them. Raises InvalidArgument, PromptTooLong, ModelRestarting, WorkerDied."""
         stub, process = self._serving()
         try:
             response = await stub.Tokenize(pb.TokenizeRequest(segments=protocol.segments_to_pb(segments)))
@@ -134,7 +135,7 @@ class Supervisor:
 
     def _serving(self) -> "tuple[pb_grpc.EngineServiceAsyncStub, Process]":
         if self.error:
-            raise self.error
+            raise copy.copy(self.error)  # one that is raised again and again keeps the frames, and prompts, of all
         if self.state is not ModelState.READY or not self._stub or not self._process:
             raise ModelRestarting(f"Model {self.name} is {self.state.value}. {self.detail}".strip(), 1.0)
         return self._stub, self._process
@@ -153,7 +154,11 @@ class Supervisor:
         failures, failed_loads = 0, 0
         while True:
             started = asyncio.get_running_loop().time()
-            error, code = await self._run_once()
+            error: ApplianceError | None
+            try:
+                error, code = await self._run_once()
+            except Exception as failure:  # noqa: BLE001  whatever it was, who waits must hear of it
+                error, code = self._cannot_start(failure), None
             served = asyncio.get_running_loop().time() - started
             failures = 1 if not error and served > self._backoff.healthy_seconds else failures + 1
             failed_loads = failed_loads + 1 if error else 0
@@ -161,7 +166,7 @@ class Supervisor:
                 self.fail(error)
                 return
             delay = self._backoff.delay_seconds(failures)
-            self._become(ModelState.RESTARTING, f"Its engine {_how(code)}; restarting.")
+            self._become(ModelState.RESTARTING, str(error or f"Its engine {_how(code)}."))
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> tuple[ApplianceError | None, int | None]:
@@ -173,7 +178,7 @@ class Supervisor:
         )
         self.pid = process.pid
         try:
-            error = await self._wait_ready(process)
+            error = await self._load(process)
             if error is None:
                 await self._serve_until_death(process)
         finally:
@@ -183,6 +188,13 @@ class Supervisor:
             self.pid = None
             _unlink(self.spec.socket_path)
         return error, process.returncode
+
+    async def _load(self, process: Process) -> ApplianceError | None:
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
+                return await self._wait_ready(process)
+        except TimeoutError:
+            return WorkerDied(f"The engine did not load model {self.name} within {LOAD_TIMEOUT_SECONDS:g} seconds.")
 
     async def _wait_ready(self, process: Process) -> ApplianceError | None:
         assert process.stdin
@@ -197,6 +209,10 @@ class Supervisor:
         if said["state"] == "failed":
             return protocol.make_error(said["reason"], said["message"])
         return None
+
+    def _cannot_start(self, failure: Exception) -> ApplianceError:
+        why = failure.strerror if isinstance(failure, OSError) else None
+        return WorkerDied(f"The engine of model {self.name} cannot be started: {why or type(failure).__name__}.")
 
     def _died_loading(self, code: int) -> ApplianceError:
         message = f"The engine {_how(code)} while it loaded model {self.name}"

@@ -115,7 +115,7 @@ class Service(pb_grpc.EngineServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:  # noqa: N802
         segments = protocol.segments_from_pb(request.segments)
         try:
-            return pb.TokenizeResponse(ids=await asyncio.to_thread(self._engine.model.vocabulary.encode, segments))
+            return pb.TokenizeResponse(ids=await asyncio.to_thread(self._engine.encode, segments))
         except ApplianceError as error:
             await context.abort(error.code, str(error), protocol.error_to_metadata(error))
             raise

@@ -1,4 +1,4 @@
-"""The road of a file into a collection: open, copy and hash, known already?, locked child, knowledge base, outcome.
+"""The road of a file into a collection: type, copy and hash, known already?, locked child, knowledge base, outcome.
 
 One job a folder. Files are read and parsed a few ahead, and committed one after the other in the folder's order, so a
 job that stops has done all before some file and nothing after it.
@@ -11,12 +11,14 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import TypeVar
 
 import structlog
 
 from appliance.config import Config
 from appliance.errors import AlreadyExists, DocumentRefused, NotFound
+from appliance.ingest.formats import format_of
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
 from appliance.ports import Extractor, Jobs, Library, Progress
@@ -26,6 +28,9 @@ PIPELINE = "ingest-1"
 """Part of a document's identity: a change here makes ingest read files again that it has read before."""
 
 AHEAD = 4
+COPIES = 4
+"""Files that are in memory at once, of all jobs together."""
+
 KEPT_JOBS = 50
 
 T = TypeVar("T")
@@ -54,12 +59,14 @@ class Ingest:
 
     def __init__(self, config: Config, library: Library, extractor: Extractor, jobs: Jobs) -> None:
         self._max_bytes = config.document_max_mib << 20
+        self._own = config.data_dir
         self._library = library
         self._extractor = extractor
         self._jobs = jobs
         self._quarantine = Quarantine(config.data_dir / "quarantine")
         self._outcomes: dict[str, list[FileOutcome]] = {}
         self._committing = asyncio.Lock()
+        self._copies = asyncio.Semaphore(COPIES)  # held for no commit, so that no job waits for another's order
 
     async def start(self, path: str, collection: str, readers: frozenset[str]) -> Job:
         """Start to read a folder or a file of this box. Makes the collection if there is none.
@@ -71,7 +78,7 @@ class Ingest:
 
         async def work(progress: Progress) -> None:
             target = _Target(collection, readers, await named)
-            with await asyncio.to_thread(Folder, path) as folder:
+            with await asyncio.to_thread(Folder, path, self._own) as folder:
                 await self._work(folder, target, progress)
 
         job = self._jobs.start("ingest", f"collections/{collection}", "files", work)
@@ -93,7 +100,7 @@ class Ingest:
         return self._quarantine.newest_first()
 
     def _prepare(self, path: str, collection: str) -> None:
-        Folder(path).close()
+        Folder(path, self._own).close()
         with suppress(AlreadyExists):
             self._library.create(collection)
 
@@ -118,18 +125,25 @@ class Ingest:
 
     async def _read(self, folder: Folder, entry: Found, target: _Target) -> _Read:
         """All that can be done ahead of the commit. Raises SandboxUnavailable."""
-        path = printable(entry.name)
-        outcome = FileOutcome(path=path, state=FileState.COMMITTED, job=target.job)
-        memfd = new_memfd()
+        outcome = FileOutcome(path=printable(entry.name), state=FileState.COMMITTED, job=target.job)
         try:
             if entry.refusal:
                 raise entry.refusal
-            sha256, size = await _to_its_end(asyncio.to_thread(self._copy, folder, entry.name, memfd))
+            format_of(PurePath(entry.name).suffix.lower())
+        except DocumentRefused as refusal:
+            return _Read(_refused(outcome, refusal))
+        async with self._copies:
+            return await self._read_copy(folder, entry.name, outcome, target)
+
+    async def _read_copy(self, folder: Folder, name: str, outcome: FileOutcome, target: _Target) -> _Read:
+        memfd = new_memfd()
+        try:
+            sha256, size = await _to_its_end(asyncio.to_thread(self._copy, folder, name, memfd))
             outcome = replace(outcome, sha256=sha256, size_bytes=size)
             known = await _to_its_end(asyncio.to_thread(self._library.find, target.collection, sha256, PIPELINE))
             if known:
-                return _Read(_duplicate(outcome, known))
-            return _Read(outcome, await self._extractor.extract(memfd, entry.name))
+                return _Read(_known(outcome, known, target))
+            return _Read(outcome, await self._extractor.extract(memfd, name))
         except DocumentRefused as refusal:
             return _Read(_refused(outcome, refusal))
         finally:
@@ -163,7 +177,7 @@ class Ingest:
 
     def _add(self, extracted: Extracted, outcome: FileOutcome, folder: Folder, target: _Target) -> FileOutcome:
         if known := self._library.find(target.collection, outcome.sha256, PIPELINE):
-            return _duplicate(outcome, known)
+            return _known(outcome, known, target)
         document = NewDocument(
             title=outcome.path,
             media_type=extracted.media_type,
@@ -181,8 +195,14 @@ class Ingest:
             return _refused(outcome, refusal)
 
 
-def _duplicate(outcome: FileOutcome, known: Document) -> FileOutcome:
-    return replace(outcome, state=FileState.DUPLICATE, document=known.name)
+def _known(outcome: FileOutcome, known: Document, target: _Target) -> FileOutcome:
+    """A duplicate, unless it was to be for others than the stored document is: that must not go unsaid."""
+    outcome = replace(outcome, document=known.name)
+    if known.readers == target.readers:
+        return replace(outcome, state=FileState.DUPLICATE)
+    readers = ", ".join(sorted(known.readers))
+    advice = "Delete it first, or ingest with those readers."
+    return _refused(outcome, DocumentRefused("READERS_DIFFER", f"The stored document is for {readers}. {advice}"))
 
 
 def _refused(outcome: FileOutcome, refusal: DocumentRefused) -> FileOutcome:
@@ -190,10 +210,14 @@ def _refused(outcome: FileOutcome, refusal: DocumentRefused) -> FileOutcome:
 
 
 async def _to_its_end(work: Awaitable[T]) -> T:
-    """Await `work`; where cancelled, only once it has ended: a thread cannot be stopped, half a commit not kept."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
+    """Await `work`, however often cancelled, until it has ended: a thread cannot be stopped, half a commit not kept."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        task.exception()  # its own end is not news
+        raise asyncio.CancelledError
+    return task.result()

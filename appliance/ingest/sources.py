@@ -44,12 +44,15 @@ class Found:
 
 
 class Folder:
-    """An absolute path of a folder, or of a single file, held open. Blocking. Raises InvalidArgument, NotFound."""
+    """An absolute path of a folder, or of a single file, held open. Blocking. Raises InvalidArgument, NotFound.
 
-    def __init__(self, path: str) -> None:
+    own: the box's own folder: neither it nor what lies below is ever read, by whatever path it is reached.
+    """
+
+    def __init__(self, path: str, own: Path) -> None:
         if not path.startswith("/") or "\0" in path:
             raise InvalidArgument.of("path", "must be absolute.")
-        self.path = Path(path)
+        self.path, self._own = Path(path), os.stat(own)
         try:
             self._mode = os.lstat(path).st_mode
             self._single = "" if stat.S_ISDIR(self._mode) else self.path.name
@@ -59,6 +62,9 @@ class Folder:
             raise NotFound(f"There is no file or folder {printable(path)} on this box.") from None
         except OSError as error:
             raise InvalidArgument.of("path", f"{printable(path)} cannot be opened: {error.strerror}.") from None
+        if self._is_inside_own():
+            os.close(self._fd)
+            raise InvalidArgument.of("path", f"{printable(path)} lies in the box's own data directory.")
 
     def __enter__(self) -> "Folder":
         return self
@@ -106,6 +112,8 @@ class Folder:
     def _children(self, name: str) -> list[tuple[str, int]]:
         fd = self._open(name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            if os.path.samestat(os.fstat(fd), self._own):
+                raise DocumentRefused("OWN_DATA", "It is the box's own data directory.")
             with os.scandir(fd) as entries:
                 found = [(os.path.join(name, item.name), item.stat(follow_symlinks=False).st_mode) for item in entries]
         except OSError as error:
@@ -113,6 +121,11 @@ class Folder:
         finally:
             os.close(fd)
         return sorted(found, key=lambda child: os.fsencode(child[0]))
+
+    def _is_inside_own(self) -> bool:
+        path = Path(os.readlink(f"/proc/self/fd/{self._fd}"))  # what is open, whatever links led there
+        above = filter(os.path.exists, (path, *path.parents))
+        return any(os.path.samestat(os.stat(folder), self._own) for folder in above)
 
     def _open(self, name: str, flags: int) -> int:
         how = struct.pack("=QQQ", flags, 0, _RESOLVE)

@@ -10,7 +10,7 @@ deleted meanwhile, or whose text is not what was cited, is not sent.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from itertools import groupby
 from typing import Protocol
@@ -228,17 +228,15 @@ class Asker:
 
     def _sentences(self, collection: str, passages: Sequence[Passage], groups: frozenset[str]) -> list[Sentence]:
         """The whole sentences of the passages, in the order of the passages, each once; of deleted documents none."""
-        pages: dict[str, tuple[str, ...]] = {}
-        for document in {passage.document for passage in passages}:
-            try:
-                pages[document] = self._library.pages(collection, _id(document), groups)
-            except NotFound:
-                pages[document] = ()
+        pages: dict[tuple[str, int], str] = {}
+        for document, page in {(passage.document, passage.span.page) for passage in passages}:
+            with suppress(NotFound):
+                pages[document, page] = self._library.page(collection, _id(document), page, groups)
         found: dict[tuple[str, int, int], Sentence] = {}
         for number, passage in enumerate(passages, 1):
-            for page in pages[passage.document][passage.span.page - 1 : passage.span.page]:
-                for sentence in cite.sentences_of(number, passage, page):
-                    found.setdefault((sentence.document, sentence.span.page, sentence.span.start), sentence)
+            text = pages.get((passage.document, passage.span.page), "")
+            for sentence in cite.sentences_of(number, passage, text):
+                found.setdefault((sentence.document, sentence.span.page, sentence.span.start), sentence)
         return list(found.values())
 
     async def _still_stored(self, collection: str, sentence: Sentence, groups: frozenset[str]) -> bool:

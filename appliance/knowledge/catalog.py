@@ -127,6 +127,11 @@ class Catalog:
         """In the order of their ordinals."""
         return self._select("segment = ? ORDER BY ordinal", segment)
 
+    def passages_of_segments(self) -> dict[int, int]:
+        """By segment number, of the documents that still exist; a segment without any is not named."""
+        query = "SELECT segment, CAST(sum(passage_count) AS BIGINT) FROM documents GROUP BY segment"
+        return dict(self._connection.execute(query).fetchall())
+
     def readable(self, groups: frozenset[str]) -> Places:
         """Where the documents lie that the groups may read."""
         found = self._connection.execute(
@@ -138,9 +143,6 @@ class Catalog:
         """Documents, passages."""
         found = self._connection.execute("SELECT count(*), coalesce(sum(passage_count), 0) FROM documents").fetchone()
         return (int(found[0]), int(found[1])) if found else (0, 0)
-
-    def close(self) -> None:
-        self._connection.close()
 
     def _one(self, condition: str, *values: Any) -> Row | None:
         rows = self._select(f"{condition} LIMIT 1", *values)

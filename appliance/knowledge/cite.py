@@ -1,8 +1,9 @@
 """Which stored sentence backs which sentence of an answer. Pure; all offsets are code points.
 
 A sentence of a generated answer is supported where a stored sentence holds its words, or where one says the same by
-words and by meaning and holds each of its numbers. A marker such as [2] names where to look first and lowers the bar;
-it is never believed by itself. A paraphrase that changes a name or negates can pass: this is evidence, not proof.
+words and by meaning; it must hold each of the numbers, and deny something where the other does. A marker such as [2]
+names where to look first and lowers the bar; it is never believed by itself. A paraphrase that changes a name can pass,
+and so can a denial in a language whose words for it are not known here: this is evidence, not proof.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.knowledge.chunk import SENTENCE_CHARACTERS, sentences
-from appliance.knowledge.lexical import terms
+from appliance.knowledge.lexical import UNSPACED, terms
 from appliance.types import Floats, Passage, Span
 
 # Mean of word coverage and cosine. On XQuAD in English, German and Russian 1 sentence in 40 would be "supported" by
@@ -22,6 +23,13 @@ SUPPORT_FROM_IF_CITED = 0.55
 _MARKERS = re.compile(r"\s*\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 _LEADING_MARKERS = re.compile(r"(?:\s*\[\d{1,3}(?:\s*,\s*\d{1,3})*\])+")
 _MIN_LOCATED_TERMS = 3
+_INSIDE_WORD = re.compile(rf"(?<=[^\W{UNSPACED}])(?=[^\W{UNSPACED}])|(?<=\d)(?=[.,]\d)|(?<=\d[.,])(?=\d)")
+_DENIAL = re.compile(
+    r"\b(?:no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot"
+    r"|nicht|nichts|nie|niemals|niemand|ohne|weder|kein(?:e|er|em|en|es)?"
+    r"|не|ни|нет|нельзя|без|никогда|никто|ничто|ничего)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 _SAME = str.maketrans({**dict.fromkeys("“”„«»‟″", '"'), **dict.fromkeys("‘’‚‛′`", "'"), **dict.fromkeys("‐‑‒–—−", "-")})
 _INVISIBLE = frozenset("\u00ad\u200b\u200c\u200d\u2060\ufeff")
 
@@ -86,12 +94,11 @@ def supporting(statement: Statement, stored: Sequence[Sentence], cosines: Floats
     cosines: float32 [len(stored)], between the statement's vector and each stored sentence's.
     """
     said = frozenset(terms(statement.text))
-    numbers = {term for term in said if any(map(str.isdigit, term))}
     best: tuple[float, Sentence] | None = None
     for sentence, cosine in zip(stored, cosines, strict=True):
-        held = frozenset(terms(sentence.text))
-        if not numbers <= held:
+        if not _may_say(sentence.text, statement.text):
             continue
+        held = frozenset(terms(sentence.text))
         strength = (len(said & held) / len(said) + float(cosine)) / 2
         margin = strength - (SUPPORT_FROM_IF_CITED if sentence.passage in statement.cited else SUPPORT_FROM)
         if margin >= 0 and (best is None or margin > best[0]):
@@ -100,30 +107,47 @@ def supporting(statement: Statement, stored: Sequence[Sentence], cosines: Floats
 
 
 def quoted_from(statement: Statement, stored: Sequence[Sentence]) -> Sentence | None:
-    """The stretch of a stored sentence that the statement repeats word for word, or None; cited passages come first."""
+    """The stretch of a stored sentence that the statement repeats word for word, or None; cited passages come first.
+
+    A stretch of a sentence that denies does not say what the sentence says.
+    """
     if len(terms(statement.text)) < _MIN_LOCATED_TERMS:
         return None
     for sentence in sorted(stored, key=lambda one: one.passage not in statement.cited):
         found = locate(statement.text, sentence.text) or locate(statement.text.rstrip(".!?… "), sentence.text)
-        if found:
+        if found and _may_say(sentence.text, statement.text):
             start, end = (sentence.span.start + at for at in found)
             span = Span(sentence.span.page, start, end)
             return Sentence(sentence.passage, sentence.document, sentence.title, span, sentence.text[slice(*found)])
     return None
 
 
+def _may_say(stored: str, said: str) -> bool:
+    """Whether the stored sentence holds every number of what is said, and both deny something or neither does."""
+    numbers = {term for term in terms(said) if any(map(str.isdigit, term))}
+    return numbers <= set(terms(stored)) and bool(_DENIAL.search(stored)) == bool(_DENIAL.search(said))
+
+
 def locate(quote: str, text: str) -> tuple[int, int] | None:
-    """Where the quote stands in the text: [start, end) of its first occurrence, or None.
+    """Where the quote stands in the text: [start, end) of its first occurrence that cuts no word or number, or None.
 
     As it is; else but for case, white space, and the shapes of quotation marks and dashes.
     """
-    at = text.find(quote) if quote else -1
+    at = _find(quote, text)
     if at >= 0:
         return at, at + len(quote)
     wanted, _ = _plain(quote)
     plain, places = _plain(text)
-    at = plain.find(wanted) if wanted else -1
+    at = _find(wanted, plain)
     return (places[at], places[at + len(wanted) - 1] + 1) if at >= 0 else None
+
+
+def _find(wanted: str, text: str) -> int:
+    """As str.find, of occurrences between the borders of words and numbers."""
+    at = text.find(wanted) if wanted else -1
+    while at >= 0 and (_INSIDE_WORD.match(text, at) or _INSIDE_WORD.match(text, at + len(wanted))):
+        at = text.find(wanted, at + 1)
+    return at
 
 
 def _plain(text: str) -> tuple[str, list[int]]:

@@ -20,7 +20,7 @@ from appliance import types
 from appliance.errors import ApplianceError, Broken, DocumentRefused, EmbedderChanged, NotFound
 from appliance.knowledge import chunk
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
-from appliance.knowledge.compact import Shape, plan
+from appliance.knowledge.compact import Shape, due, plan
 from appliance.knowledge.manifest import SegmentEntry
 from appliance.knowledge.memtable import Memtable
 from appliance.knowledge.record import Deletion, Entry, to_stored_precision
@@ -120,15 +120,18 @@ class Collection:
             return snapshot.memtable.entry(row.ordinal).pages
         return snapshot.segment(row.segment).pages(row)
 
+    def page(self, document: str, page: int, groups: frozenset[str]) -> str:
+        """Raises NotFound, also where the document has no such page; StoreDamaged."""
+        row, snapshot = self._locate(document, groups)
+        if not 1 <= page <= row.document.page_count:
+            raise NotFound(f"Document {document} has no page {page}.")
+        if row.segment == MEMTABLE:
+            return snapshot.memtable.entry(row.ordinal).pages[page - 1]
+        return snapshot.segment(row.segment).page(row, page)
+
     def text(self, document: str, span: Span, groups: frozenset[str]) -> str:
         """Raises NotFound, also where the document has no such page or range; StoreDamaged."""
-        row, snapshot = self._locate(document, groups)
-        if not 1 <= span.page <= row.document.page_count:
-            raise NotFound(f"Document {document} has no page {span.page}.")
-        if row.segment == MEMTABLE:
-            page = snapshot.memtable.entry(row.ordinal).pages[span.page - 1]
-        else:
-            page = snapshot.segment(row.segment).page(row, span.page)
+        page = self.page(document, span.page, groups)
         if not 0 <= span.start <= span.end <= len(page):
             raise NotFound(f"Page {span.page} of document {document} has no characters {span.start} to {span.end}.")
         return page[span.start : span.end]
@@ -208,15 +211,32 @@ class Collection:
             with self._writing:
                 self._check_alive()
                 self._seal()
-            for group in plan(self._shapes(), FULL_SEGMENT_SEALS * self._seal_passages):
+            for group in plan(self._shapes(), self._full_passages):
                 self._rewrite(frozenset(group))
 
+    def compact_if_due(self) -> None:
+        """Rewrite the segments for which it is worth it by now; a compaction that runs already is enough.
+
+        Raises as compact.
+        """
+        if not self._compacting.acquire(blocking=False):
+            return
+        try:
+            for group in plan(self._shapes(), self._full_passages, due):
+                self._rewrite(frozenset(group))
+        finally:
+            self._compacting.release()
+
+    @property
+    def _full_passages(self) -> int:
+        return FULL_SEGMENT_SEALS * self._seal_passages
+
     def drop(self, destroy: Callable[[], None]) -> None:
-        """Let nobody write any more, then run `destroy`."""
+        """Let nobody write any more, then run `destroy`; whether or not it succeeds."""
         with self._writing:
-            destroy()
             self._dropped = True
             self.close()
+            destroy()
 
     def close(self) -> None:
         with self._writing:
@@ -268,11 +288,8 @@ class Collection:
 
     def _shapes(self) -> list[Shape]:
         with self._publishing:
-            live = {segment.number: self._catalog.of_segment(segment.number) for segment in self._snapshot.segments}
-        return [
-            Shape(segment.number, segment.rows, sum(row.document.passage_count for row in live[segment.number]))
-            for segment in self._snapshot.segments
-        ]
+            live, segments = self._catalog.passages_of_segments(), self._snapshot.segments
+        return [Shape(segment.number, segment.rows, live.get(segment.number, 0)) for segment in segments]
 
     def _rewrite(self, group: frozenset[int]) -> None:
         """One segment, or none, in place of those. What is deleted meanwhile stays deleted."""

@@ -14,21 +14,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from appliance.errors import DiskFull, StoreDamaged
+from appliance.errors import Busy, DiskFull, StoreDamaged
 from appliance.ports import Buffer
 
 TEMPORARY = ".new-"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of `path` into DiskFull, or StoreDamaged naming the file."""
+    """Turn what the operating system says of `path` into DiskFull, Busy, or StoreDamaged, each naming the file."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(f"No space is left to write {path}.") from error
+        if error.errno in _PASSING:
+            raise Busy(f"{path} cannot be opened or read just now: {error.strerror}.") from error
         raise StoreDamaged(f"{path}: {error.strerror or 'the disk failed'}.") from error
 
 
@@ -63,11 +66,22 @@ class NewFile:
         return self._digest.hexdigest()
 
     def publish(self, name: str) -> None:
-        """Durable under `name` on return, in place of what had that name. Raises DiskFull."""
-        with disk_errors(self._directory / name):
+        """Durable under `name` on return, in place of what had that name. Raises DiskFull.
+
+        After a failure a name that was new is not there; which file has an old name is left open.
+        """
+        path = self._directory / name
+        with disk_errors(path):
             os.fsync(self._descriptor)
-            os.rename(self._temporary, self._directory / name)
-            sync_directory(self._directory)
+            replaces = path.exists()
+            os.rename(self._temporary, path)
+            try:
+                sync_directory(self._directory)
+            except OSError:
+                if not replaces:
+                    with suppress(OSError):
+                        os.unlink(path)
+                raise
 
 
 def write_file(path: Path, data: Buffer) -> None:
@@ -98,6 +112,14 @@ def read_file(path: Path) -> bytes:
     """Raises StoreDamaged, naming the file, where it is not there or cannot be read."""
     with disk_errors(path):
         return path.read_bytes()
+
+
+def make_directory(path: Path) -> None:
+    """With the parents that it lacks, each durable on return. Raises OSError."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -3,7 +3,7 @@
 `created` is in microseconds since 1970, UTC; integers are big-endian. The key is wrapped by the root key; its context
 is the collection's name and everything before it in the record, so a record copied to another collection opens
 nothing. Destroying a collection overwrites the record with zeros first: without it no other file of the collection
-can be read.
+can be read. The zeros stay as long as the folder, and tell a start that a drop was begun.
 """
 
 import os
@@ -57,7 +57,7 @@ def load(directory: Path, name: str, keyring: Keyring) -> CollectionKey:
 
 
 def destroy(directory: Path) -> None:
-    """Overwrite the record in place and unlink it; durable on return. Raises DiskFull, StoreDamaged."""
+    """Overwrite the record in place; durable on return. Raises DiskFull, StoreDamaged."""
     path = directory / NAME
     with durable.disk_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -66,14 +66,14 @@ def destroy(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.unlink(path)
-        durable.sync_directory(directory)
 
 
 def is_destroyed(directory: Path) -> bool:
-    """Whether `destroy` got as far as the overwriting."""
-    path = directory / NAME
-    return path.exists() and not any(durable.read_file(path))
+    """Whether `destroy` was here. A record that cannot be read is another matter: False."""
+    try:
+        return durable.read_file(directory / NAME) == bytes(_RECORD_BYTES)
+    except StoreDamaged:
+        return False
 
 
 def _context(name: str, head: bytes) -> bytes:

@@ -27,15 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
-from appliance.types import Floats
+from appliance.types import Bools, Floats
 
 K1 = 1.2
 B = 0.75
 
 _WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile(
-    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+)"
-)
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+"""Ranges of characters whose words are not always parted by spaces, for a class of a regular expression."""
+
+_UNSPACED = re.compile(f"([{UNSPACED}]+)")
 _TERM_CHARACTERS = 64
 
 _T = TypeVar("_T", bound=np.generic)
@@ -76,7 +77,7 @@ def _fold(word: str) -> str:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What BM25 knows of a whole collection: rows, terms in all rows, and rows that hold each of the query's terms."""
+    """What BM25 knows of all that is searched: rows, terms in them, and rows that hold each of the query's terms."""
 
     rows: int
     total_terms: int
@@ -157,20 +158,23 @@ class Postings:
     def rows(self) -> int:
         return len(self._lengths)
 
-    @property
-    def lengths_total(self) -> int:
-        """Terms of all rows together."""
-        return int(self._lengths.sum(dtype=np.int64))
+    def total_terms(self, allowed: Bools) -> int:
+        """Of the allowed rows together. allowed: bool [rows]."""
+        return int(self._lengths.sum(dtype=np.int64, where=allowed))
 
-    def frequency(self, term: str) -> int:
-        """How many rows hold the term."""
+    def frequency(self, term: str, allowed: Bools) -> int:
+        """How many allowed rows hold the term. Raises StoreDamaged."""
         at = self._find(term)
-        return 0 if at is None else int(self._row_counts[at])
+        if at is None:
+            return 0
+        if self._kinds[at] == _DENSE:
+            return int(np.count_nonzero(self._dense[self._places[at]].astype(np.bool_) & allowed))
+        return int(np.count_nonzero(allowed[self._sparse(at)[0]]))
 
     def score(self, query: Sequence[str], statistics: Statistics) -> Floats:
         """BM25 of each row, float32 [rows]; 0 where a row holds none of the terms. query: from `terms`.
 
-        statistics: of the whole collection, so that scores of several segments compare. Raises StoreDamaged.
+        statistics: of all that is searched, so that scores of several segments compare. Raises StoreDamaged.
         """
         scores = np.zeros(self.rows, np.float32)
         mean = max(statistics.total_terms, 1) / max(statistics.rows, 1)
@@ -180,7 +184,7 @@ class Postings:
             at = self._find(term)
             if at is None:
                 continue
-            holding = statistics.frequencies.get(term, int(self._row_counts[at]))
+            holding = statistics.frequencies[term]
             weight = np.float32((K1 + 1) * np.log1p(max(0.0, statistics.rows - holding + 0.5) / (holding + 0.5)))
             if self._kinds[at] == _DENSE:
                 count = self._dense[self._places[at]].astype(np.float32)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 
 import structlog
 
@@ -40,11 +40,11 @@ class Library:
         self._directory, self._keyring, self._embedder = directory, keyring, embedder
         self._seal_passages, self._cache_bytes = seal_passages, cache_bytes
         self._lock = Lock()
-        self._opening: dict[str, Lock] = {}
+        self._opening: dict[str, RLock] = {}
         self._collections: dict[str, Collection] = {}
         self._damaged: dict[str, str] = {}
         with durable.disk_errors(directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.make_directory(directory)
         self._finish_what_was_begun()
 
     def create(self, collection: str) -> types.Collection:
@@ -82,15 +82,24 @@ class Library:
             return dict(self._damaged)
 
     def drop(self, collection: str) -> None:
-        """Destroys the wrapped keys first, then the files. Raises NotFound."""
-        try:
-            with self._using(collection) as opened:
-                opened.drop(lambda: self._destroy(collection))
-        except StoreDamaged:
-            self._destroy(collection)
-        with self._lock:
-            self._collections.pop(collection, None)
-            self._damaged.pop(collection, None)
+        """Destroys the wrapped keys first, then the files. Raises NotFound, DiskFull, StoreDamaged.
+
+        After a failure the collection is what the disk holds of it, and can be dropped again.
+        """
+        self._check_exists(collection)
+        with self._opening_of(collection):
+            try:
+                opened = self._open(collection)
+            except StoreDamaged:
+                self._destroy(collection)
+            else:
+                try:
+                    opened.drop(lambda: self._destroy(collection))
+                finally:
+                    with self._lock:
+                        self._collections.pop(collection, None)
+            with self._lock:
+                self._damaged.pop(collection, None)
 
     def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
         with self._using(collection) as opened:
@@ -109,11 +118,15 @@ class Library:
             return opened.get(document, groups)
 
     def pages(self, collection: str, document: str, groups: frozenset[str]) -> tuple[str, ...]:
-        with self._using(collection) as opened:
+        with self._using(collection, clears=True) as opened:
             return opened.pages(document, groups)
 
+    def page(self, collection: str, document: str, page: int, groups: frozenset[str]) -> str:
+        with self._using(collection, clears=True) as opened:
+            return opened.page(document, page, groups)
+
     def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
-        with self._using(collection) as opened:
+        with self._using(collection, clears=True) as opened:
             return opened.text(document, span, groups)
 
     def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
@@ -121,12 +134,28 @@ class Library:
             opened.delete(document, groups)
 
     def compact(self, collection: str) -> types.Collection:
-        with self._using(collection) as opened:
+        with self._using(collection, clears=True) as opened:
             opened.compact()
             return opened.describe()
 
+    def compact_where_due(self) -> None:
+        """Rewrite where enough is deleted or small, in the collections that are open and sound; elsewhere do little.
+
+        A collection that cannot be rewritten is logged, and the others go on.
+        """
+        with self._lock:
+            names = sorted(self._collections.keys() - self._damaged.keys())
+        for name in names:
+            try:
+                with self._using(name) as opened:
+                    opened.compact_if_due()
+            except NotFound:  # dropped meanwhile
+                continue
+            except ApplianceError as error:
+                log.warning("compaction_failed", collection=name, reason=error.reason, error=str(error))
+
     def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
-        with self._using(collection) as opened:
+        with self._using(collection, clears=True) as opened:
             return opened.search(query, groups, limit)
 
     def close(self) -> None:
@@ -141,39 +170,52 @@ class Library:
             return opened.describe()
 
     @contextmanager
-    def _using(self, name: str) -> Iterator[Collection]:
-        """The open collection; damage that its use finds is remembered."""
+    def _using(self, name: str, *, clears: bool = False) -> Iterator[Collection]:
+        """The open collection; damage that its use finds is remembered until a use succeeds that `clears` it.
+
+        clears: whether the use reads what may be damaged, which the catalogue in memory is not.
+        """
         try:
             yield self._open(name)
         except StoreDamaged as error:
             log.error("collection_damaged", collection=name, error=str(error))
             with self._lock:
-                self._damaged[name] = str(error)
+                if self._exists(name):  # else it was dropped
+                    self._damaged[name] = str(error)
             raise
+        if clears and name in self._damaged:
+            with self._lock:
+                self._damaged.pop(name, None)
 
     def _open(self, name: str) -> Collection:
         with self._lock:
             if name in self._collections:
                 return self._collections[name]
+        self._check_exists(name)
         with self._opening_of(name):
             with self._lock:
                 if name in self._collections:
                     return self._collections[name]
-            directory = self._directory / name
-            if not _NAME.fullmatch(name) or not directory.is_dir():
-                raise NotFound(f"There is no collection {name}.")
-            files = store.Store(directory, name, self._keyring, self._cache_bytes)
+            self._check_exists(name)
+            files = store.Store(self._directory / name, name, self._keyring, self._cache_bytes)
             opened = Collection(name, files, self._embedder, self._seal_passages)
             with self._lock:
                 self._collections[name] = opened
                 self._damaged.pop(name, None)
             return opened
 
+    def _exists(self, name: str) -> bool:
+        return bool(_NAME.fullmatch(name)) and (self._directory / name).is_dir()
+
+    def _check_exists(self, name: str) -> None:
+        if not self._exists(name):
+            raise NotFound(f"There is no collection {name}.")
+
     @contextmanager
     def _opening_of(self, name: str) -> Iterator[None]:
-        """One at a time a collection; others need not wait for a long replay."""
+        """One at a time opens, makes or drops a collection; others need not wait for a long replay."""
         with self._lock:
-            lock = self._opening.setdefault(name, Lock())
+            lock = self._opening.setdefault(name, RLock())
         with lock:
             yield
 

@@ -15,11 +15,12 @@ import hashlib
 import json
 import re
 import struct
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import StoreDamaged
+from appliance.errors import ApplianceError, StoreDamaged
 from appliance.knowledge import durable
 from appliance.knowledge.key import CollectionKey
 from appliance.knowledge.segment import Layout
@@ -80,27 +81,35 @@ class ManifestStore:
     key: CollectionKey
 
     def commit(self, manifest: Manifest) -> None:
-        """Make it the current one, durable on return, and unlink the older ones. Raises DiskFull."""
+        """Make it the current one, durable on return. The others are unlinked, also where it fails. Raises DiskFull."""
         raw = self._seal(manifest)
-        durable.write_file(self.directory / "mf" / str(manifest.generation), raw)
         line = f"{manifest.generation} {hashlib.sha256(raw).hexdigest()}\n"
-        durable.write_file(self.directory / "CURRENT", line.encode())
-        durable.remove_all_but(self.directory / "mf", frozenset({str(manifest.generation)}))
+        try:
+            durable.write_file(self.directory / "mf" / str(manifest.generation), raw)
+            durable.write_file(self.directory / "CURRENT", line.encode())
+        finally:
+            with suppress(ApplianceError):
+                durable.remove_all_but(self.directory / "mf", frozenset({self._current()[0]}))
 
     def load(self) -> Manifest:
         """The current one. Raises StoreDamaged, naming the file."""
-        current = self.directory / "CURRENT"
-        named = re.fullmatch(rb"(\d{1,19}) ([0-9a-f]{64})\n", durable.read_file(current))
-        if not named:
-            raise StoreDamaged(f"{current} is damaged.")
-        path = self.directory / "mf" / named[1].decode()
+        generation, digest = self._current()
+        path = self.directory / "mf" / generation
         raw = durable.read_file(path)
-        if hashlib.sha256(raw).hexdigest().encode() != named[2]:
+        if hashlib.sha256(raw).hexdigest() != digest:
             raise StoreDamaged(f"{path} is damaged: it is not the manifest that CURRENT names.")
         try:
-            return self._open(raw, int(named[1]))
+            return self._open(raw, int(generation))
         except StoreDamaged as error:
             raise StoreDamaged(f"{path} is damaged: {error}") from None
+
+    def _current(self) -> tuple[str, str]:
+        """The generation that CURRENT names, and the digest of its manifest. Raises StoreDamaged."""
+        path = self.directory / "CURRENT"
+        named = re.fullmatch(rb"(\d{1,19}) ([0-9a-f]{64})\n", durable.read_file(path))
+        if not named:
+            raise StoreDamaged(f"{path} is damaged.")
+        return named[1].decode(), named[2].decode()
 
     def _seal(self, manifest: Manifest) -> bytes:
         header = _HEADER.pack(b"AKMF", _VERSION, 0, self.key.collection, manifest.generation)

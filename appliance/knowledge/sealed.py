@@ -105,7 +105,8 @@ class Sealed:
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first."""
-        return self._vectors.search(query, allowed, k)
+        # None spares the graph a call of Python for each row that it visits
+        return self._vectors.search(query, None if allowed.all() else allowed, k)
 
     def document_id(self, owner: int) -> str:
         return self._ids[16 * owner : 16 * owner + 16].hex()

@@ -1,6 +1,7 @@
 """The best passages by words and by meaning together, over units that are each searched alone.
 
-What the caller may not read, and what was deleted, is left out of both legs before they choose. The best of each leg
+What the caller may not read, and what was deleted, is left out of both legs before they choose, and of the statistics
+that scores depend on: no score tells what words are in a document that its reader may not see. The best of each leg
 are candidates, and every candidate gets both scores. They are made comparable before they are added: BM25 as a share
 of the most that the query's words could score, cosine as it is.
 
@@ -91,11 +92,12 @@ def best_passages(
     units: Sequence[Unit], readable: Callable[[Unit], Bools], query: Query, limit: int
 ) -> tuple[Hit, ...]:
     """The best `limit` passages, best first. readable: bool [documents], which of a unit's documents may be found."""
-    statistics = _statistics(units, query.terms)
+    searched = [(unit, readable(unit)[unit.owners]) for unit in units]
+    statistics = _statistics(searched, query.terms)
     most = _most(statistics, query.terms)
     found: list[Hit] = []
-    for unit in units:
-        rows, lexical, meaning = _candidates(unit, readable(unit)[unit.owners], query, statistics, limit)
+    for unit, allowed in searched:
+        rows, lexical, meaning = _candidates(unit, allowed, query, statistics, limit)
         weight = query.meaning_weight
         scores = (1 - weight) * lexical / most + weight * np.maximum(meaning, 0)
         best = np.argsort(-scores, kind="stable")[:limit]
@@ -131,11 +133,13 @@ def _top(scores: Floats, k: int) -> NDArray[np.uint32]:
     return rows
 
 
-def _statistics(units: Sequence[Unit], query_terms: Sequence[str]) -> Statistics:
+def _statistics(searched: Sequence[tuple[Unit, Bools]], query_terms: Sequence[str]) -> Statistics:
     return Statistics(
-        rows=sum(unit.rows for unit in units),
-        total_terms=sum(unit.postings.lengths_total for unit in units),
-        frequencies={term: sum(unit.postings.frequency(term) for unit in units) for term in set(query_terms)},
+        rows=sum(int(np.count_nonzero(allowed)) for _, allowed in searched),
+        total_terms=sum(unit.postings.total_terms(allowed) for unit, allowed in searched),
+        frequencies={
+            term: sum(unit.postings.frequency(term, allowed) for unit, allowed in searched) for term in set(query_terms)
+        },
     )
 
 

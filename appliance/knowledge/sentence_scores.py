@@ -70,13 +70,12 @@ def rarity(frequency: NDArray[np.float64], total: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LexicalScores:
-    """bm25, coverage: [sentences]; coverage_of_passage: [passages].
+    """bm25: [sentences]; coverage_of_passage: [passages].
 
-    Coverage is the share, weighted by rarity, of the question's words that the sentence or passage holds.
+    Coverage is the share, weighted by rarity, of the question's words that the passage holds.
     """
 
     bm25: Floats
-    coverage: Floats
     coverage_of_passage: Floats
 
 
@@ -94,8 +93,7 @@ def lexical_scores(question: str, passages: Sequence[Sequence[str]]) -> LexicalS
     passage_of = passage_numbers([len(sentences) for sentences in passages])
     held = np.array([(present[passage_of == p] > 0).any(0) for p in range(len(passages))])
     held = held.reshape(len(passages), len(asked))
-    coverage = (present > 0) @ share
-    return LexicalScores(bm25.astype(np.float32), coverage.astype(np.float32), (held @ share).astype(np.float32))
+    return LexicalScores(bm25.astype(np.float32), (held @ share).astype(np.float32))
 
 
 def passage_numbers(counts: Sequence[int]) -> NDArray[np.intp]:
@@ -105,15 +103,13 @@ def passage_numbers(counts: Sequence[int]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class MeaningScores:
-    """match, cosine: [sentences]; match_of_passage: [passages].
+    """match: [sentences]; match_of_passage: [passages].
 
-    A match is the likeness of each of the question's tokens to its best partner there, averaged by rarity; the cosine
-    is that of the question's and the sentence's mean token in context.
+    A match is the likeness of each of the question's tokens to its best partner there, averaged by rarity.
     """
 
     match: Floats
     match_of_passage: Floats
-    cosine: Floats
 
 
 def meaning_scores(question: Tokens, passages: Sequence[Candidates]) -> MeaningScores:
@@ -122,29 +118,21 @@ def meaning_scores(question: Tokens, passages: Sequence[Candidates]) -> MeaningS
     likeness = [question.vectors @ passage.tokens.vectors.T for passage in passages]
     best = np.zeros((len(spans), len(question.ids)), np.float32)
     held = np.zeros_like(best)
-    cosine = np.zeros(len(spans), np.float32)
-    mean = _unit(question.vectors.sum(0))
     for row, (p, span) in enumerate(spans):
         tokens = passages[p].tokens
         inside = (tokens.spans[:, 0] >= span[0]) & (tokens.spans[:, 1] <= span[1])
         if inside.any():
             best[row] = likeness[p][:, inside].max(1)
             held[row] = np.isin(question.ids, tokens.ids[inside])
-            cosine[row] = mean @ _unit(tokens.vectors[inside].sum(0))
     weight = rarity(held.sum(0).astype(np.float64), len(spans))
     share = (weight / max(weight.sum(), 1e-9)).astype(np.float32)
     passage_of = np.array([p for p, _ in spans], np.intp)
     of_passage = [_best_of(best[passage_of == p]) @ share for p in range(len(passages))]
-    return MeaningScores(best @ share, np.array(of_passage, np.float32), cosine)
+    return MeaningScores(best @ share, np.array(of_passage, np.float32))
 
 
 def _best_of(rows: Floats) -> Floats:
     return rows.max(0) if len(rows) else np.zeros(rows.shape[1], np.float32)
-
-
-def _unit(vector: Floats) -> Floats:
-    result: Floats = vector / max(float(np.linalg.norm(vector)), 1e-9)
-    return result
 
 
 YEAR = re.compile(r"\d{3,4}s?|\d+(st|nd|rd|th)")

@@ -1,9 +1,8 @@
 """The files of one collection, and the order in which they become durable.
 
 A record is acknowledged when it is in a log that the current manifest names. A segment exists when the current manifest
-names it; the logs that it replaces are unlinked after that. A commit that failed leaves open which manifest the disk
-holds, so nothing is acknowledged after it until another has succeeded: the log is closed, and the next record starts
-one.
+names it; the files that it replaces are unlinked after that. A commit that failed leaves open which manifest the disk
+holds, so until another has succeeded nothing is acknowledged, and nothing that either may name is unlinked.
 """
 
 import secrets
@@ -14,14 +13,14 @@ from pathlib import Path
 
 import structlog
 
-from appliance.errors import StoreDamaged
+from appliance.errors import DocumentRefused, StoreDamaged
 from appliance.knowledge import durable, key, record
 from appliance.knowledge.key import CollectionKey
 from appliance.knowledge.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
 from appliance.knowledge.record import Deletion, Entry
 from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.segment import ChunkCache, SegmentFile, SegmentId, write_segment
-from appliance.knowledge.wal import WalId, WalReader, WalWriter
+from appliance.knowledge.wal import HEADER_BYTES, LONGEST_PAYLOAD, WalId, WalReader, WalWriter
 from appliance.ports import Buffer, Cipher, Embedder, Keyring
 
 log = structlog.get_logger()
@@ -50,6 +49,8 @@ class Store:
         self.manifest = self._manifests.load()
         self.create_time = self._key.create_time
         self._generation = self.manifest.generation
+        self._uncertain: set[str] = set()  # files that failed commits named, relative to the directory
+        self._commit_failed = False
         self._closed: tuple[WalEntry, ...] = ()
         self._open: tuple[WalEntry, WalWriter] | None = None
         self._next_seq = self.manifest.next_seq
@@ -74,13 +75,15 @@ class Store:
                 yield record.decode(payload)
             if reader.cut_bytes:
                 log.warning("torn_write_cut", file=str(reader.path), cut_bytes=reader.cut_bytes)
-            self._closed += (replace(entry, end_bytes=reader.end_bytes),)
+            self._keep_closed(entry, reader.end_bytes)
             self._next_seq = reader.next_seq
 
     def append(self, entry: Entry | Deletion) -> None:
-        """Survives power loss when it returns; when it raises nothing of it stays. Raises DiskFull."""
+        """Survives power loss when it returns; when it raises nothing of it stays. Raises DiskFull, DocumentRefused."""
         payload = record.encode(entry)
-        writer = self._open[1] if self._open else self._start_log()
+        if len(payload) > LONGEST_PAYLOAD:
+            raise DocumentRefused("TOO_LARGE", f"The document is longer than a log's record, {LONGEST_PAYLOAD} bytes.")
+        writer = self._log()
         try:
             writer.append(payload)
         except BaseException:
@@ -115,7 +118,7 @@ class Store:
 
         Raises DiskFull, and then the collection consists of what it did before.
         """
-        logs = () if drop_logs else self.manifest.wals
+        logs = () if drop_logs else self._logs()
         self._commit(replace(self.manifest, segments=segments, deleted=deleted, wals=logs))
         if drop_logs:
             self._close_log()
@@ -124,25 +127,36 @@ class Store:
     def close(self) -> None:
         self._close_log()
 
-    def _start_log(self) -> WalWriter:
+    def _log(self) -> WalWriter:
+        """The open log, once a manifest that names it is on the disk for certain."""
+        if not self._open:
+            self._open = self._new_log()
+        entry, writer = self._open
+        if self._commit_failed or entry not in self.manifest.wals:
+            self._commit(replace(self.manifest, wals=self._logs()))
+        return writer
+
+    def _logs(self) -> tuple[WalEntry, ...]:
+        return (*self._closed, self._open[0]) if self._open else self._closed
+
+    def _new_log(self) -> tuple[WalEntry, WalWriter]:
         file_id, secret = secrets.token_bytes(16), self._keyring.new_key()
         wrapped = self._keyring.wrap(secret, self._context(b"log", file_id), under=self._key.secret)
         entry = WalEntry(file_id, wrapped, self._next_seq)
-        writer = WalWriter(self._directory / "wal", self._wal_id(entry), self._keyring.cipher(secret), self._next_seq)
-        try:
-            self._commit(replace(self.manifest, wals=(*self._closed, entry)))
-        except BaseException:
-            writer.close()
-            raise
-        self._open = (entry, writer)
-        return writer
+        cipher = self._keyring.cipher(secret)
+        return entry, WalWriter(self._directory / "wal", self._wal_id(entry), cipher, self._next_seq)
 
     def _close_log(self) -> None:
         if self._open:
             entry, writer = self._open
-            self._closed += (replace(entry, end_bytes=writer.end_bytes),)
+            self._keep_closed(entry, writer.end_bytes)
             self._open = None
             writer.close()
+
+    def _keep_closed(self, entry: WalEntry, end_bytes: int) -> None:
+        """A log without records is not named again: the next commit unlinks it."""
+        if end_bytes > HEADER_BYTES:
+            self._closed += (replace(entry, end_bytes=end_bytes),)
 
     def _commit(self, manifest: Manifest) -> None:
         # a generation is never used twice: the disk may hold one whose commit failed at its very end
@@ -151,10 +165,12 @@ class Store:
         try:
             self._manifests.commit(manifest)
         except BaseException:
-            self._close_log()
+            self._commit_failed = True
+            self._uncertain |= _files(manifest)
             raise
-        dropped = _files(self.manifest) - _files(manifest)
-        self.manifest = manifest
+        dropped = (_files(self.manifest) | self._uncertain) - _files(manifest)
+        self.manifest, self._commit_failed = manifest, False
+        self._uncertain.clear()
         for name in dropped:
             with suppress(OSError):
                 (self._directory / name).unlink()

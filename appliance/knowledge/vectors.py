@@ -49,13 +49,12 @@ class VectorIndex:
     """The vectors of one sealed segment. Immutable; safe to search from many threads."""
 
     def __init__(
-        self, scales: Floats, codes: NDArray[np.int8], halves: NDArray[np.float16], graph: Buffer, exact_below: int
+        self, scales: Floats, codes: NDArray[np.int8], halves: NDArray[np.float16], graph: Any | None, exact_below: int
     ) -> None:
         self._scales = scales
         self._codes = codes
         self._halves = halves
-        self._graph_bytes = graph
-        self._graph = _load_graph(graph, *codes.shape) if len(graph) else None
+        self._graph = graph
         self._exact_below = exact_below
 
     @classmethod
@@ -67,7 +66,7 @@ class VectorIndex:
         if not np.isfinite(vectors).all():
             raise Broken("The embedder gave a vector with a value that is no number.")
         codes, scales = _quantize(vectors)
-        graph = _build_graph(vectors) if len(vectors) >= exact_below else b""
+        graph = _build_graph(vectors) if len(vectors) >= exact_below else None
         return cls(scales, codes, vectors.astype("<f2"), graph, exact_below)
 
     @classmethod
@@ -84,7 +83,8 @@ class VectorIndex:
         scales = np.frombuffer(data, "<f4", rows, _HEADER.size)
         codes = np.frombuffer(data, np.int8, rows * dim, _HEADER.size + 4 * rows).reshape(rows, dim)
         half_rows = np.frombuffer(halves, "<f2").reshape(rows, dim)
-        return cls(scales, codes, half_rows, sections.get("graph", b""), exact_below)
+        graph = _load_graph(sections["graph"], rows, dim) if len(sections.get("graph", b"")) else None
+        return cls(scales, codes, half_rows, graph, exact_below)
 
     def sections(self) -> dict[str, bytes]:
         """vec_i8, vec_f16, and graph where there is one, in the module's format."""
@@ -93,15 +93,11 @@ class VectorIndex:
             "vec_i8": header + self._scales.astype("<f4").tobytes() + self._codes.tobytes(),
             "vec_f16": self._halves.tobytes(),
         }
-        return found | ({"graph": bytes(self._graph_bytes)} if self._graph is not None else {})
+        return found | ({"graph": _save_graph(self._graph)} if self._graph is not None else {})
 
     @property
     def rows(self) -> int:
         return len(self._codes)
-
-    @property
-    def dimension(self) -> int:
-        return int(self._codes.shape[1])
 
     def search(self, query: Floats, allowed: Bools | None, k: int) -> tuple[Rows, Floats]:
         """The k best rows by cosine, best first: uint32 [n], float32 [n], n <= k.
@@ -195,11 +191,16 @@ def _native() -> ctypes.CDLL:
     return library
 
 
-def _build_graph(vectors: Floats) -> bytes:
+def _build_graph(vectors: Floats) -> Any:
     """One thread and a fixed seed: the same vectors give the same graph."""
     graph = hnswlib.Index("ip", vectors.shape[1])
     graph.init_index(len(vectors), M=_LINKS, ef_construction=_BUILD_WIDTH, random_seed=1)
     graph.add_items(vectors, np.arange(len(vectors)), num_threads=1)
+    graph.set_ef(_SEARCH_WIDTH)
+    return graph
+
+
+def _save_graph(graph: Any) -> bytes:
     with _memory_file() as path:
         graph.save_index(path)
         with open(path, "rb") as file:

@@ -8,6 +8,7 @@ hidden files are left alone.
 """
 
 import asyncio
+import hashlib
 import math
 import os
 import stat
@@ -33,6 +34,7 @@ MAX_REASON_BYTES = 4096
 REFUSED = "refused"
 KIND = "import-model"
 RETRY_SECONDS = 60.0
+LATEST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # a file system knows later times; a datetime does not
 log = structlog.get_logger()
 
 Listener = Callable[[tuple[ModelStatus, ...]], None]
@@ -149,7 +151,7 @@ class ImportFolder:
         return job
 
     async def _add(self, path: Path, progress: Progress) -> None:
-        """Import in a thread, one at a time. Cancelling waits until the thread has cleaned up."""
+        """Import in a thread, one at a time. Cancelling, once or often, waits until the thread has cleaned up."""
         loop, cancelled = asyncio.get_running_loop(), Event()
 
         def report(done: int, total: int) -> None:
@@ -159,13 +161,15 @@ class ImportFolder:
 
         async with self._one_at_a_time:
             thread = asyncio.ensure_future(asyncio.to_thread(self._store.add, path, report))
-            try:
-                await asyncio.shield(thread)
-            except asyncio.CancelledError:
-                cancelled.set()
-                await asyncio.wait([thread])
+            while not thread.done():
+                try:
+                    await asyncio.wait([thread])
+                except asyncio.CancelledError:
+                    cancelled.set()
+            if cancelled.is_set():
                 thread.exception()  # its own end is not news
-                raise
+                raise asyncio.CancelledError
+            thread.result()
 
     def _settle_ended(self) -> None:
         """Jobs that ended without moving their file hold it back, so that it is not tried at every look."""
@@ -253,13 +257,19 @@ def _plain_name(name: str) -> str:
     return name[: -len(READY)] + SUFFIX if name.lower().endswith(READY) else name
 
 
+def _refused_name(name: str, source: str) -> str:
+    """A resource name of its own: no stored model has a `_` in its name, no other file this digest of where it lies."""
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
+    return f"{slug(_plain_name(name).removesuffix(SUFFIX)) or 'model'}_refused_{digest}"
+
+
 def _status(name: str, source: str, reason: str, seen: Seen) -> ModelStatus:
     return ModelStatus(
-        name=slug(_plain_name(name).removesuffix(SUFFIX)) or "model",
+        name=_refused_name(name, source),
         kind=ModelKind.CHAT,
         state=ModelState.REFUSED,
         source=printable(source),
         size_bytes=seen.size_bytes,
         detail=reason,
-        create_time=datetime.fromtimestamp(seen.mtime_ns / 1e9, UTC),
+        create_time=datetime.fromtimestamp(min(max(seen.mtime_ns / 1e9, 0.0), LATEST_SECONDS), UTC),
     )

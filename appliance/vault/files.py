@@ -26,9 +26,9 @@ _DIGEST_BYTES = 32
 def write_key_file(path: Path, kind: bytes, payload: bytes) -> None:
     """Make `path` with mode 0600, whole or not at all, and durable on return. Raises DiskFull, KeyUnavailable."""
     body = MAGIC + VERSION + kind + payload
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
@@ -41,6 +41,14 @@ def write_key_file(path: Path, kind: bytes, payload: bytes) -> None:
     except OSError as error:
         refused = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else KeyUnavailable
         raise refused(f"The key file {path} could not be written: {error.strerror}.") from None
+
+
+def remove_leftover(path: Path) -> None:
+    """Unlink what a writer of `path` left that died: it holds the same secret. Raises KeyUnavailable."""
+    try:
+        _temporary(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise KeyUnavailable(f"{_temporary(path)} cannot be removed: {error.strerror}.") from None
 
 
 def read_key_file(path: Path, kind: bytes) -> bytes:
@@ -70,6 +78,18 @@ def _check_private(path: Path, status: os.stat_result) -> None:
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
         raise KeyUnavailable(f"The key file {path} is open to other users (mode {mode:04o}); make it 0600.")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _make_directory(path: Path) -> None:
+    """With the parents that it lacks, each durable on return. Raises OSError."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -34,6 +34,8 @@ class FileKeyring:
         users; DiskFull where a new one cannot be written.
         """
         slot, signing = directory / SLOT, directory / SIGNING
+        for path in (slot, signing):
+            files.remove_leftover(path)
         if not slot.exists():
             _refuse_new_keys(slot, protects, signing)
             files.write_key_file(slot, files.KIND_ROOT_IN_CLEAR, secrets.token_bytes(envelope.KEY_BYTES))

@@ -19,7 +19,7 @@ from appliance.gen.v1 import job_pb2, job_pb2_grpc
 
 
 @dataclass
-class ScriptedJobs(job_pb2_grpc.JobServiceServicer):  # type: ignore[misc]
+class ScriptedJobs(job_pb2_grpc.JobServiceServicer):
     """Raises what the test says; a watch sends one state and then waits for ever."""
 
     error: Exception | None = None

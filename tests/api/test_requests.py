@@ -1,10 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.api import requests
+from appliance.api import messages, requests
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import inference_pb2 as pb
+from appliance.infer.sampling import check
+from appliance.types import SAMPLING_RANGES
 
 
 def test_names_give_their_ids() -> None:
@@ -68,6 +72,27 @@ def test_sampling_that_is_silent_takes_our_defaults() -> None:
 def test_a_sampling_field_out_of_range_is_named(message: pb.Sampling, field: str) -> None:
     with pytest.raises(InvalidArgument, match=field):
         requests.sampling(message)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field, (low, high) in SAMPLING_RANGES.items()
+        for value in (low, high, high + 1)
+        if value < 2**32
+    ],
+)
+def test_the_worker_takes_what_the_front_door_admits_and_no_more(field: str, value: float) -> None:
+    message = pb.Sampling(**{field: value})  # type: ignore[arg-type]
+    least, most = SAMPLING_RANGES[field]
+    expected = (
+        nullcontext() if least <= getattr(message, field) <= most else pytest.raises(InvalidArgument, match=field)
+    )
+    with expected:
+        requests.sampling(message)
+    with expected:
+        check(messages.sampling(message))
 
 
 def test_text_that_is_blank_or_too_long_is_refused() -> None:

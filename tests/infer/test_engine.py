@@ -104,7 +104,7 @@ def test_a_label_that_is_not_one_token_is_refused(bench: MakeBench) -> None:
 
 def test_an_end_token_ends_the_answer(bench: MakeBench) -> None:
     engine = bench("qwen2")
-    hot = Sampling(temperature=10.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=1500, seed=3)
+    hot = Sampling(temperature=5.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=1500, seed=3)
     _, finish = engine.answer(Generation((Segment(Origin.USER, "hello"),), hot))
     assert finish.reason is FinishReason.STOP
     assert finish.usage.output_tokens < 1500
@@ -116,6 +116,8 @@ def test_a_prompt_longer_than_the_context_is_refused_before_it_is_computed(bench
         engine.submit(greedy(words(0, 600)))
     with pytest.raises(PromptTooLong, match="characters"):
         engine.submit(greedy("x" * 1_000_000))
+    with pytest.raises(PromptTooLong, match="characters"):
+        engine.engine.encode([Segment(Origin.USER, "x" * 1_000_000)])
     assert engine.engine.load == (0, 0, 0)
 
 

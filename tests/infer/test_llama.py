@@ -3,6 +3,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument, ModelDamaged, ModelMissing, ModelUnsupported
 from appliance.infer import llama
@@ -50,6 +52,14 @@ def test_no_text_that_is_not_scaffold_becomes_a_guarded_token(
     ids = encode(model, text, origin)
     assert not set(ids[len(bos) :]) & guarded_ids(model)
     assert decode(model, ids).lstrip(" ") == text, "and nothing of it is lost"
+
+
+@given(st.sets(st.text("<|a>", min_size=2, max_size=5), min_size=1), st.text("<|a>b", max_size=40))
+def test_every_literal_is_cut_after_its_first_character_also_where_they_overlap(literals: set[str], text: str) -> None:
+    found = llama._first_characters(literals)
+    assert found
+    cuts = [match.end() for match in found.finditer(text)]
+    assert cuts == [at + 1 for at in range(len(text)) if text.startswith(tuple(literals), at)]
 
 
 def test_scaffold_text_becomes_control_tokens(loaded: Models) -> None:

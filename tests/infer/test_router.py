@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import ModelDamaged, ModelTooLarge, NoChatModel, NotFound
+from appliance.errors import ModelDamaged, ModelRestarting, ModelTooLarge, NoChatModel, NotFound
 from appliance.infer.router import EngineOptions, Router
 from appliance.infer.supervisor import Backoff
 from appliance.types import (
@@ -141,6 +141,49 @@ async def test_a_model_is_loaded_at_its_first_use_and_unloaded_when_asked(route:
     assert states(router)["old"] is ModelState.STORED
     assert [change["old"] for change in changes][:2] == [ModelState.LOADING, ModelState.READY]
     assert files.verified == ["old"]
+
+
+async def test_a_model_that_is_being_unloaded_is_started_again_only_when_its_process_has_ended(
+    route: MakeRouter, tmp_path: Path
+) -> None:
+    router = route()
+    await router.load("old")
+    first = list((tmp_path / "engines").iterdir())
+    unloads = [asyncio.create_task(router.unload("old")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(ModelRestarting, match="is being unloaded"):
+        await answer(router, "old")
+    unloads[0].cancel()
+    await unloads[1]
+    assert list((tmp_path / "engines").iterdir()) == []
+    await answer(router, "old")
+    second = list((tmp_path / "engines").iterdir())
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+async def test_closing_ends_every_worker_also_where_one_cannot_be_ended_well(route: MakeRouter, tmp_path: Path) -> None:
+    def refuse() -> None:
+        if ModelState.READY not in states(router).values():
+            return
+        if closing:
+            raise RuntimeError
+
+    closing = False
+    router = route(on_change=refuse)
+    await asyncio.gather(router.load("old"), router.load("new"))
+    closing = True
+    await router.close()
+    assert list((tmp_path / "engines").iterdir()) == []
+    assert set(states(router).values()) == {ModelState.STORED}
+
+
+async def test_each_caller_of_a_model_that_failed_gets_an_error_of_its_own(route: MakeRouter, files: Files) -> None:
+    router = route()
+    files.damaged = {"old"}
+    errors = [(await asyncio.gather(answer(router, "old"), return_exceptions=True))[0] for _ in range(3)]
+    assert {(type(error), str(error)) for error in errors} == {(ModelDamaged, "old is not what its hash says.")}
+    assert len({id(error) for error in errors}) == 3
 
 
 async def test_two_loads_at_once_make_one_process(route: MakeRouter, files: Files) -> None:

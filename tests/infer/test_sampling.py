@@ -49,16 +49,19 @@ def test_what_only_looked_like_a_stop_string_is_shown_after_all() -> None:
     ("field", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 5.1),
         ("temperature", float("nan")),
+        ("top_p", 0.0),
         ("top_p", 1.5),
         ("min_p", float("inf")),
+        ("min_p", 1.0),
         ("top_k", -1),
         ("repeat_penalty", 0.0),
         ("max_tokens", 0),
         ("seed", 2**32),
         ("stop", ("",)),
         ("stop", ("x" * 257,)),
-        ("stop", tuple("abcdefghijklmnopq")),
+        ("stop", tuple("abcdefghi")),
     ],
 )
 def test_a_parameter_out_of_range_is_named(field: str, value: object) -> None:

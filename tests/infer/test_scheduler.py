@@ -75,7 +75,7 @@ class Simulation:
         assert sum(len(chunk.tokens) for chunk in step.chunks) <= self.batch_tokens
         self.cache.run(step)
         for chunk in step.chunks:
-            if chunk.samples and self.scheduler.holds(chunk.request):
+            if chunk.samples:
                 history = self.cache.tokens(chunk.sequence)
                 assert history == self.prompts[chunk.request] + self.outputs[chunk.request]
                 token = hash(tuple(history)) % 1000

@@ -29,6 +29,8 @@ from appliance.types import Finish, Generation, ModelState, Origin, Sampling, Se
 from tests.infer.conftest import Bench, greedy, words
 
 Start = Callable[..., Supervisor]
+Worker = Callable[[str], None]
+Slept = asyncio.Queue[float]
 LONG = greedy(words(0, 100), max_tokens=3900)
 QUICK = Backoff(first_seconds=0.05, most_seconds=0.4)
 
@@ -37,17 +39,50 @@ QUICK = Backoff(first_seconds=0.05, most_seconds=0.4)
 async def supervise(models: dict[str, Path], tmp_path: Path) -> AsyncIterator[Start]:
     started: list[Supervisor] = []
 
-    def make(model: str | Path = "llama", **changes: object) -> Supervisor:
+    def make(
+        model: str | Path = "llama",
+        *,
+        backoff: Backoff = QUICK,
+        on_change: Callable[[], None] = lambda: None,
+        **changes: object,
+    ) -> Supervisor:
         path = models[model] if isinstance(model, str) else model
         socket = tmp_path / f"e{len(started)}" / "engine.sock"
         spec = LaunchSpec(str(path), str(socket), context_tokens=4096, batch_tokens=128, threads=1, log_level="warning")
         spec = replace(spec, **changes)  # type: ignore[arg-type]
-        started.append(Supervisor(str(model), spec, backoff=QUICK))
+        started.append(Supervisor(str(model), spec, backoff=backoff, on_change=on_change))
         return started[-1]
 
     yield make
     for supervisor in started:
         await supervisor.stop()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Workers are shell scripts from here on, that run this once they have read what they are told."""
+
+    def make(script: str) -> None:
+        path = tmp_path / "worker"
+        path.write_text(f"#!/bin/sh\nread -r spec\n{script}\n")
+        path.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return make
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> Slept:
+    """The pauses between restarts in seconds, which take no time."""
+    pauses: Slept = asyncio.Queue()
+    sleep = asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        pauses.put_nowait(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", record)
+    return pauses
 
 
 async def answer(supervisor: Supervisor, generation: Generation) -> tuple[str, Finish]:
@@ -93,6 +128,8 @@ async def test_errors_keep_their_class_and_message_across_the_socket(supervise: 
     await supervisor.start()
     with pytest.raises(PromptTooLong, match="the context holds 4096"):
         await answer(supervisor, greedy(words(0, 5000)))
+    with pytest.raises(PromptTooLong, match="4000000 characters; the context holds 4096"):
+        await supervisor.tokenize([Segment(Origin.USER, "<" * 4_000_000)])
     with pytest.raises(InvalidArgument, match=r"^temperature: "):
         await answer(supervisor, replace(LONG, sampling=Sampling(temperature=-1.0)))
     calls = [asyncio.create_task(answer(supervisor, replace(LONG, prefix_salt=b"%d" % i))) for i in range(3)]
@@ -138,15 +175,92 @@ async def test_a_killed_worker_takes_its_calls_with_it_and_comes_back(supervise:
     assert other.state is ModelState.READY
 
 
-async def test_restarts_wait_longer_each_time(supervise: Start) -> None:
-    assert [Backoff().delay_seconds(n) for n in (1, 2, 3, 20)] == [0.2, 0.4, 0.8, 30.0]
+@pytest.mark.parametrize(
+    ("healthy_seconds", "pauses"), [(3600.0, [0.5, 1.0, 2.0, 3.0, 3.0]), (0.0, [0.5, 0.5, 0.5, 0.5, 0.5])]
+)
+async def test_restarts_wait_longer_each_time_unless_the_worker_served_well(
+    supervise: Start, worker: Worker, slept: Slept, healthy_seconds: float, pauses: list[float]
+) -> None:
+    worker("""echo '{"state": "ready"}'""")
+    backoff = Backoff(first_seconds=0.5, most_seconds=3.0, healthy_seconds=healthy_seconds)
+    await supervise(backoff=backoff).start()
+    async with asyncio.timeout(20):
+        assert [await slept.get() for _ in pauses] == pauses
+
+
+async def test_a_worker_that_never_loads_is_given_up_after_some_tries(
+    supervise: Start, worker: Worker, slept: Slept
+) -> None:
+    worker("exit 9")
+    supervisor = supervise(backoff=Backoff(first_seconds=0.5, most_failed_loads=4))
+    with pytest.raises(WorkerDied, match="exited with code 9 while it loaded"):
+        await supervisor.start()
+    assert supervisor.state is ModelState.FAILED
+    assert [slept.get_nowait() for _ in range(slept.qsize())] == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("line", ["no JSON", "{}", "[]", '{"state": "failed"}', '{"state": "failed", "reason": []}'])
+async def test_a_worker_whose_first_line_makes_no_sense_counts_as_a_failed_load(
+    supervise: Start, worker: Worker, slept: Slept, line: str
+) -> None:
+    worker(f"echo '{line}'")
     supervisor = supervise()
-    await supervisor.start()
-    for _ in range(2):
-        pid = supervisor.pid
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda pid=pid: supervisor.state is ModelState.READY and supervisor.pid != pid)  # type: ignore[misc]
+    async with asyncio.timeout(20):
+        with pytest.raises(WorkerDied, match="cannot be started"):
+            await supervisor.start()
+    assert (supervisor.state, supervisor.pid) == (ModelState.FAILED, None)
+    assert slept.qsize() == QUICK.most_failed_loads - 1
+
+
+async def test_a_process_that_cannot_be_made_is_tried_again(
+    supervise: Start, monkeypatch: pytest.MonkeyPatch, slept: Slept
+) -> None:
+    supervisor = supervise()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        starting = asyncio.create_task(supervisor.start())
+        async with asyncio.timeout(20):
+            await slept.get()
+        assert supervisor.detail.endswith("cannot be started: No such file or directory.")
+    await starting
+    assert supervisor.state is ModelState.READY
+
+
+async def test_a_worker_that_hangs_while_it_loads_is_killed(
+    supervise: Start, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.infer.supervisor.LOAD_TIMEOUT_SECONDS", 0.02)
+    worker("exec sleep 1000")
+    supervisor = supervise()
+    async with asyncio.timeout(20):
+        with pytest.raises(WorkerDied, match=r"did not load model llama within 0\.02 seconds"):
+            await supervisor.start()
+    assert (supervisor.state, supervisor.pid) == (ModelState.FAILED, None)
+
+
+async def test_whatever_became_of_its_watch_a_supervisor_can_be_stopped(supervise: Start, worker: Worker) -> None:
+    def refuse() -> None:
+        if supervisor.state is ModelState.RESTARTING:
+            raise RuntimeError
+
+    worker("exit 9")
+    supervisor = supervise(on_change=refuse)
+    starting = asyncio.create_task(supervisor.start())
+    await until(lambda: supervisor.state is ModelState.RESTARTING)
+    await supervisor.stop()
+    assert supervisor.state is ModelState.STORED
+    with pytest.raises(ModelRestarting):
+        await starting
+
+
+async def test_each_caller_of_a_failed_model_gets_an_error_of_its_own(supervise: Start, tmp_path: Path) -> None:
+    supervisor = supervise(tmp_path / "none.gguf")
+    calls = [supervisor.start(), supervisor.start(), supervisor.describe(), supervisor.describe()]
+    errors = [(await asyncio.gather(call, return_exceptions=True))[0] for call in calls]
+    assert {(type(error), str(error)) for error in errors} == {(ModelMissing, "The model's file is not there.")}
+    assert len({id(error) for error in [*errors, supervisor.error]}) == 5
+    assert supervisor.error
+    assert supervisor.error.__traceback__ is None
 
 
 async def test_a_worker_that_is_killed_while_it_loads_is_tried_again(supervise: Start) -> None:

@@ -1,6 +1,8 @@
 """What each format gives, read in this process: the bytes here are ours."""
 
 import codecs
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,13 @@ def reason(data: bytes, suffix: str, max_pages: int = 100) -> str:
     with pytest.raises(DocumentRefused) as refused:
         extract.parse(data, suffix, max_pages)
     return refused.value.file_reason
+
+
+def test_what_the_daemon_imports_holds_no_parser() -> None:
+    loaded = "import sys, appliance.ingest.pipeline; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, text=True).stdout.split()
+    assert "appliance.ingest.formats" in modules
+    assert {"appliance.ingest.extract", "pypdfium2", "selectolax", "markdown_it"}.isdisjoint(modules)
 
 
 # --- type ------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from appliance.config import Config
 from appliance.errors import DiskFull, DocumentRefused, InvalidArgument, NotFound, SandboxUnavailable, StoreDamaged
-from appliance.ingest.pipeline import KEPT_JOBS, PIPELINE, Ingest
+from appliance.ingest.pipeline import COPIES, KEPT_JOBS, PIPELINE, Ingest
+from appliance.ingest.sources import Folder
 from appliance.jobs import JobRunner
 from appliance.ports import Extractor
 from appliance.sandbox.extractor import LockedExtractor
@@ -51,6 +53,19 @@ class PlainExtractor:
             raise self.error
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode()
         return Extracted(media_type="text/plain", parser="plain 1", pages=(text,))
+
+
+@dataclass
+class GatedExtractor(PlainExtractor):
+    """Reads nothing until it may."""
+
+    may_read: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: int = 0
+
+    async def extract(self, fd: int, name: str) -> Extracted:
+        self.waiting += 1
+        await self.may_read.wait()
+        return await super().extract(fd, name)
 
 
 class Bench:
@@ -186,6 +201,70 @@ async def test_a_second_run_finds_only_duplicates(plain: Bench) -> None:
     assert plain.titles() == ["a.txt", "b.txt"]
 
 
+async def test_a_file_that_is_there_for_other_readers_is_not_called_a_duplicate(plain: Bench) -> None:
+    plain.write("a.txt", "Pay.")
+    await plain.run()
+    [stored] = plain.library.documents("handbook", EVERYBODY)
+    job = await plain.wait(await plain.start(readers=frozenset({"role:admin", "user:ann"})))
+    [outcome] = plain.ingest.files(job.id)
+    assert (outcome.state, outcome.reason) == (FileState.QUARANTINED, "READERS_DIFFER")
+    assert outcome.document == stored.name
+    assert outcome.detail == ("The stored document is for everyone. Delete it first, or ingest with those readers.")
+    assert plain.library.documents("handbook", EVERYBODY) == (stored,)
+
+
+async def test_equal_files_for_different_readers_in_two_jobs_at_once_are_never_called_duplicates(plain: Bench) -> None:
+    plain.write("a.txt", "Pay.")
+    jobs = [await plain.start(readers=frozenset({reader})) for reader in ("role:admin", "role:operator")]
+    for job in jobs:
+        await plain.wait(job)
+    outcomes = [outcome for job in jobs for outcome in plain.ingest.files(job.id)]
+    assert {(outcome.state, outcome.reason) for outcome in outcomes} == {
+        (FileState.COMMITTED, ""),
+        (FileState.QUARANTINED, "READERS_DIFFER"),
+    }
+
+
+async def test_a_file_of_an_unknown_type_is_refused_without_being_opened(
+    plain: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = Folder.open
+
+    def watched(self: Folder, name: str) -> int:
+        opened.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Folder, "open", watched)
+    for name in ("film.mp4", "private.key", "shadow"):
+        plain.write(name, "secret")
+    plain.write("RULES.TXT", "Rule.")
+    _, files = await plain.run()
+    assert opened == ["RULES.TXT"]
+    assert files["RULES.TXT"].state is FileState.COMMITTED
+    for name in ("film.mp4", "private.key", "shadow"):
+        assert (files[name].reason, files[name].sha256, files[name].size_bytes) == ("UNKNOWN_TYPE", "", 0)
+
+
+async def test_many_jobs_hold_no_more_files_in_memory_than_one(tmp_path: Path) -> None:
+    extractor = GatedExtractor()
+    bench = Bench(tmp_path, extractor)
+    for number in range(COPIES + 2):
+        bench.write(f"{number}.txt", f"Text {number}.")
+    jobs = [await bench.start() for _ in range(4)]
+    await until(lambda: all(bench.jobs.get(job.id).total for job in jobs) and extractor.waiting >= COPIES)
+    assert memfds() == COPIES
+    extractor.may_read.set()
+    assert [(await bench.wait(job)).state for job in jobs] == [JobState.SUCCEEDED] * 4
+    assert memfds() == 0
+    assert len(bench.titles()) == COPIES + 2
+
+
+def memfds() -> int:
+    links = (os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+    return sum(link.startswith("/memfd:document") for link in links)
+
+
 async def test_equal_files_in_two_jobs_at_once_are_stored_once(plain: Bench) -> None:
     for number in range(10):
         plain.write(f"{number}.txt", "The same.")
@@ -256,6 +335,18 @@ async def test_a_bad_path_starts_no_job(plain: Bench) -> None:
     assert plain.library.collections() == ()
 
 
+async def test_the_boxs_own_data_cannot_be_ingested(plain: Bench) -> None:
+    keys = plain.config.data_dir / "keys"
+    keys.mkdir()
+    (keys / "private.txt").write_text("secret")
+    with pytest.raises(InvalidArgument, match=r"path: .*/keys lies in the box's own data directory"):
+        await plain.ingest.start(str(keys), "handbook", EVERYBODY)
+    assert plain.jobs.list() == ()
+    job = await plain.ingest.start(str(plain.config.data_dir.parent), "handbook", EVERYBODY)
+    await plain.wait(job)
+    assert [(outcome.path, outcome.reason) for outcome in plain.ingest.files(job.id)] == [("data", "OWN_DATA")]
+
+
 async def test_files_of_an_unknown_job_are_not_found(plain: Bench) -> None:
     with pytest.raises(NotFound, match="jobs/none"):
         plain.ingest.files("none")
@@ -273,7 +364,20 @@ async def test_outcomes_are_kept_for_the_newest_jobs(plain: Bench) -> None:
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
-async def test_cancelling_stops_at_the_next_file_and_keeps_what_is_committed(plain: Bench) -> None:
+async def until_it_is_heard() -> None:
+    """Let the loop turn until a cancellation has gone wherever it goes without the thread."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in another process or thread."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_cancelling_even_twice_stops_at_the_next_file_and_keeps_what_is_committed(plain: Bench) -> None:
     for number in range(8):
         plain.write(f"{number}.txt", f"Text {number}.")
     third, go_on = threading.Event(), threading.Event()
@@ -285,10 +389,12 @@ async def test_cancelling_stops_at_the_next_file_and_keeps_what_is_committed(pla
 
     plain.library.before_add = wait_in_the_third
     job = await plain.start()
-    await asyncio.to_thread(third.wait, 30)
-    plain.jobs.cancel(job.id)
-    await asyncio.sleep(0.01)
-    assert not plain.jobs.get(job.id).state.ended
+    assert await asyncio.to_thread(third.wait, 30)
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == job.name]
+    for _ in range(2):
+        task.cancel()
+        await until_it_is_heard()
+        assert not plain.jobs.get(job.id).state.ended
     go_on.set()
     ended = await plain.wait(job)
     assert ended.state is JobState.CANCELLED
@@ -296,16 +402,22 @@ async def test_cancelling_stops_at_the_next_file_and_keeps_what_is_committed(pla
     assert plain.titles() == ["0.txt", "1.txt", "2.txt"]
 
 
-async def test_cancelling_kills_the_children_that_read_ahead(bench: Bench) -> None:
+def below_us() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+async def test_cancelling_kills_the_children_that_read_ahead(bench: Bench, locked: LockedExtractor) -> None:
     bench.write("a.pdf", pdf_files.bomb_pdf(8))
+    await locked.start()
+    zygotes = below_us()
     job = await bench.start()
-    async for state in bench.jobs.watch(job.id):
-        if state.total:
-            break
-    await asyncio.sleep(0.1)
+    await until(lambda: below_us() > zygotes)
+    for child in below_us() - zygotes:
+        child.suspend()  # else it might end before it is killed
     bench.jobs.cancel(job.id)
     assert (await bench.wait(job)).state is JobState.CANCELLED
     assert bench.ingest.files(job.id) == ()
+    await until(lambda: below_us() == zygotes)
     bench.write("a.pdf", pdf_files.text_pdf())
     _, files = await bench.run()
     assert files["a.pdf"].state is FileState.COMMITTED

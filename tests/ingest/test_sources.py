@@ -11,6 +11,7 @@ from appliance.errors import DocumentRefused, InvalidArgument, NotFound
 from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
 
 MIB = 1 << 20
+ELSEWHERE = Path("/proc")
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def memfd() -> Iterator[int]:
 
 
 def walk(path: Path) -> list[Found]:
-    with Folder(str(path)) as folder:
+    with Folder(str(path), ELSEWHERE) as folder:
         return list(folder.walk())
 
 
@@ -31,7 +32,7 @@ def refusals(path: Path) -> dict[str, str]:
 
 def read(path: Path, name: str) -> bytes:
     """What `open` gives. Raises DocumentRefused."""
-    with Folder(str(path)) as folder:
+    with Folder(str(path), ELSEWHERE) as folder:
         fd = folder.open(name)
     with open(fd, "rb") as file:
         return file.read()
@@ -99,7 +100,7 @@ def test_a_file_swapped_for_a_link_after_the_walk_is_refused(tmp_path: Path) -> 
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file.txt").write_text("x")
-    with Folder(str(tmp_path)) as folder:
+    with Folder(str(tmp_path), ELSEWHERE) as folder:
         assert len(list(folder.walk())) == 2
         (tmp_path / "file.txt").unlink()
         (tmp_path / "file.txt").symlink_to("/etc/passwd")
@@ -124,17 +125,45 @@ def test_a_folder_as_a_file_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["relative/path", "", "./x", "/nul\0"])
 def test_a_path_that_is_not_absolute_is_an_invalid_argument(path: str) -> None:
     with pytest.raises(InvalidArgument, match="path: must be absolute"):
-        Folder(path)
+        Folder(path, ELSEWHERE)
 
 
 def test_a_path_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no\\npe"):
-        Folder(str(tmp_path / "no\npe"))
+        Folder(str(tmp_path / "no\npe"), ELSEWHERE)
 
 
 def test_a_path_that_is_a_link_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc", target_is_directory=True)
     assert refusals(tmp_path / "link") == {"link": "LINK"}
+
+
+# --- the box's own data ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A data directory with a key in it, beside a file of someone's."""
+    own = tmp_path / "data"
+    (own / "keys").mkdir(parents=True)
+    (own / "keys" / "private.txt").write_text("secret")
+    (tmp_path / "rules.txt").write_text("rule")
+    return own
+
+
+@pytest.mark.parametrize("path", ["data", "data/keys", "data/keys/private.txt", "data/../data/keys", "way/keys"])
+def test_no_path_leads_into_the_boxs_own_data(own: Path, path: str) -> None:
+    (own.parent / "way").symlink_to(own, target_is_directory=True)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(InvalidArgument, match=f"{path} lies in the box's own data directory"):
+        Folder(str(own.parent / path), own)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_boxs_own_data_is_left_out_where_the_folder_around_it_is_walked(own: Path) -> None:
+    with Folder(str(own.parent), own) as folder:
+        found = {found.name: found.refusal and found.refusal.file_reason for found in folder.walk()}
+    assert found == {"rules.txt": None, "data": "OWN_DATA"}
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -113,6 +113,24 @@ async def test_a_sentence_that_stands_in_two_documents_is_quoted_once(desk: Desk
     assert finish_of(pieces).answered
 
 
+async def test_each_page_that_a_passage_was_found_on_is_read_once_and_no_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page_of, read = desk.library.page, []
+
+    def page(collection: str, document: str, page: int, groups: frozenset[str]) -> str:
+        read.append((document, page))
+        return page_of(collection, document, page, groups)
+
+    long = desk.add("long.txt", *FILLER, "A visitor badge expires after 90 days. " * 60)
+    monkeypatch.setattr(desk.library, "page", page)
+    found, *_ = await desk.ask("After how many days does a visitor badge expire?", AnswerMode.QUOTE)
+    assert isinstance(found, Passages)
+    pages = [(one.document.rpartition("/")[2], one.span.page) for one in found.passages]
+    assert pages.count((long, 5)) > 1
+    assert sorted(read) == sorted(set(pages))
+
+
 async def test_passages_come_first_then_text_then_citations_then_the_finish(desk: Desk) -> None:
     desk.generator.script = [["Its battery lasts ", "14 hours. ", "It is blue."]]
     for mode in AnswerMode:

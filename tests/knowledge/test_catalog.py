@@ -58,7 +58,7 @@ def test_rows_come_back_from_parquet_as_they_were(made: list[Document], data: st
     rows = [Row(document, 7, ordinal, data.draw(ends)) for ordinal, document in enumerate(made)]
     catalog = Catalog("handbook", {7: to_parquet(rows)}, frozenset())
     assert catalog.of_segment(7) == tuple(rows)
-    catalog.close()
+    assert catalog.passages_of_segments() == ({7: sum(one.passage_count for one in made)} if made else {})
 
 
 @given(

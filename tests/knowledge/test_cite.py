@@ -33,12 +33,12 @@ def likeness(*values: float) -> Floats:
     return np.array(values, np.float32)
 
 
-@given(st.text(max_size=40), st.data())
-def test_what_stands_in_a_text_is_found_there(text: str, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, len(text)))
-    found = locate(text[start:end], text)
-    assert found is None if start == end else found is not None and text[slice(*found)] == text[start:end]
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+def test_what_stands_in_a_text_is_found_there(before: str, quote: str, after: str) -> None:
+    text = f"{before} {quote} {after}"
+    found = locate(quote, text)
+    assert found is not None if quote else found is None
+    assert found is None or text[slice(*found)] == quote
 
 
 @given(
@@ -76,6 +76,26 @@ def test_what_does_not_stand_there_is_not_found() -> None:
     assert locate("badges never expire", PAGE) is None
     assert locate("", PAGE) is None
     assert locate("\u00ad ", PAGE) is None
+
+
+@pytest.mark.parametrize(
+    ("quote", "text"),
+    [
+        ("after 9", "after 90 days"),
+        ("after 9.", "after 9.5 days"),
+        ("5 euros", "costs 1,5 euros"),
+        ("pay fees", "pay feesable"),
+        ("able", "payable"),
+        ("fuss", "Fußball"),
+    ],
+)
+def test_part_of_a_word_or_number_is_no_quotation(quote: str, text: str) -> None:
+    assert locate(quote, text) is None
+
+
+def test_a_later_occurrence_between_word_borders_is_found() -> None:
+    assert locate("fees", "feesable fees") == (9, 13)
+    assert locate("有効期限", "社員証の有効期限は九十日です。") == (4, 8)
 
 
 def test_statements_take_their_markers_with_them_wherever_they_stand() -> None:
@@ -116,6 +136,27 @@ def test_a_repetition_is_looked_for_in_the_cited_passage_first() -> None:
     found = quoted_from(statement("Badges expire after 90 days.", 2), both)
     assert found is not None
     assert found.passage == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "page"),
+    [
+        ("Badges expire after 9.", "Badges expire after 90 days."),
+        ("Visitors must pay fees", "No visitors must pay feesable things."),
+        ("Visitors must pay fees.", "No visitors must pay fees."),
+        ("Visitors must pay fees.", "It isn't so that visitors must pay fees."),
+        ("Besucher zahlen eine Gebühr", "Nie sollen Besucher zahlen eine Gebühr."),
+    ],
+)
+def test_words_cut_out_of_what_says_otherwise_are_backed_by_nothing(said: str, page: str) -> None:
+    assert quoted_from(statement(said, 1), stored(page)) is None
+    assert supporting(statement(said, 1), stored(page), likeness(1)) is None
+
+
+def test_a_denial_is_backed_by_a_denial() -> None:
+    page = "No visitors must pay fees."
+    assert quoted_from(statement("No visitors must pay fees."), stored(page)) is not None
+    assert supporting(statement("Visitors must not pay fees."), stored(page), likeness(1)) is not None
 
 
 def test_a_word_or_two_are_no_quotation() -> None:

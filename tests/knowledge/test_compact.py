@@ -1,11 +1,14 @@
 """Compaction: which segments, and what is left of deleted documents."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.knowledge.compact import Shape, plan
-from tests.knowledge.conftest import ALL, Shelf
+from appliance.errors import DiskFull
+from appliance.knowledge.compact import Shape, due, plan
+from tests.knowledge.conftest import ALL, Shelf, new_document
 
 FULL = 100
 
@@ -36,6 +39,58 @@ def test_a_plan_takes_every_deleted_document_and_makes_nothing_too_full(sizes: l
     assert all(segment.number in chosen for segment in segments if segment.live_passages < segment.passages)
     live = {segment.number: segment.live_passages for segment in segments}
     assert all(len(group) == 1 or sum(live[number] for number in group) <= FULL for group in groups)
+
+
+def test_little_that_is_deleted_or_small_is_not_rewritten_unasked() -> None:
+    assert plan([Shape(1, 100, 90)], FULL, due) == ()
+    assert plan([Shape(1, 100, 79)], FULL, due) == ((1,),)
+    few = [Shape(number, 9, 9) for number in range(3)]
+    assert plan(few, FULL, due) == ()
+    assert plan([*few, Shape(3, 9, 9)], FULL, due) == ((0, 1, 2, 3),)
+
+
+def test_what_is_due_is_compacted_unasked_and_nothing_else(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(seal_passages=10)
+    documents = [shelf.add(f"Badge {number} expires.") for number in range(10)]
+    before = shelf.file("seg")
+    shelf.library.compact_where_due()
+    for document in documents[:2]:
+        shelf.delete(document)
+    shelf.library.compact_where_due()
+    assert shelf.file("seg") == before
+    shelf.delete(documents[2])
+    shelf.library.compact_where_due()
+    assert shelf.file("seg") != before
+    assert shelf.contents().keys() == {document.id for document in documents[3:]}
+    shelf.reopen()
+    assert shelf.contents().keys() == {document.id for document in documents[3:]}
+
+
+def test_one_collection_that_cannot_be_compacted_does_not_keep_the_others_from_it(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = make_shelf(seal_passages=1)
+    shelf.library.create("second")
+    for number in range(4):
+        shelf.library.add("second", new_document(f"Key {number}."))
+        shelf.add(f"Badge {number} expires.")
+
+    def full(*_: object) -> None:
+        raise DiskFull("No space is left.")
+
+    monkeypatch.setattr(shelf.collection, "_rewrite", full)
+    shelf.library.compact_where_due()
+    assert len(list((shelf.files / "seg").iterdir())) == 4
+    assert len(list((shelf.files.with_name("second") / "seg").iterdir())) == 1
+
+
+def test_a_collection_that_is_compacted_already_is_left_alone(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(seal_passages=1)
+    for number in range(4):
+        shelf.add(f"Badge {number} expires.")
+    with shelf.collection._compacting:
+        shelf.library.compact_where_due()
+    assert len(list((shelf.files / "seg").iterdir())) == 4
 
 
 def test_compaction_changes_nothing_that_a_reader_sees(shelf: Shelf) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import DiskFull
+from appliance.knowledge.library import Library
+from appliance.knowledge.manifest import ManifestStore
 from tests import crash
 from tests.knowledge.conftest import ALL, Shelf, new_document
 
@@ -182,6 +184,50 @@ def test_an_addition_that_found_the_disk_full_can_be_made_again(shelf: Shelf, mo
     assert shelf.contents() == {added.id: ("Badges expire.",)}
 
 
+def test_a_disk_that_stays_full_is_not_filled_with_what_failed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each step that may find no room: ten attempts leave no more than one did."""
+    shelf.add("Badges expire.")
+    shelf.library.close()
+    disk, step, done = Disk(monkeypatch, run_full), 0, False
+
+    def files() -> int:
+        return sum(path.is_file() for path in shelf.files.rglob("*"))
+
+    while not done:
+        shelf.reopen()
+        counts = []
+        for attempt in range(10):
+            with disk.failing_at(step):
+                try:
+                    shelf.add(f"Doors close {step} {attempt}.")
+                    done = True
+                except DiskFull:
+                    counts.append(files())
+        assert len(counts) < 2 or counts[-1] <= counts[1], f"at step {step}"
+        shelf.add(f"Doors open {step}.")
+        assert {path.name for path in (shelf.files / "wal").iterdir()} == {
+            entry.file_id.hex() for entry in shelf.collection._store.manifest.wals
+        }
+        step += 1
+    assert step > 3
+
+
+def test_segments_of_failed_commits_are_removed_by_the_next(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.add("Badges expire.")
+    commit = ManifestStore.commit
+
+    def full(*_: object) -> None:
+        raise DiskFull("No space is left.")
+
+    for _ in range(3):
+        monkeypatch.setattr(ManifestStore, "commit", full)
+        with pytest.raises(DiskFull):
+            shelf.compact()
+        monkeypatch.setattr(ManifestStore, "commit", commit)
+    shelf.compact()
+    assert shelf.file("seg").exists()
+
+
 def test_a_full_disk_while_a_collection_is_made_leaves_none(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch, run_full)
     step, made = 0, False
@@ -210,11 +256,31 @@ def test_a_dropped_collection_is_dropped_whenever_the_process_dies(
             done = True
         shelf.reopen(close=False)
         if shelf.library.collections():
+            assert not done
             assert shelf.contents() == {document.id: ("Badges expire.",)}
-        elif not shelf.library.damaged():
-            assert not (shelf.files / "key").exists()
+        else:
+            assert shelf.library.damaged() == {}
+            shelf.library.create("handbook")
+            assert shelf.contents() == {}
         step += 1
-    assert not shelf.files.exists()
+    assert step > 2
+
+
+def test_a_stored_document_that_a_search_misses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = crash.open_library(tmp_path)
+    library.create(crash.COLLECTION)
+    for number in range(8):
+        library.add(crash.COLLECTION, new_document(*crash.pages_of(number), title=crash.title_of(number)))
+    library.close()
+    assert len(crash.LibraryWorkload().stored(tmp_path)) == 8
+    search = Library.search
+
+    def one_off(self: Library, collection: str, query: str, groups: frozenset[str], limit: int) -> object:
+        return search(self, collection, query, groups, limit)[1:]
+
+    monkeypatch.setattr(Library, "search", one_off)
+    with pytest.raises(AssertionError, match="not found by its own words"):
+        crash.LibraryWorkload().stored(tmp_path)
 
 
 @pytest.mark.long

@@ -15,7 +15,9 @@ WORDS = st.lists(st.sampled_from([f"w{number}" for number in range(30)]), max_si
 
 
 def statistics(postings: Postings, query: list[str]) -> Statistics:
-    return Statistics(postings.rows, postings.lengths_total, {term: postings.frequency(term) for term in query})
+    every = np.ones(postings.rows, np.bool_)
+    frequencies = {term: postings.frequency(term, every) for term in query}
+    return Statistics(postings.rows, postings.total_terms(every), frequencies)
 
 
 def by_definition(documents: list[str], query: list[str]) -> list[float]:
@@ -56,7 +58,7 @@ def test_every_width_of_gap_and_the_dense_form_are_scored() -> None:
     for word, step in {"middle": 1000, "near": 100}.items():
         query = terms(word)
         np.testing.assert_array_equal(np.flatnonzero(postings.score(query, statistics(postings, query)))[1], step)
-        assert postings.frequency(query[0]) == 70_000 // step
+        assert statistics(postings, query).frequencies[query[0]] == 70_000 // step
     assert np.flatnonzero(postings.score(["far"], statistics(postings, ["far"]))).tolist() == [65_999]
     assert np.count_nonzero(postings.score(["common"], statistics(postings, ["common"]))) == 70_000
 
@@ -75,11 +77,21 @@ def test_scores_of_two_segments_compare_by_the_statistics_of_the_whole() -> None
     np.testing.assert_allclose(joined, whole.score(query, every), rtol=1e-6)
 
 
+def test_rows_that_are_not_allowed_do_not_count() -> None:
+    documents = ["red apple", "green apple pie", *["red"] * 600, "green pear"]
+    every, few = Postings.build(documents), Postings.build([documents[0], documents[1]])
+    allowed = np.zeros(len(documents), np.bool_)
+    allowed[:2] = True
+    for term in ("red", "appl", "apple", "green", "pear", "none"):
+        assert every.frequency(term, allowed) == statistics(few, [term]).frequencies[term]
+    assert every.total_terms(allowed) == 5
+
+
 def test_an_index_without_rows_or_words_is_an_index() -> None:
     for documents in ([], [""], ["", "  "]):
         postings = Postings.from_bytes(Postings.build(documents).to_bytes())
         assert postings.rows == len(documents)
-        assert postings.lengths_total == 0
+        assert statistics(postings, []).total_terms == 0
         assert postings.score(["word"], Statistics(0, 0, {})).tolist() == [0.0] * len(documents)
 
 

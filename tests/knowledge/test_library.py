@@ -1,7 +1,9 @@
 """The library as its callers see it."""
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from appliance.errors import (
     AlreadyExists,
     Broken,
+    Busy,
     DiskFull,
     DocumentRefused,
     EmbedderChanged,
@@ -16,6 +19,7 @@ from appliance.errors import (
     NotFound,
     StoreDamaged,
 )
+from appliance.knowledge import durable
 from appliance.types import Floats, Span
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
@@ -34,6 +38,17 @@ def test_a_bad_name_is_refused_by_field(shelf: Shelf, name: str) -> None:
         shelf.library.create(name)
     with pytest.raises(NotFound):
         shelf.library.documents(name, ALL)
+
+
+def test_every_folder_that_is_made_for_the_library_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "sync_directory", synced.append)
+    durable.make_directory(tmp_path / "data" / "knowledge")
+    assert synced == [tmp_path, tmp_path / "data"]
+    durable.make_directory(tmp_path / "data" / "knowledge")
+    assert len(synced) == 2
 
 
 def test_a_name_is_given_once(shelf: Shelf) -> None:
@@ -175,6 +190,123 @@ def test_who_still_holds_a_dropped_collection_cannot_write_to_it(shelf: Shelf) -
     shelf.library.drop("handbook")
     with pytest.raises(NotFound):
         held.add(new_document("Keys do not."))
+
+
+def test_after_a_drop_that_failed_nothing_is_acknowledged_and_it_can_be_dropped_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("Badges expire.")
+    held = shelf.collection
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", broken)
+        with pytest.raises(StoreDamaged):
+            shelf.library.drop("handbook")
+    with pytest.raises(NotFound):
+        held.add(new_document("Keys do not."))
+    with pytest.raises(StoreDamaged):
+        shelf.add("Doors close.")
+    shelf.library.drop("handbook")
+    assert shelf.library.damaged() == {}
+    shelf.library.create("handbook")
+
+
+def test_a_drop_that_failed_before_the_key_was_gone_changes_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = shelf.add("Badges expire.")
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise DiskFull("No space is left.")
+
+        patch.setattr("appliance.knowledge.key.destroy", full)
+        with pytest.raises(DiskFull):
+            shelf.library.drop("handbook")
+    other = shelf.add("Doors close.")
+    assert shelf.contents().keys() == {document.id, other.id}
+
+
+def test_names_that_are_not_there_leave_nothing_behind(shelf: Shelf) -> None:
+    for name in ("none", "../..", "x" * 100):
+        for call in (lambda name=name: shelf.library.documents(name, ALL), lambda name=name: shelf.library.drop(name)):
+            with pytest.raises(NotFound):
+                call()
+    assert list(shelf.library._opening) == ["handbook"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR])
+def test_a_box_short_of_files_or_memory_is_busy_not_damaged(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    shelf.add("Badges expire.")
+    shelf.compact()
+    shelf.reopen()
+
+    def short(*_: object) -> None:
+        raise OSError(number, "Too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.knowledge.durable.os.pread", short)
+        with pytest.raises(Busy, match="handbook"):
+            shelf.contents()
+    assert shelf.library.damaged() == {}
+    assert len(shelf.contents()) == 1
+
+
+def test_damage_is_forgotten_when_what_failed_can_be_read_again_and_not_before(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = shelf.add("Badges expire.")
+    segment = type(shelf.collection._snapshot.memtable)
+
+    def broken(*_: object) -> None:
+        raise StoreDamaged("handbook/seg/1: Input/output error.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "entry", broken)
+        with pytest.raises(StoreDamaged):
+            shelf.library.pages("handbook", document.id, ALL)
+    shelf.library.collections()
+    assert list(shelf.library.damaged()) == ["handbook"]
+    assert shelf.library.page("handbook", document.id, 1, ALL) == "Badges expire."
+    assert shelf.library.damaged() == {}
+
+
+def test_damage_of_a_dropped_collection_is_not_remembered(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.add("Badges expire.")
+
+    def dropped_meanwhile(*_: object) -> None:
+        shelf.library.drop("handbook")
+        raise StoreDamaged("handbook/seg/1: No such file.")
+
+    monkeypatch.setattr(shelf.collection, "search", dropped_meanwhile)
+    with pytest.raises(StoreDamaged):
+        shelf.search("badges")
+    assert shelf.library.damaged() == {}
+
+
+def test_a_page_is_read_from_the_memtable_and_from_a_segment(shelf: Shelf) -> None:
+    document = shelf.add(*PAGES)
+    changes: list[Callable[[], object]] = [lambda: None, shelf.compact]
+    for change in changes:
+        change()
+        assert tuple(shelf.library.page("handbook", document.id, page, ALL) for page in (1, 2, 3)) == PAGES
+        for page in (0, 4):
+            with pytest.raises(NotFound, match=f"no page {page}"):
+                shelf.library.page("handbook", document.id, page, ALL)
+
+
+def test_a_document_longer_than_a_record_of_the_log_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.knowledge.store.LONGEST_PAYLOAD", 1000)
+    with pytest.raises(DocumentRefused) as caught:
+        shelf.add("Badges expire. " * 100)
+    assert caught.value.file_reason == "TOO_LARGE"
+    shelf.add("Badges.")
+    assert len(shelf.contents()) == 1
 
 
 def test_a_damaged_collection_is_named_and_the_others_serve(shelf: Shelf) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.knowledge.search import LEG_CANDIDATES, Query, best_passages, meaning_weight
-from appliance.types import Document
+from appliance.knowledge.vectors import VectorIndex
+from appliance.types import Bools, Document, Floats
 from tests.knowledge.conftest import ALL, Shelf
 
 SECRET = frozenset({"role:admin"})
@@ -103,6 +104,47 @@ def test_scores_compare_across_memtable_and_segments(make_shelf: Callable[..., S
     wanted = whole.library.search("handbook", "badge expires", ALL, 15)
     found = parts.library.search("handbook", "badge expires", ALL, 15)
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=2e-3)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("gone", [False, True])
+def test_no_score_tells_what_words_are_in_a_document_that_may_not_be_read(
+    make_shelf: Callable[..., Shelf], state: State, gone: bool
+) -> None:
+    scores = []
+    for hidden in ("", "Merger.", "Badges and a merger " * 30):
+        shelf = make_shelf()
+        shelf.add("Badges expire after 90 days.")
+        shelf.add("Doors close at night.")
+        if hidden:
+            document = shelf.add(hidden, readers=ALL if gone else SECRET)
+            if gone:
+                state(shelf)
+                shelf.delete(document)
+        state(shelf)
+        found = shelf.library.search("handbook", "badges merger", ALL, 5)
+        scores.append({passage.text: passage.score for passage in found})
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_a_caller_who_may_read_all_of_a_segment_is_searched_for_without_a_filter(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("Badges expire.")
+    secret = shelf.add("Doors close.", readers=SECRET)
+    shelf.compact()
+    filters: list[object] = []
+    search = VectorIndex.search
+
+    def watched(index: VectorIndex, query: Floats, allowed: Bools | None, k: int) -> object:
+        filters.append(None if allowed is None else allowed.tolist())
+        return search(index, query, allowed, k)
+
+    monkeypatch.setattr(VectorIndex, "search", watched)
+    shelf.search("badges")
+    shelf.search("badges", ALL | SECRET)
+    assert filters == [[True, False], None]
+    assert secret.name in [hit.document for hit in shelf.library.search("handbook", "doors", ALL | SECRET, 1)]
 
 
 def test_a_document_with_the_words_of_the_query_beats_one_without(shelf: Shelf) -> None:

@@ -112,6 +112,11 @@ def test_the_same_vectors_give_the_same_bytes() -> None:
     assert first == second
 
 
+def test_an_index_that_was_read_gives_the_bytes_that_it_was_read_from() -> None:
+    sections = VectorIndex.build(unit(600, 16), exact_below=100).sections()
+    assert VectorIndex.from_sections(sections, exact_below=100).sections() == sections
+
+
 def test_nothing_is_found_where_nothing_is_or_nothing_is_allowed() -> None:
     empty = VectorIndex.from_sections(VectorIndex.build(np.zeros((0, 8), np.float32)).sections())
     assert empty.search(unit(1, 8)[0], None, 5)[0].size == 0

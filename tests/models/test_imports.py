@@ -1,8 +1,11 @@
 import asyncio
+import hashlib
 import os
+import re
 import stat
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +109,12 @@ async def test_a_truncated_model_is_moved_aside_with_its_reason_and_listed(box: 
     assert (job.state, job.error_reason) == (JobState.FAILED, "MODEL_DAMAGED")
     assert box.names() == ["refused/tiny.gguf", "refused/tiny.gguf.reason.txt"]
     [status] = box.watcher.statuses()
-    assert (status.name, status.state, status.source) == ("tiny", ModelState.REFUSED, "import/refused/tiny.gguf")
+    digest = hashlib.sha256(b"import/refused/tiny.gguf").hexdigest()[:8]
+    assert (status.name, status.state, status.source) == (
+        "tiny_refused_" + digest,
+        ModelState.REFUSED,
+        "import/refused/tiny.gguf",
+    )
     assert "cut short" in status.detail
     assert box.told[-1] == (status,)
 
@@ -116,7 +124,8 @@ async def test_a_refusal_is_still_known_after_a_restart_and_forgotten_with_the_f
     await box.settle()
     again = ImportFolder(box.folder, box.store, box.jobs, 1)
     await again.poll()
-    assert [status.name for status in again.statuses()] == ["bad"]
+    assert again.statuses() == box.watcher.statuses()
+    assert again.statuses() != ()
     (box.folder / "refused" / "bad.gguf").unlink()
     await again.poll()
     assert again.statuses() == ()
@@ -148,6 +157,38 @@ async def test_what_cannot_be_a_model_stays_and_is_listed_and_hidden_files_are_n
     assert len(box.names()) == 4
 
 
+async def test_no_refused_file_has_the_name_of_a_model_or_of_another(box: Box) -> None:
+    write_chat(box.folder / "chat.gguf")
+    await box.settle()
+    [stored] = box.store.list()
+    for name in (f"{stored.name}.gguf", f"{stored.name}.GGUF", "\u4e16.gguf", "\u754c.gguf", "x" * 200 + ".gguf"):
+        (box.folder / name).write_bytes(b"not a model")
+    await box.settle()
+    (box.folder / f"{stored.name}.gguf").symlink_to("/nowhere")
+    await box.settle()
+    names = [stored.name, *(status.name for status in box.watcher.statuses())]
+    assert len(set(names)) == len(names) == 7
+    assert all(re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name) for name in names)
+
+
+@pytest.mark.parametrize(("seconds", "year"), [(10**12, 9999), (-(10**12), 1970)])
+async def test_a_file_with_an_absurd_time_is_listed(
+    box: Box, monkeypatch: pytest.MonkeyPatch, seconds: int, year: int
+) -> None:
+    see = imports._see
+
+    def absurd(path: Path) -> Seen | None:
+        seen = see(path)
+        return seen and replace(seen, mtime_ns=seconds * 10**9)
+
+    monkeypatch.setattr(imports, "_see", absurd)
+    (box.folder / "notes.txt").write_text("x")
+    await box.watcher.poll()
+    [status] = box.watcher.statuses()
+    assert status.create_time is not None
+    assert status.create_time.year == year
+
+
 async def test_a_reason_is_never_read_or_written_through_a_link(box: Box, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("not yours")
@@ -163,7 +204,13 @@ async def test_a_reason_is_never_read_or_written_through_a_link(box: Box, tmp_pa
     assert "GGUF" in box.watcher.statuses()[0].detail
 
 
-async def test_cancelling_an_import_waits_for_its_thread_and_leaves_the_file(
+async def until_it_is_heard() -> None:
+    """Let the loop turn until a cancellation has gone wherever it goes without the thread."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_cancelling_an_import_even_twice_waits_for_its_thread_and_leaves_the_file(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copying, go_on = threading.Event(), threading.Event()
@@ -181,8 +228,11 @@ async def test_cancelling_an_import_waits_for_its_thread_and_leaves_the_file(
     write_chat(box.folder / "tiny.gguf.ready")
     [job] = await box.watcher.poll()
     assert await asyncio.to_thread(copying.wait, 10)
-    box.jobs.cancel(job.id)
-    await asyncio.sleep(0)
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == job.name]
+    for _ in range(2):
+        task.cancel()
+        await until_it_is_heard()
+        assert not box.jobs.get(job.id).state.ended
     go_on.set()
     assert (await box.end(job)).state is JobState.CANCELLED
     assert box.store.list() == ()

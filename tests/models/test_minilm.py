@@ -16,8 +16,8 @@ from appliance.models import minilm
 @pytest.fixture(scope="module")
 def transport() -> Path:
     found = importlib.util.find_spec(minilm.TRANSPORT)
-    if found is None or found.origin is None:
-        pytest.skip(f"the package {minilm.TRANSPORT} is not installed")
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent / "model"
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import KeyUnavailable, StoreDamaged
-from appliance.vault import FileKeyring
+from appliance.vault import FileKeyring, files
 from appliance.vault.envelope import WRAPPED_BYTES, AesGcm
 
 
@@ -78,6 +78,22 @@ def test_a_start_that_died_between_the_two_keys_is_finished_by_the_next(home: Pa
     unlock(home)
     (home / "vault" / "signing.key").unlink()
     unlock(home).sign(b"message")
+
+
+def test_a_key_that_a_dead_writer_left_beside_its_name_is_removed(home: Path) -> None:
+    unlock(home)
+    left = [slot(home).with_name(".file.key.new"), home / "vault" / ".signing.key.new"]
+    os.link(slot(home), left[0])
+    left[1].write_bytes(b"half")
+    unlock(home).sign(b"message")
+    assert not any(path.exists() for path in left)
+
+
+def test_every_folder_that_is_made_for_a_key_is_made_durable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "_sync_directory", synced.append)
+    unlock(home)
+    assert {home, home / "vault", home / "vault" / "slots"} <= set(synced)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o620])

@@ -6,16 +6,9 @@ into the children that read untrusted bytes.
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.extract import html, markdown, pdf, text
+from appliance.ingest.formats import FORMATS, format_of
 
-_FORMATS = {
-    ".txt": text,
-    ".text": text,
-    ".md": markdown,
-    ".markdown": markdown,
-    ".html": html,
-    ".htm": html,
-    ".pdf": pdf,
-}
+_MODULES = {"text": text, "markdown": markdown, "html": html, "pdf": pdf}
 
 _MAGIC = (
     (b"%PDF-", "a PDF"),
@@ -33,7 +26,7 @@ _MAGIC = (
 )
 _FORMAT_MAGIC = {"a PDF": pdf, "an HTML page": html}
 
-WARM_DOCUMENTS = tuple((suffix, data) for suffix, module in _FORMATS.items() for data in module.WARM_DOCUMENTS)
+WARM_DOCUMENTS = tuple((suffix, data) for suffix, name in FORMATS.items() for data in _MODULES[name].WARM_DOCUMENTS)
 
 
 def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...]]:
@@ -41,11 +34,7 @@ def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str
 
     Raises DocumentRefused: UNKNOWN_TYPE, TYPE_MISMATCH, EMPTY, TOO_MANY_PAGES, NOT_UTF8, PDF_ENCRYPTED, PDF_BROKEN.
     """
-    module = _FORMATS.get(suffix)
-    if module is None:
-        known = ", ".join(_FORMATS)
-        named = f"{suffix} files are" if suffix.isprintable() and suffix else "A file without a known ending is"
-        raise DocumentRefused("UNKNOWN_TYPE", f"{named} not read; these are: {known}.")
+    module = _MODULES[format_of(suffix)]
     if not data:
         raise DocumentRefused("EMPTY", "The file has no bytes.")
     seen = _sniff(data)

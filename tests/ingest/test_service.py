@@ -1,0 +1,57 @@
+"""What the API asks of an ingest's readers."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from appliance.api.ingest import IngestService
+from appliance.api.interceptors import Context
+from appliance.errors import InvalidArgument
+from appliance.gen.v1 import ingest_pb2 as pb
+from appliance.types import EVERYONE, Document, Principal, Role
+from tests.ingest.test_pipeline import Bench, PlainExtractor
+
+CONTEXT = cast(Context, None)
+
+
+async def ingest(bench: Bench, *readers: str) -> None:
+    request = pb.IngestFolderRequest(path=str(bench.folder), collection="collections/handbook", readers=readers)
+    answer = await IngestService(bench.ingest).IngestFolder(request, CONTEXT)
+    async for _ in bench.jobs.watch(answer.job.name.removeprefix("jobs/")):
+        pass
+
+
+def stored(bench: Bench, groups: frozenset[str]) -> tuple[Document, ...]:
+    return bench.library.documents("handbook", groups)
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_a_document_for_a_role_and_a_user_is_found_by_both(tmp_path: Path, role: Role) -> None:
+    bench = Bench(tmp_path, PlainExtractor())
+    bench.write("a.txt", "One.")
+    ann, ben, eve = Principal("t", "Ann.B-c_d", Role.APP), Principal("t", "ben", role), Principal("t", "eve", Role.APP)
+    await ingest(bench, "user:Ann.B-c_d", f"role:{role.value}")
+    assert len(stored(bench, ann.groups)) == len(stored(bench, ben.groups)) == 1
+    assert len(stored(bench, eve.groups)) == (role is Role.APP)
+
+
+async def test_a_document_for_nobody_in_particular_is_for_everyone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, PlainExtractor())
+    bench.write("a.txt", "One.")
+    await ingest(bench)
+    [document] = stored(bench, frozenset({EVERYONE}))
+    assert document.readers == {EVERYONE}
+
+
+@pytest.mark.parametrize(
+    "reader",
+    ["", "Everyone", "admin", "role:", "role:root", "role:admin ", "user:", "user:.a", "user:\u00e4", "user:a/b",
+     "user:" + "a" * 65, "group:hr", "everyone\n", "role:admin,role:app"],
+)  # fmt: skip
+async def test_a_reader_that_no_caller_can_be_is_named_and_nothing_starts(tmp_path: Path, reader: str) -> None:
+    bench = Bench(tmp_path, PlainExtractor())
+    with pytest.raises(InvalidArgument, match="readers: ") as refused:
+        await ingest(bench, "role:admin", reader)
+    assert repr(reader[:80]) in str(refused.value)
+    assert bench.jobs.list() == ()
