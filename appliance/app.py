@@ -43,7 +43,7 @@ from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origi
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
-RENEW_SECONDS, RETRY_SECONDS = 24 * 3600.0, 5.0
+RENEW_SECONDS, COMPACT_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 5.0
 STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
@@ -75,6 +75,7 @@ class App:
             self.imports.run,
             self._watch_parts,
             self._renew_daily,
+            self._compact,
             partial(self.monitor.watch_host, self.config.data_dir),
         )
         self._tasks += [asyncio.create_task(_persist(item)) for item in work]
@@ -126,6 +127,12 @@ class App:
             self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
             self.monitor.set(findings.STORE_DAMAGED, damaged)
             await asyncio.sleep(1.0)
+
+    async def _compact(self) -> None:
+        """Take deleted text off the disk, and put small segments together, without being asked."""
+        while True:
+            await asyncio.sleep(COMPACT_SECONDS)
+            await asyncio.to_thread(self.library.compact_where_due)
 
     async def _renew_daily(self) -> None:
         """Renew certificates in a daemon that runs for months; the server shows the new one at the next connection."""
