@@ -17,6 +17,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent
 GEN = ROOT.parent / "appliance" / "gen"
+BIN = Path(sys.executable).parent  # the environment's programs, which need not be on PATH
 OWN_IMPORT = re.compile(r"\b(from|import) appliance\.(?=(engine\.)?v1\b)", re.MULTILINE)
 OWN_NAME = re.compile(r"(?<![\w.'\"])appliance\.(?=(engine\.)?v1\.\w+_pb2)")
 
@@ -26,7 +27,8 @@ def generate(target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         protos = sorted(str(path) for path in ROOT.rglob("*.proto"))
         outs = [f"--{kind}_out={scratch}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-        code = protoc.main(["protoc", f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}", *outs, *protos])
+        plugins = [f"--plugin={BIN / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+        code = protoc.main(["protoc", f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}", *plugins, *outs, *protos])
         if code != 0:
             raise SystemExit(code)
         for source in sorted((Path(scratch) / "appliance").rglob("*.py*")):
