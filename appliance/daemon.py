@@ -51,7 +51,7 @@ async def serve(config: Config) -> None:
     endpoint = config.data_dir / "endpoint"
     try:
         address = await app.start()
-        endpoint.write_text(reachable(address))
+        announce(endpoint, reachable(address))
         _notify("READY=1")
         log.info("daemon.ready", address=address, data_directory=str(config.data_dir))
         await stop.wait()
@@ -61,6 +61,13 @@ async def serve(config: Config) -> None:
         endpoint.unlink(missing_ok=True)
         await app.stop()
     log.info("daemon.stopped")
+
+
+def announce(endpoint: Path, address: str) -> None:
+    """Write where the daemon listens, in one step: who reads it finds a whole address or none."""
+    new = endpoint.with_name(".endpoint.new")
+    new.write_text(address)
+    new.replace(endpoint)
 
 
 def reachable(address: str) -> str:
