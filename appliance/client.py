@@ -305,11 +305,14 @@ class Client:
 
 def _endpoint(data_dir: Path) -> str:
     try:
-        return (data_dir / "endpoint").read_text().strip()
+        address = (data_dir / "endpoint").read_text().strip()
     except FileNotFoundError:
-        raise errors.Unreachable(f"No daemon serves the data directory {data_dir}.") from None
+        address = ""
     except OSError as error:
         raise errors.Unreachable(f"{data_dir / 'endpoint'} cannot be read: {error.strerror}.") from None
+    if not address:
+        raise errors.Unreachable(f"No daemon serves the data directory {data_dir}.")
+    return address
 
 
 def _credential(data_dir: Path, name: str) -> bytes:

@@ -97,7 +97,10 @@ def test_chat_without_a_chat_model_says_what_to_do(box: Daemon) -> None:
 
 
 def test_a_daemon_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=str(tmp_path)):
+        Client.local(tmp_path)
+    (tmp_path / "endpoint").write_text("\n")
+    with pytest.raises(Unreachable, match=str(tmp_path)):
         Client.local(tmp_path)
 
 
