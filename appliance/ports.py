@@ -2,7 +2,6 @@
 
 Embedder     texts to unit vectors                 infer/onnx.py
 Generator    prompts to streams, by model name     infer/router.py
-Pointer      which sentence answers a question     infer/pointer.py
 Composer     messages and passages to a prompt     tenancy/compose.py
 ModelFiles   verified model files on disk          models/store.py
 Cipher       authenticated encryption              vault/envelope.py
