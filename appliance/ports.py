@@ -58,9 +58,10 @@ class Generator(Protocol):
     def chat_model(self, name: str) -> ModelFile:
         """The chat model of that name, '' for the default. Raises NotFound, NoChatModel."""
 
-    def generate(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+    def generate(self, model: str, generation: Generation, alias: str = "") -> AsyncIterator[Text | Finish]:
         """Zero or more Text, then one Finish. Closing the iterator frees the sequence.
 
+        alias: the name that was asked for, where `chat_model` resolved it: outcomes are counted for it, too.
         Raises NotFound, NoChatModel, PromptTooLong, QueueFull, ModelRestarting, ModelTooLarge, WorkerDied.
         """
 

@@ -222,7 +222,7 @@ class ScriptedGenerator:
             source="test",
         )
 
-    async def generate(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+    async def generate(self, model: str, generation: Generation, alias: str = "") -> AsyncIterator[Text | Finish]:
         self.asked.append(generation)
         pieces = self.script.pop(0)
         if isinstance(pieces, Exception):

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from appliance.errors import InvalidArgument, PromptTooLong
 from appliance.infer import sampling
 from appliance.infer.llama import MAX_SEQUENCES, Context, Detokenizer, Model, Sampler
+from appliance.infer.prefix import BLOCK_TOKENS
 from appliance.infer.protocol import EXIT_ENGINE_FAILED
 from appliance.infer.scheduler import Scheduler
-from appliance.types import Finish, FinishReason, Generation, Segment, Text, Timings, Usage
+from appliance.types import EngineStats, Finish, FinishReason, Generation, Segment, Text, Timings, Usage
 
 Piece = Text | Finish
 Deliver = Callable[[Piece], None]
@@ -125,6 +126,16 @@ class Engine:
                 self._scheduler.cancel(request, time.monotonic())
                 answer.sampler.close()
                 self._wake.notify()
+
+    @property
+    def stats(self) -> EngineStats:
+        with self._wake:
+            return EngineStats(
+                running=self._scheduler.running,
+                waiting=self._scheduler.waiting,
+                pages_total=self.cells // BLOCK_TOKENS,
+                pages_used=-(-self._scheduler.cells_used // BLOCK_TOKENS),
+            )
 
     @property
     def load(self) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ The worker reads one LaunchSpec from stdin, and writes one JSON line to stdout: 
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import grpc
@@ -14,14 +14,21 @@ import grpc
 from appliance.errors import ApplianceError, Broken, Busy, by_reason
 from appliance.gen.engine.v1 import engine_pb2 as pb
 from appliance.types import (
+    Adapter,
+    Constraint,
+    ConstraintKind,
+    EngineStats,
     Finish,
     FinishReason,
     Generation,
     Origin,
+    Priority,
     Sampling,
     Segment,
     Text,
     Timings,
+    TokenChoice,
+    TokenLogprob,
     Usage,
 )
 
@@ -117,6 +124,14 @@ def generation_to_pb(generation: Generation) -> pb.GenerateRequest:
         stop=sampling.stop,
         labels=generation.labels,
         prefix_salt=generation.prefix_salt,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        tenant=generation.tenant,
+        priority=pb.Priority.Value(f"PRIORITY_{generation.priority.name}"),
+        deadline_seconds=generation.deadline_seconds,
+        adapter=_adapter_to_pb(generation.adapter),
+        constraint=_constraint_to_pb(generation.constraint),
+        top_logprobs=generation.top_logprobs,
     )
 
 
@@ -129,18 +144,30 @@ def generation_from_pb(request: pb.GenerateRequest) -> Generation:
             top_k=request.top_k,
             min_p=request.min_p,
             repeat_penalty=request.repeat_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop=tuple(request.stop),
         ),
         labels=tuple(request.labels),
         prefix_salt=request.prefix_salt,
+        tenant=request.tenant,
+        priority=Priority(request.priority or Priority.NORMAL.value),
+        deadline_seconds=request.deadline_seconds,
+        adapter=_adapter_from_pb(request),
+        constraint=_constraint_from_pb(request),
+        top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
     )
 
 
 def piece_to_pb(piece: Text | Finish) -> pb.GenerateResponse:
     if isinstance(piece, Text):
-        return pb.GenerateResponse(text=piece.text)
+        choices = [
+            pb.TokenChoice(chosen=_logprob_to_pb(choice.chosen), top=map(_logprob_to_pb, choice.top))
+            for choice in piece.choices
+        ]
+        return pb.GenerateResponse(text=piece.text, choices=choices)
     return pb.GenerateResponse(
         finish=pb.Finish(
             reason=pb.Finish.Reason.Value(f"REASON_{piece.reason.name}"),
@@ -157,7 +184,11 @@ def piece_to_pb(piece: Text | Finish) -> pb.GenerateResponse:
 
 def piece_from_pb(response: pb.GenerateResponse) -> Text | Finish:
     if response.WhichOneof("piece") == "text":
-        return Text(response.text)
+        choices = (
+            TokenChoice(_logprob_from_pb(choice.chosen), tuple(map(_logprob_from_pb, choice.top)))
+            for choice in response.choices
+        )
+        return Text(response.text, tuple(choices))
     finish = response.finish
     return Finish(
         reason=FinishReason.STOP if finish.reason == pb.Finish.REASON_STOP else FinishReason.LENGTH,
@@ -170,3 +201,43 @@ def piece_from_pb(response: pb.GenerateResponse) -> Text | Finish:
         ),
         label_logprobs=tuple(finish.label_logprobs),
     )
+
+
+def stats_to_pb(stats: EngineStats) -> pb.WatchResponse:
+    return pb.WatchResponse(**asdict(stats))
+
+
+def stats_from_pb(response: pb.WatchResponse) -> EngineStats:
+    return EngineStats(**{field.name: getattr(response, field.name) for field in fields(EngineStats)})
+
+
+def _adapter_to_pb(adapter: Adapter | None) -> pb.Adapter | None:
+    return pb.Adapter(**asdict(adapter)) if adapter else None
+
+
+def _adapter_from_pb(request: pb.GenerateRequest) -> Adapter | None:
+    if not request.HasField("adapter"):
+        return None
+    adapter = request.adapter
+    return Adapter(adapter.name, adapter.path, adapter.sha256, adapter.scale)
+
+
+def _constraint_to_pb(constraint: Constraint | None) -> pb.Constraint | None:
+    if constraint is None:
+        return None
+    return pb.Constraint(kind=pb.Constraint.Kind.Value(f"KIND_{constraint.kind.name}"), text=constraint.text)
+
+
+def _constraint_from_pb(request: pb.GenerateRequest) -> Constraint | None:
+    if not request.HasField("constraint"):
+        return None
+    kind = pb.Constraint.Kind.Name(request.constraint.kind).removeprefix("KIND_")
+    return Constraint(ConstraintKind[kind], request.constraint.text)
+
+
+def _logprob_to_pb(token: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(token=token.token, piece=token.piece, logprob=token.logprob)
+
+
+def _logprob_from_pb(token: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token.token, token.piece, token.logprob)

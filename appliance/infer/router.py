@@ -83,7 +83,7 @@ class Router:
             raise NoChatModel("No chat model is imported.")
         return max(chat, key=lambda file: (file.create_time or _LONG_AGO, file.name))
 
-    async def generate(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+    async def generate(self, model: str, generation: Generation, alias: str = "") -> AsyncIterator[Text | Finish]:
         """Zero or more Text, then one Finish. Closing the iterator frees the sequence.
 
         Raises NotFound, NoChatModel, InvalidArgument, PromptTooLong, QueueFull, ModelRestarting, ModelTooLarge,

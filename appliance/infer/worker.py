@@ -120,6 +120,11 @@ class Service(pb_grpc.EngineServiceServicer):
             await context.abort(error.code, str(error), protocol.error_to_metadata(error))
             raise
 
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
+        while True:
+            yield protocol.stats_to_pb(self._engine.stats)
+            await asyncio.sleep(request.period_seconds or 1.0)
+
     def _release(self, submission: "asyncio.Future[int]") -> None:
         """The call is over, however it ended: free what it may still hold, also where it left while being tokenized."""
         if not submission.cancelled() and not submission.exception():

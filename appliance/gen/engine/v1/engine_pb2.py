@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n appliance/engine/v1/engine.proto\x12\x13\x61ppliance.engine.v1\"\xd1\x01\n\x07Segment\x12\x33\n\x06origin\x18\x01 \x01(\x0e\x32#.appliance.engine.v1.Segment.Origin\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x82\x01\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x13\n\x0fORIGIN_SCAFFOLD\x10\x01\x12\x11\n\rORIGIN_SYSTEM\x10\x02\x12\x11\n\rORIGIN_TENANT\x10\x03\x12\x0f\n\x0bORIGIN_USER\x10\x04\x12\x14\n\x10ORIGIN_RETRIEVED\x10\x05\"\x11\n\x0f\x44\x65scribeRequest\"\xd8\x01\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x19\n\x11vocabulary_tokens\x18\x04 \x01(\x05\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x03(\t\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x15\n\rkv_cells_used\x18\x08 \x01(\x03\x12\x16\n\x0ekv_cells_total\x18\t \x01(\x03\"\xee\x01\n\x0fGenerateRequest\x12,\n\x06prompt\x18\x01 \x03(\x0b\x32\x1c.appliance.engine.v1.Segment\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x16\n\x0erepeat_penalty\x18\x06 \x01(\x02\x12\x0c\n\x04seed\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x0e\n\x06labels\x18\n \x03(\t\x12\x13\n\x0bprefix_salt\x18\x0b \x01(\x0c\"Z\n\x10GenerateResponse\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1b.appliance.engine.v1.FinishH\x00\x42\x07\n\x05piece\"\xac\x02\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".appliance.engine.v1.Finish.Reason\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x05\x12\x15\n\routput_tokens\x18\x04 \x01(\x05\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x07 \x01(\x01\x12\x16\n\x0elabel_logprobs\x18\x08 \x03(\x02\"D\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_STOP\x10\x01\x12\x11\n\rREASON_LENGTH\x10\x02\"A\n\x0fTokenizeRequest\x12.\n\x08segments\x18\x01 \x03(\x0b\x32\x1c.appliance.engine.v1.Segment\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x32\x9c\x02\n\rEngineService\x12W\n\x08\x44\x65scribe\x12$.appliance.engine.v1.DescribeRequest\x1a%.appliance.engine.v1.DescribeResponse\x12Y\n\x08Generate\x12$.appliance.engine.v1.GenerateRequest\x1a%.appliance.engine.v1.GenerateResponse0\x01\x12W\n\x08Tokenize\x12$.appliance.engine.v1.TokenizeRequest\x1a%.appliance.engine.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n appliance/engine/v1/engine.proto\x12\x13\x61ppliance.engine.v1\"\xd1\x01\n\x07Segment\x12\x33\n\x06origin\x18\x01 \x01(\x0e\x32#.appliance.engine.v1.Segment.Origin\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x82\x01\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x13\n\x0fORIGIN_SCAFFOLD\x10\x01\x12\x11\n\rORIGIN_SYSTEM\x10\x02\x12\x11\n\rORIGIN_TENANT\x10\x03\x12\x0f\n\x0bORIGIN_USER\x10\x04\x12\x14\n\x10ORIGIN_RETRIEVED\x10\x05\"\x11\n\x0f\x44\x65scribeRequest\"\xd8\x01\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x19\n\x11vocabulary_tokens\x18\x04 \x01(\x05\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x03(\t\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x15\n\rkv_cells_used\x18\x08 \x01(\x03\x12\x16\n\x0ekv_cells_total\x18\t \x01(\x03\"\x8e\x04\n\x0fGenerateRequest\x12,\n\x06prompt\x18\x01 \x03(\x0b\x32\x1c.appliance.engine.v1.Segment\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x16\n\x0erepeat_penalty\x18\x06 \x01(\x02\x12\x0c\n\x04seed\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x0e\n\x06labels\x18\n \x03(\t\x12\x13\n\x0bprefix_salt\x18\x0b \x01(\x0c\x12\x18\n\x10presence_penalty\x18\x0c \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\r \x01(\x02\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12/\n\x08priority\x18\x0f \x01(\x0e\x32\x1d.appliance.engine.v1.Priority\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x10 \x01(\x01\x12-\n\x07\x61\x64\x61pter\x18\x11 \x01(\x0b\x32\x1c.appliance.engine.v1.Adapter\x12\x33\n\nconstraint\x18\x12 \x01(\x0b\x32\x1f.appliance.engine.v1.Constraint\x12\x19\n\x0ctop_logprobs\x18\x13 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_top_logprobs\"D\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\r\n\x05scale\x18\x04 \x01(\x02\"\x91\x01\n\nConstraint\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.appliance.engine.v1.Constraint.Kind\x12\x0c\n\x04text\x18\x02 \x01(\t\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10KIND_JSON_SCHEMA\x10\x01\x12\r\n\tKIND_GBNF\x10\x02\"\x8d\x01\n\x10GenerateResponse\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1b.appliance.engine.v1.FinishH\x00\x12\x31\n\x07\x63hoices\x18\x03 \x03(\x0b\x32 .appliance.engine.v1.TokenChoiceB\x07\n\x05piece\"p\n\x0bTokenChoice\x12\x31\n\x06\x63hosen\x18\x01 \x01(\x0b\x32!.appliance.engine.v1.TokenLogprob\x12.\n\x03top\x18\x02 \x03(\x0b\x32!.appliance.engine.v1.TokenLogprob\"=\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\r\n\x05piece\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xac\x02\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".appliance.engine.v1.Finish.Reason\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x05\x12\x15\n\routput_tokens\x18\x04 \x01(\x05\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x07 \x01(\x01\x12\x16\n\x0elabel_logprobs\x18\x08 \x03(\x02\"D\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_STOP\x10\x01\x12\x11\n\rREASON_LENGTH\x10\x02\"A\n\x0fTokenizeRequest\x12.\n\x08segments\x18\x01 \x03(\x0b\x32\x1c.appliance.engine.v1.Segment\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"&\n\x0cWatchRequest\x12\x16\n\x0eperiod_seconds\x18\x01 \x01(\x01\"\xd8\x03\n\rWatchResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x11\n\tpreempted\x18\x03 \x01(\x05\x12\x13\n\x0bpages_total\x18\x04 \x01(\x03\x12\x12\n\npages_used\x18\x05 \x01(\x03\x12\x14\n\x0cpages_cached\x18\x06 \x01(\x03\x12\x12\n\nhost_pages\x18\x07 \x01(\x03\x12\x12\n\ndisk_pages\x18\x08 \x01(\x03\x12\x1b\n\x13prompt_tokens_total\x18\t \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\n \x01(\x03\x12\x1e\n\x16generated_tokens_total\x18\x0b \x01(\x03\x12\x19\n\x11preemptions_total\x18\x0c \x01(\x03\x12\x16\n\x0erequests_total\x18\r \x01(\x03\x12\x1c\n\x14\x64rafted_tokens_total\x18\x0e \x01(\x03\x12\x1d\n\x15\x61\x63\x63\x65pted_tokens_total\x18\x0f \x01(\x03\x12\x13\n\x0bsteps_total\x18\x10 \x01(\x03\x12\x1d\n\x15\x63ompute_seconds_total\x18\x11 \x01(\x01\x12\x1a\n\x12step_seconds_total\x18\x12 \x01(\x01\x12\x11\n\tattention\x18\x13 \x01(\t*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x32\xee\x02\n\rEngineService\x12W\n\x08\x44\x65scribe\x12$.appliance.engine.v1.DescribeRequest\x1a%.appliance.engine.v1.DescribeResponse\x12Y\n\x08Generate\x12$.appliance.engine.v1.GenerateRequest\x1a%.appliance.engine.v1.GenerateResponse0\x01\x12W\n\x08Tokenize\x12$.appliance.engine.v1.TokenizeRequest\x1a%.appliance.engine.v1.TokenizeResponse\x12P\n\x05Watch\x12!.appliance.engine.v1.WatchRequest\x1a\".appliance.engine.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.engine.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PRIORITY']._serialized_start=2493
+  _globals['_PRIORITY']._serialized_end=2587
   _globals['_SEGMENT']._serialized_start=58
   _globals['_SEGMENT']._serialized_end=267
   _globals['_SEGMENT_ORIGIN']._serialized_start=137
@@ -40,17 +42,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBERESPONSE']._serialized_start=289
   _globals['_DESCRIBERESPONSE']._serialized_end=505
   _globals['_GENERATEREQUEST']._serialized_start=508
-  _globals['_GENERATEREQUEST']._serialized_end=746
-  _globals['_GENERATERESPONSE']._serialized_start=748
-  _globals['_GENERATERESPONSE']._serialized_end=838
-  _globals['_FINISH']._serialized_start=841
-  _globals['_FINISH']._serialized_end=1141
-  _globals['_FINISH_REASON']._serialized_start=1073
-  _globals['_FINISH_REASON']._serialized_end=1141
-  _globals['_TOKENIZEREQUEST']._serialized_start=1143
-  _globals['_TOKENIZEREQUEST']._serialized_end=1208
-  _globals['_TOKENIZERESPONSE']._serialized_start=1210
-  _globals['_TOKENIZERESPONSE']._serialized_end=1241
-  _globals['_ENGINESERVICE']._serialized_start=1244
-  _globals['_ENGINESERVICE']._serialized_end=1528
+  _globals['_GENERATEREQUEST']._serialized_end=1034
+  _globals['_ADAPTER']._serialized_start=1036
+  _globals['_ADAPTER']._serialized_end=1104
+  _globals['_CONSTRAINT']._serialized_start=1107
+  _globals['_CONSTRAINT']._serialized_end=1252
+  _globals['_CONSTRAINT_KIND']._serialized_start=1187
+  _globals['_CONSTRAINT_KIND']._serialized_end=1252
+  _globals['_GENERATERESPONSE']._serialized_start=1255
+  _globals['_GENERATERESPONSE']._serialized_end=1396
+  _globals['_TOKENCHOICE']._serialized_start=1398
+  _globals['_TOKENCHOICE']._serialized_end=1510
+  _globals['_TOKENLOGPROB']._serialized_start=1512
+  _globals['_TOKENLOGPROB']._serialized_end=1573
+  _globals['_FINISH']._serialized_start=1576
+  _globals['_FINISH']._serialized_end=1876
+  _globals['_FINISH_REASON']._serialized_start=1808
+  _globals['_FINISH_REASON']._serialized_end=1876
+  _globals['_TOKENIZEREQUEST']._serialized_start=1878
+  _globals['_TOKENIZEREQUEST']._serialized_end=1943
+  _globals['_TOKENIZERESPONSE']._serialized_start=1945
+  _globals['_TOKENIZERESPONSE']._serialized_end=1976
+  _globals['_WATCHREQUEST']._serialized_start=1978
+  _globals['_WATCHREQUEST']._serialized_end=2016
+  _globals['_WATCHRESPONSE']._serialized_start=2019
+  _globals['_WATCHRESPONSE']._serialized_end=2491
+  _globals['_ENGINESERVICE']._serialized_start=2590
+  _globals['_ENGINESERVICE']._serialized_end=2956
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class EngineServiceStub:
                 request_serializer=appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/appliance.engine.v1.EngineService/Watch',
+                request_serializer=appliance_dot_engine_dot_v1_dot_engine__pb2.WatchRequest.SerializeToString,
+                response_deserializer=appliance_dot_engine_dot_v1_dot_engine__pb2.WatchResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -76,6 +81,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """The present state at once, then at every period.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeRequest.FromString,
                     response_serializer=appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=appliance_dot_engine_dot_v1_dot_engine__pb2.WatchRequest.FromString,
+                    response_serializer=appliance_dot_engine_dot_v1_dot_engine__pb2.WatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class EngineService:
             '/appliance.engine.v1.EngineService/Tokenize',
             appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeRequest.SerializeToString,
             appliance_dot_engine_dot_v1_dot_engine__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.engine.v1.EngineService/Watch',
+            appliance_dot_engine_dot_v1_dot_engine__pb2.WatchRequest.SerializeToString,
+            appliance_dot_engine_dot_v1_dot_engine__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
