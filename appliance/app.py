@@ -16,6 +16,9 @@ from pathlib import Path
 import structlog
 
 from appliance.access import ca
+from appliance.access.apps import AppKeys
+from appliance.api.access import AccessService
+from appliance.api.chat import Chat
 from appliance.api.inference import InferenceService
 from appliance.api.ingest import IngestService
 from appliance.api.job import JobService
@@ -29,17 +32,20 @@ from appliance.health import findings, host
 from appliance.health.monitor import Monitor
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
-from appliance.infer.router import EngineOptions, Router
+from appliance.infer.quantizer import WorkerQuantizer
+from appliance.infer.router import Admit, EngineOptions, Router
 from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
 from appliance.knowledge.ask import Asker
 from appliance.knowledge.library import Library
 from appliance.models import minilm, plan, starter
+from appliance.models.aliases import AliasBook
 from appliance.models.imports import ImportFolder
+from appliance.models.requantize import Requantizer
 from appliance.models.store import ModelStore
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.tenancy.compose import ScaffoldComposer
-from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Status
+from appliance.types import MemoryPlan, ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Status
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
@@ -60,6 +66,7 @@ class App:
     router: Router
     extractor: LockedExtractor
     imports: ImportFolder
+    aliases: AliasBook
     server: Server
     sockets: tempfile.TemporaryDirectory[str]
     renew: Callable[[], object]
@@ -76,6 +83,7 @@ class App:
             self._watch_parts,
             self._renew_daily,
             self._compact,
+            self.router.tend,
             partial(self.monitor.watch_host, self.config.data_dir),
         )
         self._tasks += [asyncio.create_task(_persist(item)) for item in work]
@@ -124,6 +132,8 @@ class App:
             self.monitor.set(findings.MODEL_FAILED, failed)
             self.monitor.set(findings.MODEL_RESTARTING, restarting)
             self.monitor.set(findings.MODEL_REFUSED, refused)
+            demoted = {f"aliases/{name}": why for name, why in self.aliases.demoted().items()}
+            self.monitor.set(findings.CANARY_DEMOTED, demoted)
             self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
             self.monitor.set(findings.STORE_DAMAGED, damaged)
             await asyncio.sleep(1.0)
@@ -169,19 +179,24 @@ def build(config: Config) -> App:
     )
     store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
-    router = Router(store, _engine_options(config, Path(sockets.name)), admission(config))
+    aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
+    router = Router(store, _engine_options(config, Path(sockets.name)), admission(config), aliases)
     asker = Asker(library, embedder, router, composer)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
+    requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
     salt = _salts()
+    chat = Chat(router, composer, salt)
     listen_host = config.listen.rpartition(":")[0]
+    keys = AppKeys(data / "access" / "apps.json", keyring)
     services = Services(
-        inference=InferenceService(router, composer, embedder, minilm.NAME, salt),
+        access=AccessService(keys),
+        inference=InferenceService(chat, router, embedder, minilm.NAME),
         knowledge=KnowledgeService(library, asker, salt),
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
-        model=ModelService(router, store, imports, _embedder_status(files, embedder)),
-        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server)),
+        model=ModelService(router, store, imports, aliases, requantizer, _embedder_status(files, embedder)),
+        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server), router.stats),
     )
     server = Server(services, lambda: ca.prepare(data, listen_host))
     return App(
@@ -193,6 +208,7 @@ def build(config: Config) -> App:
         router,
         extractor,
         imports,
+        aliases,
         server,
         sockets,
         renew=lambda: ca.prepare(data, listen_host),
@@ -210,21 +226,27 @@ def _engine_options(config: Config, sockets: Path) -> EngineOptions:
         queue=config.model_queue,
         threads=config.inference_threads,
         log_level=config.log_level,
+        idle_seconds=config.model_idle_seconds,
         self_test=SelfTest(str(starter.path()), prompt, test.labels, test.expected),
     )
 
 
-def admission(config: Config) -> Callable[[ModelFile, int, int], int]:
+def admission(config: Config) -> Admit:
     """The memory plan against what is available now and what loaded models were promised, whichever leaves less.
 
     A model that still loads has not taken its memory yet, and mapped weights count as available.
     """
 
-    def admit(file: ModelFile, context_tokens: int, loaded_bytes: int) -> int:
+    def admit(file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan:
         now = host.sample(config.data_dir)
-        available = min(now.memory_available_bytes, now.memory_total_bytes - loaded_bytes)
-        reserve = config.memory_reserve_mib << 20
-        return plan.admit(file, context_tokens, available, reserve, config.model_batch_tokens)
+        return plan.admit(
+            file,
+            context_tokens,
+            available_bytes=min(now.memory_available_bytes + freed_bytes, now.memory_total_bytes - loaded_bytes),
+            total_bytes=now.memory_total_bytes,
+            reserve_bytes=config.memory_reserve_mib << 20,
+            batch_tokens=config.model_batch_tokens,
+        )
 
     return admit
 

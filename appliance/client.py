@@ -4,7 +4,8 @@ Synchronous and safe to use from many threads. Values are those of `appliance.ty
 `appliance.errors`. Every call carries a deadline.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -19,7 +20,8 @@ from appliance import client_messages as convert
 from appliance import errors, types
 from appliance.client_messages import named
 from appliance.config import default_data_dir
-from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+from appliance.gen.v1.access_pb2_grpc import AccessServiceStub
 from appliance.gen.v1.inference_pb2_grpc import InferenceServiceStub
 from appliance.gen.v1.ingest_pb2_grpc import IngestServiceStub
 from appliance.gen.v1.job_pb2_grpc import JobServiceStub
@@ -88,6 +90,7 @@ class Client:
         self._jobs = JobServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._telemetry = TelemetryServiceStub(self._channel)
+        self._access = AccessServiceStub(self._channel)
         self._check: Any = health_pb2_grpc.HealthStub(self._channel).Check  # type: ignore[attr-defined]
 
     @classmethod
@@ -145,12 +148,27 @@ class Client:
         model: str = "",
         sampling: types.Sampling | None = None,
         timeout_seconds: float = WORK_SECONDS,
-    ) -> Stream[types.Text | types.Finish]:
-        """Zero or more Text, then one Finish. '' names the default chat model; without `sampling` the box chooses."""
+        *,
+        tools: Sequence[types.Tool] = (),
+        tool_choice: types.ToolChoice | None = None,
+        constraint: types.Constraint | None = None,
+        top_logprobs: int | None = None,
+        priority: types.Priority = types.Priority.NORMAL,
+    ) -> Stream[types.ChatPiece]:
+        """Zero or more Text and ToolCall, then one Finish.
+
+        '' names the default chat model; without `sampling` the box chooses. A ToolCall is only asked for: run it if
+        you will, and send its result as a Message of Speaker.TOOL after one of the assistant that holds the call.
+        """
         request = inference_pb2.ChatRequest(
             model=named("models", model),
             messages=map(convert.message, messages),
             sampling=convert.sampling(sampling),
+            tools=map(convert.tool, tools),
+            tool_choice=convert.tool_choice(tool_choice) if tool_choice else None,
+            response_format=convert.response_format(constraint),
+            top_logprobs=top_logprobs,
+            priority=inference_pb2.Priority.Value(f"PRIORITY_{priority.name}"),
         )
         return self._stream(self._inference.Chat, request, convert.chat_piece, timeout_seconds)
 
@@ -264,9 +282,19 @@ class Client:
             self._call(self._models.GetModel, model_pb2.GetModelRequest(name=named("models", model))).model
         )
 
-    def import_model(self, path: str) -> types.Job:
-        """Start to check a file of the box and to take it into the store."""
-        return self.job(self._call(self._models.ImportModel, model_pb2.ImportModelRequest(path=path)).job)
+    def import_model(self, path: str, base: str = "", kind: types.ModelKind | None = None) -> types.Job:
+        """Start to check a file of the box, or every GGUF of a folder, and to take it into the store.
+
+        base: of an adapter that fits several models. kind: EMBEDDING or RERANKER, of a folder with an ONNX model.
+        """
+        number = model_pb2.Model.Kind.Value(f"KIND_{kind.name}" if kind else "KIND_UNSPECIFIED")
+        request = model_pb2.ImportModelRequest(path=path, base=named("models", base), kind=number)
+        return self.job(self._call(self._models.ImportModel, request).job)
+
+    def imported_files(self, job: str) -> Iterator[types.ImportedFile]:
+        """What became of each file of an import by path."""
+        request = model_pb2.ListImportedFilesRequest(job=named("jobs", job))
+        return map(convert.imported_file, self._pages(self._models.ListImportedFiles, request, "files"))
 
     def load_model(self, model: str) -> types.ModelStatus:
         request = model_pb2.LoadModelRequest(name=named("models", model))
@@ -279,6 +307,87 @@ class Client:
     def delete_model(self, model: str) -> None:
         request = model_pb2.DeleteModelRequest(name=named("models", model))
         self._call(self._models.DeleteModel, request, WORK_SECONDS)
+
+    def plan_model(self, model: str) -> types.MemoryPlan:
+        """What loading it would take, and which idle models it would end; nothing is loaded."""
+        request = model_pb2.PlanModelRequest(name=named("models", model))
+        return convert.memory_plan(self._call(self._models.PlanModel, request))
+
+    def pin_model(self, model: str, pinned: bool = True) -> types.ModelStatus:
+        """Keep a model loaded once it is, whatever else needs the memory; or no longer."""
+        request = model_pb2.PinModelRequest(name=named("models", model), pinned=pinned)
+        return convert.model(self._call(self._models.PinModel, request).model)
+
+    def quantize_model(self, model: str, storage: str, new_name: str = "") -> types.Job:
+        """Start to write a model anew in fewer bits (Q4_K_M, Q8_0) and to import it."""
+        request = model_pb2.QuantizeModelRequest(name=named("models", model), type=storage, new_name=new_name)
+        return self.job(self._call(self._models.QuantizeModel, request).job)
+
+    def watch_engines(self, timeout_seconds: float = WATCH_SECONDS) -> Stream[Mapping[str, types.EngineStats]]:
+        """The state of each loaded model's engine at once, then each second."""
+        request = telemetry_pb2.WatchEngineRequest()
+        return self._stream(self._telemetry.WatchEngine, request, convert.engines, timeout_seconds)
+
+    def aliases(self) -> Iterator[types.Alias]:
+        """Names that lead to models by weight; ask for them as for any model."""
+        return map(convert.alias, self._pages(self._models.ListAliases, model_pb2.ListAliasesRequest(), "aliases"))
+
+    def set_alias(self, alias: str, targets: Sequence[types.Target]) -> types.Alias:
+        """Make an alias or give it other targets; the first is the stable one."""
+        items = (
+            model_pb2.Alias.Target(model=named("models", target.model), weight=target.weight, shadow=target.shadow)
+            for target in targets
+        )
+        request = model_pb2.SetAliasRequest(alias=model_pb2.Alias(name=named("aliases", alias), targets=items))
+        return convert.alias(self._call(self._models.SetAlias, request).alias)
+
+    def promote_alias(self, alias: str, model: str) -> types.Alias:
+        """One of the targets becomes the only one."""
+        request = model_pb2.PromoteAliasRequest(name=named("aliases", alias), model=named("models", model))
+        return convert.alias(self._call(self._models.PromoteAlias, request).alias)
+
+    def rollback_alias(self, alias: str) -> types.Alias:
+        """Back to the targets that were before the last change."""
+        request = model_pb2.RollbackAliasRequest(name=named("aliases", alias))
+        return convert.alias(self._call(self._models.RollbackAlias, request).alias)
+
+    def delete_alias(self, alias: str) -> None:
+        self._call(self._models.DeleteAlias, model_pb2.DeleteAliasRequest(name=named("aliases", alias)))
+
+    # --- access ---
+
+    def create_app_key(
+        self,
+        user: str,
+        scopes: Sequence[types.AppScope],
+        collections: Sequence[str] = (),
+        models: Sequence[str] = (),
+        tenant: str = "",
+        lifetime: timedelta | None = None,
+    ) -> tuple[types.AppKey, str]:
+        """A key for an application that speaks HTTP, and its token, told only here.
+
+        No collections or models: all of them. '' is the caller's own tenant; without `lifetime` the box chooses.
+        """
+        request = access_pb2.CreateAppKeyRequest(
+            tenant=tenant,
+            user=user,
+            scopes=[access_pb2.AppScope.Value(f"APP_SCOPE_{scope.name}") for scope in scopes],
+            collections=[named("collections", name) for name in collections],
+            models=[named("models", name) for name in models],
+            lifetime=convert.duration(lifetime),
+        )
+        answer = self._call(self._access.CreateAppKey, request)
+        return convert.app_key(answer.app_key), answer.token
+
+    def app_keys(self) -> Iterator[types.AppKey]:
+        """Newest first, revoked and expired ones too."""
+        return map(convert.app_key, self._pages(self._access.ListAppKeys, access_pb2.ListAppKeysRequest(), "app_keys"))
+
+    def revoke_app_key(self, key: str) -> types.AppKey:
+        """No call with the key is taken from here on. `key`: the token's part before the dot."""
+        request = access_pb2.RevokeAppKeyRequest(name=named("appKeys", key))
+        return convert.app_key(self._call(self._access.RevokeAppKey, request).app_key)
 
     # --- calling ---
 

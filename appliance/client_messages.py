@@ -1,13 +1,16 @@
 """Protobuf messages as our values and back, a function a message: the client's half of `api/messages.py`."""
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance import errors, types
-from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
 
 E = TypeVar("E", bound=Enum)
 
@@ -18,7 +21,33 @@ def named(kind: str, name: str) -> str:
 
 
 def message(value: types.Message) -> inference_pb2.Message:
-    return inference_pb2.Message(role=inference_pb2.Message.Role.Value(f"ROLE_{value.speaker.name}"), text=value.text)
+    return inference_pb2.Message(
+        role=inference_pb2.Message.Role.Value(f"ROLE_{value.speaker.name}"),
+        text=value.text,
+        tool_calls=map(_tool_call, value.tool_calls),
+        tool_call_id=value.tool_call_id,
+    )
+
+
+def _tool_call(value: types.ToolCall) -> inference_pb2.ToolCall:
+    return inference_pb2.ToolCall(id=value.id, name=value.name, arguments=value.arguments)
+
+
+def tool(value: types.Tool) -> inference_pb2.Tool:
+    return inference_pb2.Tool(name=value.name, description=value.description, parameters=value.parameters)
+
+
+def tool_choice(value: types.ToolChoice) -> inference_pb2.ToolChoice:
+    mode = inference_pb2.ToolChoice.Mode.Value(f"MODE_{value.mode.name}")
+    return inference_pb2.ToolChoice(mode=mode, name=value.name)
+
+
+def response_format(value: types.Constraint | None) -> inference_pb2.ResponseFormat | None:
+    if value is None:
+        return None
+    if value.kind is types.ConstraintKind.GBNF:
+        return inference_pb2.ResponseFormat(gbnf=value.text)
+    return inference_pb2.ResponseFormat(json_schema=value.text)
 
 
 def sampling(value: types.Sampling | None) -> inference_pb2.Sampling | None:
@@ -30,6 +59,8 @@ def sampling(value: types.Sampling | None) -> inference_pb2.Sampling | None:
         top_k=value.top_k,
         min_p=value.min_p,
         repeat_penalty=value.repeat_penalty,
+        presence_penalty=value.presence_penalty,
+        frequency_penalty=value.frequency_penalty,
         seed=value.seed,
         max_tokens=value.max_tokens,
         stop=value.stop,
@@ -48,8 +79,31 @@ def time(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(UTC)
 
 
-def chat_piece(answer: inference_pb2.ChatResponse) -> types.Text | types.Finish:
-    return types.Text(answer.text) if answer.WhichOneof("piece") == "text" else finish(answer.finish)
+def duration(value: timedelta | None) -> Duration | None:
+    if value is None:
+        return None
+    made = Duration()
+    made.FromTimedelta(value)
+    return made
+
+
+def chat_piece(answer: inference_pb2.ChatResponse) -> types.ChatPiece:
+    match answer.WhichOneof("piece"):
+        case "text":
+            return types.Text(answer.text, tuple(map(_token_choice, answer.choices)))
+        case "tool_call":
+            call = answer.tool_call
+            return types.ToolCall(call.id, call.name, call.arguments)
+        case _:
+            return finish(answer.finish)
+
+
+def _token_choice(value: inference_pb2.TokenChoice) -> types.TokenChoice:
+    return types.TokenChoice(_token_logprob(value.chosen), tuple(map(_token_logprob, value.top)))
+
+
+def _token_logprob(value: inference_pb2.TokenLogprob) -> types.TokenLogprob:
+    return types.TokenLogprob(value.token, value.piece, value.logprob)
 
 
 def finish(value: inference_pb2.Finish) -> types.Finish:
@@ -158,6 +212,62 @@ def model(value: model_pb2.Model) -> types.ModelStatus:
         parameters=value.parameters,
         detail=value.detail,
         create_time=time(value.create_time) if value.HasField("create_time") else None,
+        base=value.base.removeprefix("models/"),
+        pinned=value.pinned,
+    )
+
+
+def memory_plan(value: model_pb2.PlanModelResponse) -> types.MemoryPlan:
+    return types.MemoryPlan(
+        model=value.model.removeprefix("models/"),
+        context_tokens=value.context_tokens,
+        needed_bytes=value.needed_bytes,
+        free_bytes=value.free_bytes,
+        total_bytes=value.total_bytes,
+        problem=value.problem,
+        unloads=tuple(name.removeprefix("models/") for name in value.unloads),
+    )
+
+
+def imported_file(value: model_pb2.ImportedFile) -> types.ImportedFile:
+    return types.ImportedFile(value.path, value.model.removeprefix("models/"), value.reason, value.detail)
+
+
+def alias(value: model_pb2.Alias) -> types.Alias:
+    targets = (types.Target(item.model.removeprefix("models/"), item.weight, item.shadow) for item in value.targets)
+    tallies = (types.Tally(item.requests, item.errors, item.output_tokens, item.seconds) for item in value.targets)
+    return types.Alias(
+        name=value.name.removeprefix("aliases/"),
+        targets=tuple(targets),
+        tallies=tuple(tallies),
+        detail=value.detail,
+        previous=value.previous,
+        update_time=time(value.update_time) if value.HasField("update_time") else None,
+    )
+
+
+def engines(value: telemetry_pb2.WatchEngineResponse) -> Mapping[str, types.EngineStats]:
+    """Each model's engine by the model's name."""
+    return {
+        item.model.removeprefix("models/"): types.EngineStats(
+            **{field.name: getattr(item, field.name) for field in fields(types.EngineStats)}
+        )
+        for item in value.engines
+    }
+
+
+def app_key(value: access_pb2.AppKey) -> types.AppKey:
+    return types.AppKey(
+        id=value.name.removeprefix("appKeys/"),
+        tenant=value.tenant,
+        user=value.user,
+        scopes=frozenset(enum(types.AppScope, access_pb2.AppScope, scope) for scope in value.scopes),
+        create_time=time(value.create_time),
+        expire_time=time(value.expire_time),
+        collections=frozenset(name.removeprefix("collections/") for name in value.collections),
+        models=frozenset(name.removeprefix("models/") for name in value.models),
+        last_use_time=time(value.last_use_time) if value.HasField("last_use_time") else None,
+        revoke_time=time(value.revoke_time) if value.HasField("revoke_time") else None,
     )
 
 

@@ -31,6 +31,8 @@ def default_data_dir() -> Path:
 class Config:
     data_dir: Path = field(default_factory=default_data_dir, metadata={"doc": "Where everything the box keeps lies."})
     listen: str = option("127.0.0.1:7431", "Address and port of the gRPC API.")
+    http_listen: str = option("127.0.0.1:7432", "Address and port of OpenAI's protocol, MCP and metrics; empty: off.")
+    http_call_seconds: int = option(600, "How long one HTTP call may take.", minimum=1)
     drain_seconds: int = option(10, "How long running calls may finish after SIGTERM.", minimum=0)
     inference_threads: int = option(0, "Threads of a model's worker; 0: one a core, less one reserved.", minimum=0)
     model_context_tokens: int = option(8192, "KV cells of a chat model, shared by its running sequences.", minimum=256)
@@ -38,6 +40,7 @@ class Config:
     model_batch_tokens: int = option(512, "Token budget of one engine step: decodes first, then prefill.", minimum=32)
     model_queue: int = option(64, "Requests that may wait for a model before QUEUE_FULL.", minimum=1)
     memory_reserve_mib: int = option(1024, "Memory that a model's plan leaves to the rest of the box.", minimum=0)
+    model_idle_seconds: int = option(0, "Unload a model that nobody asked for so long; 0: never.", minimum=0)
     import_poll_seconds: int = option(1, "How often the import folder is looked at.", minimum=1)
     seal_passages: int = option(20_000, "Passages in the memtable before it is sealed into a segment.", minimum=16)
     search_cache_mib: int = option(256, "Decrypted text and vectors kept in memory, a collection.", minimum=1)
@@ -53,9 +56,11 @@ class Config:
             minimum = item.metadata.get("minimum")
             if minimum is not None and getattr(self, item.name) < minimum:
                 raise ConfigInvalid(f"{item.name}: must be at least {minimum}.")
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
-            raise ConfigInvalid("listen: must be host:port, such as 127.0.0.1:7431.")
+        for name, address in (("listen", self.listen), ("http_listen", self.http_listen)):
+            host, _, port = address.rpartition(":")
+            off = name == "http_listen" and not address
+            if not off and (not host or not port.isdigit() or int(port) > 65535):
+                raise ConfigInvalid(f"{name}: must be host:port, such as 127.0.0.1:7431.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
 

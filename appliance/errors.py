@@ -5,7 +5,9 @@ ApplianceError
 │   ├── InvalidArgument      a field of the request, named
 │   ├── NotFound
 │   ├── AlreadyExists
+│   ├── RequestTooLarge      more bytes than a call may have
 │   ├── Unauthenticated      no certificate, or one of another authority
+│   │   └── KeyRefused       no app key, or one that is unknown, expired or revoked
 │   ├── Forbidden
 │   ├── DeadlineRequired
 │   ├── PromptTooLong
@@ -14,6 +16,8 @@ ApplianceError
 │   ├── ModelDamaged         truncated, hostile, or not what its hash says
 │   ├── ModelUnsupported     sound, but not for this engine
 │   ├── ModelTooLarge        larger than the memory of this box
+│   ├── ModelInUse           adapters or aliases need it
+│   ├── AdapterMismatch      made for another base model
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
 │   ├── EmbedderChanged      a collection's vectors are of another embedder
 │   ├── ConfigInvalid
@@ -22,7 +26,8 @@ ApplianceError
 ├── Busy                     trying again will help; carries retry_after_seconds
 │   ├── QueueFull
 │   ├── Draining
-│   └── ModelRestarting
+│   ├── ModelRestarting
+│   └── MemoryInUse          running answers hold what the model needs
 ├── Cancelled
 └── Broken                   we are wrong, or the hardware is
     ├── Unreachable          no daemon answers
@@ -63,11 +68,19 @@ class Refused(ApplianceError):
 class InvalidArgument(Refused):
     reason = "INVALID_ARGUMENT"
     remedy = "Correct the named field."
+    field = ""
 
     @classmethod
     def of(cls, field: str, problem: str) -> "InvalidArgument":
         """The error for one field of a request: 'limit: must be between 1 and 100.'"""
-        return cls(f"{field}: {problem}")
+        error = cls(f"{field}: {problem}")
+        error.field = field
+        return error
+
+
+class RequestTooLarge(Refused):
+    reason = "REQUEST_TOO_LARGE"
+    remedy = "Send less in one call."
 
 
 class NotFound(Refused):
@@ -88,6 +101,11 @@ class Unauthenticated(Refused):
     code = StatusCode.UNAUTHENTICATED
     remedy = "Connect with a client certificate of this box's authority."
     exit_code = 5
+
+
+class KeyRefused(Unauthenticated):
+    reason = "KEY_REFUSED"
+    remedy = "Send `Authorization: Bearer KEY`; an administrator makes a key with `appliance apps create`."
 
 
 class Forbidden(Refused):
@@ -136,6 +154,18 @@ class ModelTooLarge(Refused):
     reason = "MODEL_TOO_LARGE"
     code = StatusCode.FAILED_PRECONDITION
     remedy = "Unload another model, choose a smaller quantization, or shorten `model_context_tokens`."
+
+
+class ModelInUse(Refused):
+    reason = "MODEL_IN_USE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Delete or change what uses it first."
+
+
+class AdapterMismatch(Refused):
+    reason = "ADAPTER_MISMATCH"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Import the model that the adapter was trained on, and name it as the base (`--base MODEL`)."
 
 
 class DocumentRefused(Refused):
@@ -198,6 +228,12 @@ class Draining(Busy):
 
 class ModelRestarting(Busy):
     reason = "MODEL_RESTARTING"
+
+
+class MemoryInUse(Busy):
+    reason = "MEMORY_IN_USE"
+    code = StatusCode.RESOURCE_EXHAUSTED
+    remedy = "Try again when running answers have ended, or unload another model."
 
 
 class Cancelled(ApplianceError):

@@ -4,6 +4,9 @@ Embedder     texts to unit vectors                 infer/onnx.py
 Generator    prompts to streams, by model name     infer/router.py
 Composer     messages and passages to a prompt     tenancy/compose.py
 ModelFiles   verified model files on disk          models/store.py
+Aliases      names that lead to models by weight   models/aliases.py
+Reranker     how well passages answer a query      infer/onnx.py
+Quantizer    a model in fewer bits                 infer/quantizer.py
 Cipher       authenticated encryption              vault/envelope.py
 Keyring      wraps keys, signs manifests           vault/keyring.py
 Library      the knowledge base                    knowledge/library.py
@@ -13,6 +16,7 @@ Progress     what a job tells of itself            jobs.py
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from appliance.types import (
@@ -29,7 +33,9 @@ from appliance.types import (
     Passage,
     Segment,
     Span,
+    Tally,
     Text,
+    Tool,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -72,7 +78,8 @@ class Generator(Protocol):
 class Composer(Protocol):
     """Prompts as segments tagged by origin, in the scaffold of a model's family. Pure."""
 
-    def chat(self, scaffold: str, messages: Sequence[Message]) -> tuple[Segment, ...]: ...
+    def chat(self, scaffold: str, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Segment, ...]:
+        """A conversation that the assistant is to go on with. Raises InvalidArgument naming the message."""
 
     def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:
         """Numbered passages, marked as retrieved, then the question."""
@@ -88,6 +95,43 @@ class ModelFiles(Protocol):
 
     def verify(self, file: ModelFile) -> None:
         """Hash the file again. Raises ModelMissing, ModelDamaged."""
+
+    def pinned(self, name: str) -> bool:
+        """Whether a model must stay loaded once it is, whatever else needs the memory."""
+
+
+class Aliases(Protocol):
+    """Names that lead to models by weight, and what became of their requests. Belongs to one event loop."""
+
+    def choose(self, name: str) -> str:
+        """The model to ask this time, '' where there is no such alias."""
+
+    def shadows(self, name: str) -> tuple[str, ...]:
+        """Models that are asked too, for their tallies alone."""
+
+    def count(self, name: str, model: str, outcome: Tally) -> None:
+        """Add what became of a request; may take weight from a target that fails too often."""
+
+
+class Reranker(Protocol):
+    """How well each passage answers a query, by a model that reads both together. Safe to call from many threads."""
+
+    @property
+    def identity(self) -> str:
+        """sha256 over model and tokenizer."""
+
+    def score(self, query: str, passages: Sequence[str]) -> Floats:
+        """float32 [len(passages)], higher is better, comparable for one query only. What is too long is cut."""
+
+
+class Quantizer(Protocol):
+    """Rewrites a model's weights in fewer bits, in a process of its own."""
+
+    async def quantize(self, source: Path, target: Path, storage: str, report: Callable[[int, int], None]) -> None:
+        """Write `target` anew. storage: such as Q8_0. report: tensors done and in all. Cancelling ends the process.
+
+        Raises InvalidArgument, ModelDamaged, WorkerDied.
+        """
 
 
 class Cipher(Protocol):

@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 
 from appliance.errors import ApplianceError, Busy, DocumentRefused
 from appliance.gen.v1 import (
+    access_pb2_grpc,
     inference_pb2_grpc,
     ingest_pb2_grpc,
     job_pb2_grpc,
@@ -91,6 +92,7 @@ class Box:
     def start(self, authority: Authority) -> None:
         certificate, key = authority.issue()
         self._server = grpc.server(ThreadPoolExecutor(4))
+        access_pb2_grpc.add_AccessServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         ingest_pb2_grpc.add_IngestServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
         job_pb2_grpc.add_JobServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]

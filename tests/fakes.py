@@ -27,6 +27,7 @@ from appliance.types import (
     Segment,
     Span,
     Text,
+    Tool,
     Usage,
 )
 
@@ -200,11 +201,16 @@ class MemoryLibrary:
 
 @dataclass
 class ScriptedGenerator:
-    """ports.Generator that says what it is told to; each item of `script` is one request's pieces, or its error."""
+    """ports.Generator that says what it is told to; each item of `script` is one request's pieces, or its error.
 
-    script: list[Sequence[str] | Exception] = field(default_factory=list)
+    A text is a piece of its own; a Finish replaces the one that would come.
+    """
+
+    script: list[Sequence[str | Text | Finish] | Exception] = field(default_factory=list)
     models: tuple[str, ...] = ("writer",)
     asked: list[Generation] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+    scaffold: str = "plain"
     closed: int = 0
 
     def chat_model(self, name: str) -> ModelFile:
@@ -220,16 +226,20 @@ class ScriptedGenerator:
             sha256="0" * 64,
             size_bytes=1,
             source="test",
+            scaffold=self.scaffold,
         )
 
     async def generate(self, model: str, generation: Generation, alias: str = "") -> AsyncIterator[Text | Finish]:
         self.asked.append(generation)
+        self.aliases.append(alias)
         pieces = self.script.pop(0)
         if isinstance(pieces, Exception):
             raise pieces
         try:
             for piece in pieces:
-                yield Text(piece)
+                yield Text(piece) if isinstance(piece, str) else piece
+            if pieces and isinstance(pieces[-1], Finish):
+                return
             yield Finish(FinishReason.STOP, Usage(input_tokens=10, output_tokens=len(pieces)))
         finally:
             self.closed += 1
@@ -241,7 +251,7 @@ class ScriptedGenerator:
 class PlainComposer:
     """ports.Composer without a scaffold: the words and whose they are."""
 
-    def chat(self, scaffold: str, messages: Sequence[Message]) -> tuple[Segment, ...]:
+    def chat(self, scaffold: str, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Segment, ...]:
         return tuple(Segment(Origin.USER, message.text) for message in messages)
 
     def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:

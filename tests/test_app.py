@@ -5,7 +5,6 @@ import pytest
 
 from appliance.app import admission
 from appliance.config import Config
-from appliance.errors import ModelTooLarge
 from appliance.health import host
 from appliance.types import ModelFile, ModelKind
 
@@ -25,13 +24,14 @@ def test_a_model_that_still_loads_counts_although_its_memory_looks_free(
 ) -> None:
     monkeypatch.setattr(host, "sample", lambda _: NOW)
     admit = admission(Config(data_dir=tmp_path, memory_reserve_mib=1024))
-    promised = admit(FILE, 1024, 0)
-    assert promised >= FILE.size_bytes
-    with pytest.raises(ModelTooLarge, match="big needs"):
-        admit(replace(FILE, name="big"), 1024, promised)
+    plan = admit(FILE, 1024, 0)
+    assert (plan.problem, plan.total_bytes) == ("", NOW.memory_total_bytes)
+    assert plan.needed_bytes >= FILE.size_bytes
+    assert "big needs" in admit(FILE, 1024, plan.needed_bytes).problem
 
 
 def test_memory_that_others_take_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "sample", lambda _: replace(NOW, memory_available_bytes=4 * GIB))
-    with pytest.raises(ModelTooLarge, match=r"3\.0 GiB free"):
-        admission(Config(data_dir=tmp_path, memory_reserve_mib=1024))(FILE, 1024, 0)
+    admit = admission(Config(data_dir=tmp_path, memory_reserve_mib=1024))
+    assert "3.0 GiB free" in admit(FILE, 1024, 0).problem
+    assert "5.0 GiB free" in admit(FILE, 1024, 0, freed_bytes=2 * GIB).problem

@@ -64,6 +64,47 @@ def test_an_answer_streams_as_text_and_then_its_end(box: Box, client: Client) ->
     assert (request.sampling.temperature, request.sampling.seed, list(request.sampling.stop)) == (0, 5, ["x"])
 
 
+def test_calls_log_probabilities_and_what_was_asked_for_cross_the_wire(box: Box, client: Client) -> None:
+    token = inference_pb2.TokenLogprob(token=5, piece=b"\xc3", logprob=-0.5)
+    choice = inference_pb2.TokenChoice(chosen=token, top=[token])
+    call = inference_pb2.ToolCall(id="a1", name="time", arguments="{}")
+    finish = inference_pb2.Finish(reason=inference_pb2.Finish.REASON_TOOL_CALLS)
+    pieces = [
+        inference_pb2.ChatResponse(text="Hi", choices=[choice]),
+        inference_pb2.ChatResponse(tool_call=call),
+        inference_pb2.ChatResponse(finish=finish),
+    ]
+    box.answers["Chat"] = lambda request, context: iter(pieces)
+    messages = [
+        types.Message(types.Speaker.USER, "Hi"),
+        types.Message(types.Speaker.ASSISTANT, "", (types.ToolCall("a0", "time", "{}"),)),
+        types.Message(types.Speaker.TOOL, "noon", tool_call_id="a0"),
+    ]
+    stream = client.chat(
+        messages,
+        sampling=types.Sampling(presence_penalty=1.5, frequency_penalty=-0.5),
+        tools=[types.Tool("time", "Now.", '{"type": "object"}')],
+        tool_choice=types.ToolChoice(types.ToolMode.REQUIRED, "time"),
+        constraint=types.Constraint(types.ConstraintKind.GBNF, "root ::= [a-z]"),
+        top_logprobs=1,
+        priority=types.Priority.HIGH,
+    )
+    text, called, finished = stream
+    logprob = types.TokenLogprob(5, b"\xc3", -0.5)
+    assert text == types.Text("Hi", (types.TokenChoice(logprob, (logprob,)),))
+    assert called == types.ToolCall("a1", "time", "{}")
+    assert isinstance(finished, types.Finish)
+    assert finished.reason is types.FinishReason.TOOL_CALLS
+    request = box.calls[0].request
+    assert request.messages[1].tool_calls[0].id == request.messages[2].tool_call_id == "a0"
+    assert request.messages[2].role == inference_pb2.Message.ROLE_TOOL
+    assert request.tools == [inference_pb2.Tool(name="time", description="Now.", parameters='{"type": "object"}')]
+    assert (request.tool_choice.mode, request.tool_choice.name) == (inference_pb2.ToolChoice.MODE_REQUIRED, "time")
+    assert request.response_format.gbnf == "root ::= [a-z]"
+    assert (request.top_logprobs, request.priority) == (1, inference_pb2.PRIORITY_HIGH)
+    assert (request.sampling.presence_penalty, request.sampling.frequency_penalty) == (1.5, -0.5)
+
+
 def test_without_sampling_the_box_chooses(box: Box, client: Client) -> None:
     box.answers["Chat"] = lambda request, context: iter([inference_pb2.ChatResponse(finish=FINISH)])
     list(client.chat([types.Message(types.Speaker.USER, "Hi")]))
@@ -220,6 +261,16 @@ def every_call(client: Client) -> list[Callable[[], object]]:
         lambda: client.load_model("a"),
         lambda: client.unload_model("a"),
         lambda: client.delete_model("a"),
+        lambda: list(client.imported_files("a")),
+        lambda: client.plan_model("a"),
+        lambda: client.pin_model("a"),
+        lambda: client.quantize_model("a", "Q8_0"),
+        lambda: next(client.watch_engines()),
+        lambda: list(client.aliases()),
+        lambda: client.set_alias("a", []),
+        lambda: client.promote_alias("a", "b"),
+        lambda: client.rollback_alias("a"),
+        lambda: client.delete_alias("a"),
     ]
 
 

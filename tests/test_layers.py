@@ -6,6 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "appliance"
 MAY_IMPORT = {
     "llama_cpp": {"infer/llama.py"},
+    "llguidance": {"infer/grammar.py"},
     "onnxruntime": {"infer/onnx.py"},
     "onnx": {"models/minilm.py"},
     "tokenizers": {"infer/onnx.py"},

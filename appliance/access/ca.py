@@ -76,7 +76,7 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
 
 
-def prepare(data_dir: Path, listen_host: str, now: datetime | None = None) -> Identity:
+def prepare(data_dir: Path, listen_host: str, now: datetime | None = None, http_host: str = "") -> Identity:
     """The server's identity, after making or renewing whatever is due. Raises KeyUnavailable."""
     now = now or datetime.now(UTC)
     server, local = data_dir / "access", data_dir / "clients" / "local"
@@ -85,11 +85,11 @@ def prepare(data_dir: Path, listen_host: str, now: datetime | None = None) -> Id
     user = [x509.UniformResourceIdentifier(identity_uri(local_principal()))]
     with _alone(server):
         authority = open_authority(server, now)
-        names = _server_names(listen_host)
+        names = [_general_name(host) for host in host_names(listen_host, http_host)]
         _renew(server, "server.pem", "server.key", authority, names, ExtendedKeyUsageOID.SERVER_AUTH, now)
         _renew(local, "cert.pem", "key.pem", authority, user, ExtendedKeyUsageOID.CLIENT_AUTH, now)
         if not (local / "ca.pem").exists() or (local / "ca.pem").read_bytes() != authority.pem:
-            _write(local / "ca.pem", authority.pem)
+            write_private(local / "ca.pem", authority.pem)
         return Identity((server / "server.key").read_bytes(), (server / "server.pem").read_bytes(), authority.pem)
 
 
@@ -116,8 +116,8 @@ def open_authority(directory: Path, now: datetime) -> Authority:
         if key_path.exists() and (directory / "server.pem").exists():
             raise KeyUnavailable(f"The authority in {directory} is not whole: ca.pem is missing.")
         key = ec.generate_private_key(ec.SECP256R1())
-        _write(key_path, _private_pem(key))
-        _write(certificate_path, _self_signed(key, now).public_bytes(serialization.Encoding.PEM))
+        write_private(key_path, _private_pem(key))
+        write_private(certificate_path, _self_signed(key, now).public_bytes(serialization.Encoding.PEM))
         log.info("access.authority_made", days=AUTHORITY_DAYS)
     try:
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
@@ -179,8 +179,8 @@ def _renew(
         return
     certificate, key = authority.issue(directory.name, names, usage, now)
     certificate_path.unlink(missing_ok=True)  # a crash in between leaves no certificate, and so a new try
-    _write(key_path, key)
-    _write(certificate_path, certificate)
+    write_private(key_path, key)
+    write_private(certificate_path, certificate)
     log.info("access.certificate_issued", file=certificate_name, days=LEAF_DAYS)
 
 
@@ -198,12 +198,18 @@ def _is_good(certificate_path: Path, key_path: Path, authority: Authority, names
     return fresh and list(named) == list(names) and certificate.public_key() == key.public_key()
 
 
-def _server_names(listen_host: str) -> Names:
+def server_files(data_dir: Path) -> tuple[Path, Path]:
+    """Where `prepare` keeps the server's certificate and its key."""
+    return data_dir / "access" / "server.pem", data_dir / "access" / "server.key"
+
+
+def host_names(*listen_hosts: str) -> Sequence[str]:
     """This machine by every name that a client may use for it."""
     hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *_own_addresses()]
-    if (host := listen_host.strip("[]")) not in (*WILDCARD_HOSTS, *hosts):
-        hosts.append(host)
-    return [_general_name(host) for host in hosts if host.isascii()]
+    for host in (given.strip("[]") for given in listen_hosts):
+        if host not in (*WILDCARD_HOSTS, *hosts):
+            hosts.append(host)
+    return [host for host in hosts if host.isascii()]
 
 
 def _own_addresses() -> list[str]:
@@ -244,11 +250,16 @@ def _private_directory(directory: Path) -> None:
     directory.chmod(0o700)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step; nobody else may read it at any moment."""
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step that outlives power loss; nobody else may read it at any moment."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
         target.write(content)
         target.flush()
         os.fsync(target.fileno())
     temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

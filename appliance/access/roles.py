@@ -40,12 +40,23 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
                 "KnowledgeService": ("CreateCollection", "DeleteDocument", "CompactCollection"),
                 "IngestService": ("IngestFolder",),
                 "JobService": ("CancelJob",),
-                "ModelService": ("ImportModel", "LoadModel", "UnloadModel"),
+                "ModelService": (
+                    "ImportModel",
+                    "LoadModel",
+                    "UnloadModel",
+                    "PinModel",
+                    "QuantizeModel",
+                    "SetAlias",
+                    "PromoteAlias",
+                    "RollbackAlias",
+                    "DeleteAlias",
+                ),
             },
         ),
         (
             ONLY_ADMIN,
             {
+                "AccessService": ("CreateAppKey", "ListAppKeys", "RevokeAppKey"),
                 "KnowledgeService": ("DeleteCollection",),
                 "ModelService": ("DeleteModel",),
             },
@@ -55,13 +66,14 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
             {
                 "IngestService": ("ListFiles", "ListQuarantine"),
                 "JobService": ("GetJob", "ListJobs", "WatchJob"),
-                "TelemetryService": ("WatchHealth",),
+                "ModelService": ("PlanModel", "ListImportedFiles"),
+                "TelemetryService": ("WatchHealth", "WatchEngine"),
             },
         ),
         (
             EVERY_ROLE,
             {
-                "ModelService": ("ListModels", "GetModel"),
+                "ModelService": ("ListModels", "GetModel", "ListAliases"),
                 "TelemetryService": ("GetStatus",),
             },
         ),

@@ -1,49 +1,69 @@
 """InferenceService: text in, text out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from appliance.access import roles
 from appliance.api import messages, requests
+from appliance.api.chat import MAX_CHARACTERS, MAX_DEADLINE_SECONDS, Chat
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument, NotFound
 from appliance.gen.v1 import inference_pb2 as pb
 from appliance.gen.v1 import inference_pb2_grpc
-from appliance.ports import Composer, Embedder, Generator
-from appliance.types import Generation, Message, Origin, Segment, Speaker, Text, Usage
+from appliance.ports import Embedder, Generator
+from appliance.types import (
+    ChatCall,
+    Constraint,
+    ConstraintKind,
+    Message,
+    Origin,
+    Priority,
+    Segment,
+    Speaker,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolMode,
+    Usage,
+)
 
-MAX_CHARACTERS = 4_000_000
 MAX_EMBED_TEXTS, MAX_EMBED_CHARACTERS = 256, 100_000
+ANY_JSON_OBJECT = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
 SPEAKERS = {
     pb.Message.ROLE_SYSTEM: Speaker.SYSTEM,
     pb.Message.ROLE_USER: Speaker.USER,
     pb.Message.ROLE_ASSISTANT: Speaker.ASSISTANT,
+    pb.Message.ROLE_TOOL: Speaker.TOOL,
+}
+TOOL_MODES = {
+    pb.ToolChoice.MODE_UNSPECIFIED: ToolMode.AUTO,
+    pb.ToolChoice.MODE_AUTO: ToolMode.AUTO,
+    pb.ToolChoice.MODE_NONE: ToolMode.NONE,
+    pb.ToolChoice.MODE_REQUIRED: ToolMode.REQUIRED,
+}
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
 }
 
 
 @dataclass(frozen=True)
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    chat: Chat
     generator: Generator
-    composer: Composer
     embedder: Embedder
     embedder_name: str
-    prefix_salt: Callable[[str], bytes]
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
-        sampling = requests.sampling(request.sampling)
-        turns = _messages(request)
-        model = self.generator.chat_model(requests.model_or_default(request.model))
-        prompt = self.composer.chat(model.scaffold, turns)
-        salt = self.prefix_salt(roles.principal(context.auth_context()).tenant)
-        generation = Generation(prompt, sampling, prefix_salt=salt)
-        async with aclosing(self.generator.generate(model.name, generation)) as pieces:  # type: ignore[type-var]
+        call = chat_call(request, context.time_remaining() or 0.0)
+        caller = roles.principal(context.auth_context())
+        async with aclosing(self.chat.stream(caller, call)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                if isinstance(piece, Text):
-                    yield pb.ChatResponse(text=piece.text)
-                else:
-                    yield pb.ChatResponse(finish=messages.finish(piece))
+                yield messages.chat_piece(piece)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         if (model := requests.model_or_default(request.model)) not in ("", self.embedder_name):
@@ -62,14 +82,39 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return pb.TokenizeResponse(ids=await self.generator.tokenize(model, [segment]))
 
 
-def _messages(request: pb.ChatRequest) -> list[Message]:
-    if not request.messages:
-        raise InvalidArgument.of("messages", "must not be empty.")
-    found = []
-    for index, message in enumerate(request.messages):
-        if message.role not in SPEAKERS:
-            raise InvalidArgument.of(f"messages[{index}].role", "must be system, user or assistant.")
-        found.append(
-            Message(SPEAKERS[message.role], requests.text(message.text, f"messages[{index}].text", MAX_CHARACTERS))
-        )
-    return found
+def chat_call(request: pb.ChatRequest, seconds: float) -> ChatCall:
+    """The request as our value; seconds: what is left of the call's deadline, 0 for none. Raises InvalidArgument."""
+    if request.tool_choice.mode not in TOOL_MODES:
+        raise InvalidArgument.of("tool_choice.mode", "must be auto, none or required.")
+    if request.priority not in PRIORITIES:
+        raise InvalidArgument.of("priority", "must be low, normal or high.")
+    return ChatCall(
+        requests.model_or_default(request.model),
+        tuple(_message(index, message) for index, message in enumerate(request.messages)),
+        requests.sampling(request.sampling),
+        tuple(Tool(tool.name, tool.description, tool.parameters or "{}") for tool in request.tools),
+        ToolChoice(TOOL_MODES[request.tool_choice.mode], request.tool_choice.name),
+        _constraint(request.response_format),
+        request.top_logprobs if request.HasField("top_logprobs") else None,
+        PRIORITIES[request.priority],
+        min(max(seconds, 0.0), MAX_DEADLINE_SECONDS),
+    )
+
+
+def _message(index: int, message: pb.Message) -> Message:
+    if message.role not in SPEAKERS:
+        raise InvalidArgument.of(f"messages[{index}].role", "must be system, user, assistant or tool.")
+    calls = (ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
+    return Message(SPEAKERS[message.role], message.text, tuple(calls), message.tool_call_id)
+
+
+def _constraint(form: pb.ResponseFormat) -> Constraint | None:
+    match form.WhichOneof("format"):
+        case "json_schema":
+            return Constraint(ConstraintKind.JSON_SCHEMA, form.json_schema)
+        case "gbnf":
+            return Constraint(ConstraintKind.GBNF, form.gbnf)
+        case "json_object":
+            return ANY_JSON_OBJECT
+        case _:
+            return None

@@ -1,12 +1,14 @@
 """Our values as protobuf messages, a function a message."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance import types
-from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:
@@ -43,7 +45,36 @@ def sampling(message: inference_pb2.Sampling) -> types.Sampling:
     return types.Sampling(**given, stop=tuple(message.stop))
 
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "max_tokens",
+)
+
+
+def chat_piece(value: types.ChatPiece) -> inference_pb2.ChatResponse:
+    match value:
+        case types.Text():
+            return inference_pb2.ChatResponse(text=value.text, choices=map(_token_choice, value.choices))
+        case types.ToolCall():
+            call = inference_pb2.ToolCall(id=value.id, name=value.name, arguments=value.arguments)
+            return inference_pb2.ChatResponse(tool_call=call)
+        case types.Finish():
+            return inference_pb2.ChatResponse(finish=finish(value))
+
+
+def _token_choice(value: types.TokenChoice) -> inference_pb2.TokenChoice:
+    return inference_pb2.TokenChoice(chosen=_token_logprob(value.chosen), top=map(_token_logprob, value.top))
+
+
+def _token_logprob(value: types.TokenLogprob) -> inference_pb2.TokenLogprob:
+    return inference_pb2.TokenLogprob(token=value.token, piece=value.piece, logprob=value.logprob)
 
 
 def collection(value: types.Collection) -> knowledge_pb2.Collection:
@@ -160,6 +191,67 @@ def model(value: types.ModelStatus) -> model_pb2.Model:
         parameters=value.parameters,
         detail=value.detail,
         create_time=timestamp(value.create_time),
+        base=f"models/{value.base}" if value.base else "",
+        pinned=value.pinned,
+    )
+
+
+def memory_plan(value: types.MemoryPlan) -> model_pb2.PlanModelResponse:
+    return model_pb2.PlanModelResponse(
+        model=f"models/{value.model}",
+        context_tokens=value.context_tokens,
+        needed_bytes=value.needed_bytes,
+        free_bytes=value.free_bytes,
+        total_bytes=value.total_bytes,
+        problem=value.problem,
+        unloads=[f"models/{name}" for name in value.unloads],
+    )
+
+
+def imported_file(value: types.ImportedFile) -> model_pb2.ImportedFile:
+    model = f"models/{value.model}" if value.model else ""
+    return model_pb2.ImportedFile(path=value.path, model=model, reason=value.reason, detail=value.detail)
+
+
+def alias(value: types.Alias) -> model_pb2.Alias:
+    targets = [
+        model_pb2.Alias.Target(
+            model=f"models/{target.model}",
+            weight=target.weight,
+            shadow=target.shadow,
+            requests=tally.requests,
+            errors=tally.errors,
+            output_tokens=tally.output_tokens,
+            seconds=tally.seconds,
+        )
+        for target, tally in zip(value.targets, value.tallies, strict=True)
+    ]
+    return model_pb2.Alias(
+        name=f"aliases/{value.name}",
+        targets=targets,
+        detail=value.detail,
+        previous=value.previous,
+        update_time=timestamp(value.update_time),
+    )
+
+
+def engines(value: Mapping[str, types.EngineStats]) -> telemetry_pb2.WatchEngineResponse:
+    states = [telemetry_pb2.EngineState(model=f"models/{name}", **asdict(stats)) for name, stats in value.items()]
+    return telemetry_pb2.WatchEngineResponse(engines=states)
+
+
+def app_key(value: types.AppKey) -> access_pb2.AppKey:
+    return access_pb2.AppKey(
+        name=f"appKeys/{value.id}",
+        tenant=value.tenant,
+        user=value.user,
+        scopes=sorted(access_pb2.AppScope.Value(f"APP_SCOPE_{scope.name}") for scope in value.scopes),
+        collections=[f"collections/{name}" for name in sorted(value.collections)],
+        models=[f"models/{name}" for name in sorted(value.models)],
+        create_time=timestamp(value.create_time),
+        expire_time=timestamp(value.expire_time),
+        last_use_time=timestamp(value.last_use_time),
+        revoke_time=timestamp(value.revoke_time),
     )
 
 

@@ -17,6 +17,8 @@ MAX_PAGE_SIZE = 1000
 COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
+APP_KEY = re.compile(r"appKeys/([a-f0-9]{1,32})")
+ALIAS = re.compile(r"aliases/([a-z0-9][a-z0-9.-]{0,63})")
 MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 
 
@@ -36,9 +38,19 @@ def job(name: str, field: str = "name") -> str:
     return _match(JOB, name, field, "jobs/7f3a")[1]
 
 
+def app_key(name: str, field: str = "name") -> str:
+    """The id in "appKeys/3f2a". Raises InvalidArgument."""
+    return _match(APP_KEY, name, field, "appKeys/3f2a")[1]
+
+
 def model(name: str, field: str = "name") -> str:
     """The id in "models/qwen3". Raises InvalidArgument."""
     return _match(MODEL, name, field, "models/qwen3")[1]
+
+
+def alias(name: str, field: str = "name") -> str:
+    """The id in "aliases/assistant". Raises InvalidArgument."""
+    return _match(ALIAS, name, field, "aliases/assistant")[1]
 
 
 def model_or_default(name: str) -> str:
@@ -58,12 +70,27 @@ def text(value: str, field: str, max_characters: int) -> str:
 def sampling(message: inference_pb2.Sampling) -> Sampling:
     """Raises InvalidArgument, naming the field that is out of range."""
     value = messages.sampling(message)
+    require_sampling(value)
+    return value
+
+
+def require_sampling(value: Sampling) -> None:
+    """Raises InvalidArgument, naming the field that is out of range."""
     for field, (low, high) in SAMPLING_RANGES.items():
         _within(f"sampling.{field}", getattr(value, field), low, high)
     if len(value.stop) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in value.stop):
         limits = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
         raise InvalidArgument.of("sampling.stop", f"takes {limits}.")
-    return value
+    for stop in value.stop:
+        require_unicode(stop, "sampling.stop")
+
+
+def require_unicode(value: str, field: str) -> None:
+    """Raises InvalidArgument for half of a surrogate pair, which JSON can spell and no text can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument.of(field, "is not valid Unicode.") from None
 
 
 def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from appliance.access.ca import Identity
+from appliance.api.access import AccessService
 from appliance.api.inference import InferenceService
 from appliance.api.ingest import IngestService
 from appliance.api.interceptors import Gate
@@ -17,6 +18,7 @@ from appliance.api.model import ModelService
 from appliance.api.telemetry import TelemetryService
 from appliance.errors import PortInUse
 from appliance.gen.v1 import (
+    access_pb2_grpc,
     inference_pb2_grpc,
     ingest_pb2_grpc,
     job_pb2_grpc,
@@ -36,6 +38,7 @@ OPTIONS: Sequence[tuple[str, int]] = (
 
 @dataclass(frozen=True)
 class Services:
+    access: AccessService
     inference: InferenceService
     knowledge: KnowledgeService
     ingest: IngestService
@@ -56,6 +59,7 @@ class Server:
         self._health = HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._gate], options=OPTIONS)
         self._credentials = _credentials(identity)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(services.access, self._server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(services.inference, self._server)
         knowledge_pb2_grpc.add_KnowledgeServiceServicer_to_server(services.knowledge, self._server)
         ingest_pb2_grpc.add_IngestServiceServicer_to_server(services.ingest, self._server)

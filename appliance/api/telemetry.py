@@ -1,7 +1,7 @@
 """TelemetryService: what the box knows about itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from appliance.access import roles
@@ -10,13 +10,16 @@ from appliance.api.interceptors import Context
 from appliance.gen.v1 import telemetry_pb2 as pb
 from appliance.gen.v1 import telemetry_pb2_grpc
 from appliance.health.monitor import Monitor
-from appliance.types import Status
+from appliance.types import EngineStats, Status
+
+ENGINE_SECONDS = 1.0  # as often as an engine tells of itself
 
 
 @dataclass(frozen=True)
 class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     monitor: Monitor
     status: Callable[[], Status]
+    engines: Callable[[], Mapping[str, EngineStats]]
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         principal = str(roles.principal(context.auth_context()))
@@ -28,3 +31,10 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     ) -> AsyncIterator[pb.WatchHealthResponse]:
         async for report in self.monitor.watch():
             yield messages.health(report)
+
+    async def WatchEngine(
+        self, request: pb.WatchEngineRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEngineResponse]:
+        while True:
+            yield messages.engines(self.engines())
+            await asyncio.sleep(ENGINE_SECONDS)

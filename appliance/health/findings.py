@@ -77,6 +77,12 @@ MODEL_REFUSED = Declared(
     title="{subject} was not taken in",
     remedy="Read why; drop a sound file of the same name into the import folder, or remove the refused one.",
 )
+CANARY_DEMOTED = Declared(
+    code="CANARY_DEMOTED",
+    severity=Severity.WARNING,
+    title="{subject} sends nothing more to a model that failed too often",
+    remedy="Roll the alias back (`appliance models alias rollback NAME`), or set its targets anew.",
+)
 
 CATALOGUE = {
     declared.code: declared
@@ -89,5 +95,6 @@ CATALOGUE = {
         DISK_ALMOST_FULL,
         MEMORY_LOW,
         MODEL_REFUSED,
+        CANARY_DEMOTED,
     )
 }

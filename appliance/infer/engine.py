@@ -1,4 +1,4 @@
-"""One model's engine: a thread that plans, computes, samples and delivers, step after step.
+"""One model's engine: a thread that plans, moves pages, computes, and delivers, step after step.
 
 Callers submit and cancel from any thread; one lock guards the scheduler and is never held while llama.cpp computes.
 Everything outside `llama_decode` is meant to stay near one percent of a step: numpy views, one delivery a step.
@@ -7,39 +7,53 @@ Everything outside `llama_decode` is meant to stay near one percent of a step: n
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from appliance.errors import InvalidArgument, PromptTooLong
-from appliance.infer import sampling
-from appliance.infer.llama import MAX_SEQUENCES, Context, Detokenizer, Model, Sampler
-from appliance.infer.prefix import BLOCK_TOKENS
+from appliance.errors import ApplianceError, DeadlineExceeded, InvalidArgument, PromptTooLong
+from appliance.infer import pages
+from appliance.infer.answer import Advance, Answer
+from appliance.infer.llama import MAX_SEQUENCES, Context, Model
+from appliance.infer.lora import Adapters
+from appliance.infer.pages import PAGE_TOKENS, Copy, Move, Restore, Save, Tokens
 from appliance.infer.protocol import EXIT_ENGINE_FAILED
-from appliance.infer.scheduler import Scheduler
+from appliance.infer.scheduler import NOTHING, Account, Chunk, Order, Scheduler
+from appliance.infer.speculate import Drafter, DraftModel, PromptLookup
+from appliance.infer.tiers import Tiers
 from appliance.types import EngineStats, Finish, FinishReason, Generation, Segment, Text, Timings, Usage
 
-Piece = Text | Finish
+Piece = Text | Finish | ApplianceError
 Deliver = Callable[[Piece], None]
 Post = Callable[[list[tuple[Deliver, Piece]]], None]
+MOST_DRAFTED = 32  # rows of a step, all requests together
+PAGED = "paged"
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _Answer:
-    """A request on its way: how its tokens are chosen, and where its text goes."""
+class _Totals:
+    """What EngineStats counts from the start."""
 
+    prompt_tokens_total: int = 0
+    cached_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    drafted_tokens_total: int = 0
+    accepted_tokens_total: int = 0
+    steps_total: int = 0
+    compute_seconds_total: float = 0.0
+    step_seconds_total: float = 0.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A request on its way: what makes its answer, and where that goes."""
+
+    answer: Answer
     deliver: Deliver
-    sampler: Sampler
-    text: Detokenizer
-    stops: sampling.StopFilter
-    max_tokens: int
-    labels: NDArray[np.int32]
-    label_texts: tuple[str, ...]
-    output_tokens: int = 0
+    adapter: str
     first_token_seconds: float = field(default=0.0)
 
 
@@ -47,23 +61,59 @@ class Engine:
     """Continuous batching of one model."""
 
     def __init__(
-        self, model: Model, *, cells: int, sequences: int, batch_tokens: int, queue: int, threads: int, post: Post
+        self,
+        model: Model,
+        *,
+        cells: int,
+        sequences: int,
+        batch_tokens: int,
+        queue: int,
+        threads: int,
+        post: Post,
+        kv_type: str = "f16",
+        identity: bytes = b"",
+        tiers: Tiers | None = None,
+        attention: str = "",
+        speculate_below_streams: int = 4,
+        draft_model: DraftModel | None = None,
     ) -> None:
         """cells: KV cells that all sequences share. post: called once a step with what the step gave, on the engine's
-        thread. Raises ModelTooLarge."""
+        thread. identity: of model and cache, for the pages' keys. tiers, draft_model: become the engine's to close.
+        attention: which kernel computes it. speculate_below_streams: no drafts where more requests run, 0 for never;
+        they come from the draft model, or else from the request's own tokens. Raises ModelTooLarge, ModelUnsupported.
+        """
         sequences = min(sequences, MAX_SEQUENCES // 2)
-        ids = min(max(4 * sequences, 16), MAX_SEQUENCES)
-        self.model, self.cells, self._post = model, cells, post
-        self._context = Context(model, cells=cells, sequences=ids, batch_tokens=batch_tokens, threads=threads)
-        self._scheduler = Scheduler(
+        ids = min(max(4 * sequences, 16), MAX_SEQUENCES - 1)
+        page_count = cells // PAGE_TOKENS
+        shares = model.shares_prefixes(cells)
+        self.model, self.cells, self._post, self._identity = model, cells, post, identity
+        self._tiers = tiers if shares else None
+        self._owned_tiers = tiers
+        self._speculate_below, self._draft_model = speculate_below_streams, draft_model
+        self._context = Context(
+            model,
             cells=cells,
+            sequences=ids,
+            batch_tokens=batch_tokens,
+            threads=threads,
+            outputs=min(batch_tokens, sequences + MOST_DRAFTED),
+            kv_type=kv_type,
+        )
+        self._adapters = Adapters(model)
+        self._scheduler = Scheduler(
+            pages=page_count,
             sequences=sequences,
             sequence_ids=ids,
             batch_tokens=batch_tokens,
             queue=queue,
-            shares_prefixes=model.shares_prefixes(cells),
+            shares_prefixes=shares,
+            # in the stock kernel every query scans idle cells too
+            most_cached=page_count if attention.startswith(PAGED) else page_count // 4,
+            saved=self._tiers.holds if self._tiers else None,
         )
-        self._answers: dict[int, _Answer] = {}
+        self._totals, self._attention = _Totals(), attention
+        self._streams: dict[int, _Stream] = {}
+        self._dead: list[Answer] = []  # for the engine's thread to close: it may be using them
         self._wake = threading.Condition()
         self._closing = False
         self._next_request = 0
@@ -73,43 +123,50 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the step in flight, and free the context; the model stays."""
+        """Stop after the step in flight, keep what is warm in the tiers, and free the context; the model stays."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
-        for answer in self._answers.values():
-            answer.sampler.close()
+        for request in list(self._streams):
+            self.cancel(request)
+        while self._scheduler.busy:
+            self._move(self._scheduler.plan(time.monotonic()).moves)
+        for answer in self._dead:
+            answer.close()
+        if self._owned_tiers:
+            self._owned_tiers.close()
+        if self._draft_model:
+            self._draft_model.close()
         self._context.close()
 
     def submit(self, generation: Generation, deliver: Deliver) -> int:
-        """Take a request in and name it. `deliver` gets Text pieces and one Finish, in order.
+        """Take a request in and name it. `deliver` gets Text pieces and then one Finish or one error, in order.
 
-        Tokenizes here, on the caller's thread. Raises InvalidArgument, PromptTooLong, QueueFull.
+        Tokenizes, and compiles a constraint, here on the caller's thread; so are an adapter and pages on disk loaded.
+        Raises InvalidArgument, PromptTooLong, QueueFull, and ModelMissing, AdapterMismatch, ModelDamaged of an adapter.
         """
-        vocabulary = self.model.vocabulary
-        sampling.check(generation.sampling)
+        with self._wake:
+            self._scheduler.check_queue()
         prompt = np.array(self.encode(generation.prompt), np.int32)
         if not len(prompt):
             raise InvalidArgument.of("prompt", "must not be empty.")
-        labels = np.array([vocabulary.label(label) for label in generation.labels], np.int32)
-        max_tokens = 1 if len(labels) else generation.sampling.max_tokens
-        with self._wake:
-            self._next_request += 1
-            request = self._next_request
-            self._scheduler.submit(request, prompt, max_tokens, generation.prefix_salt, time.monotonic())
-            self._answers[request] = _Answer(
-                deliver=deliver,
-                sampler=Sampler(generation.sampling, vocabulary, prompt),
-                text=Detokenizer(vocabulary),
-                stops=sampling.StopFilter(generation.sampling.stop),
-                max_tokens=max_tokens,
-                labels=labels,
-                label_texts=generation.labels,
-            )
-            self._wake.notify()
-        return request
+        max_tokens = 1 if generation.labels else generation.sampling.max_tokens
+        self._scheduler.check_size(len(prompt), max_tokens)
+        answer = Answer(generation, self.model.vocabulary, prompt, self._drafter(generation, prompt))
+        adapter = ""
+        try:
+            adapter = self._adapters.acquire(generation.adapter)
+            root = pages.root(generation.prefix_salt, self._identity, adapter)
+            if self._tiers:
+                self._tiers.warm(pages.chain(prompt, root))
+            with self._wake:
+                return self._submit(generation, prompt, max_tokens, root, _Stream(answer, deliver, adapter))
+        except ApplianceError:
+            self._adapters.release(adapter)
+            answer.close()
+            raise
 
     def encode(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of a prompt; on any thread. Raises InvalidArgument, PromptTooLong."""
@@ -120,39 +177,66 @@ class Engine:
         return vocabulary.encode(segments)
 
     def cancel(self, request: int) -> None:
-        """The request is no longer wanted; its cells are free from the next step on. One that has ended is let be."""
+        """The request is no longer wanted; its pages are free from the next step on. One that has ended is let be."""
         with self._wake:
-            if answer := self._answers.pop(request, None):
+            if request in self._streams:
                 self._scheduler.cancel(request, time.monotonic())
-                answer.sampler.close()
+                self._forget(request)
                 self._wake.notify()
 
     @property
     def stats(self) -> EngineStats:
         with self._wake:
+            scheduler, tiers = self._scheduler, self._tiers
             return EngineStats(
-                running=self._scheduler.running,
-                waiting=self._scheduler.waiting,
-                pages_total=self.cells // BLOCK_TOKENS,
-                pages_used=-(-self._scheduler.cells_used // BLOCK_TOKENS),
+                **asdict(self._totals),
+                running=scheduler.running,
+                waiting=scheduler.waiting,
+                preempted=scheduler.preempted,
+                pages_total=scheduler.pages.total,
+                pages_used=scheduler.pages.used,
+                pages_cached=scheduler.pages.cached,
+                host_pages=tiers.host_pages if tiers else 0,
+                disk_pages=tiers.disk_pages if tiers else 0,
+                preemptions_total=scheduler.preemptions,
+                requests_total=self._next_request,
+                attention=self._attention,
             )
-
-    @property
-    def load(self) -> tuple[int, int, int]:
-        """Requests running, requests waiting, KV cells that running requests hold or have reserved."""
-        with self._wake:
-            return self._scheduler.running, self._scheduler.waiting, self._scheduler.cells_used
 
     def run_until_idle(self) -> None:
         """Compute on the caller's thread, instead of `start`, until nothing is left to do."""
         while self._scheduler.busy:
             self._step()
 
+    def _drafter(self, generation: Generation, prompt: Tokens) -> Drafter | None:
+        if not self._speculate_below or generation.labels:
+            return None
+        return self._draft_model.begin(prompt, generation.sampling) if self._draft_model else PromptLookup(prompt)
+
+    def _submit(
+        self, generation: Generation, prompt: Tokens, max_tokens: int, root: bytes, stream: _Stream
+    ) -> int:
+        now, request = time.monotonic(), self._next_request + 1
+        order = Order(
+            request=request,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            root=root,
+            tenant=generation.tenant,
+            adapter=stream.adapter,
+            priority=generation.priority,
+            deadline_seconds=now + generation.deadline_seconds if generation.deadline_seconds else 0.0,
+        )
+        self._scheduler.submit(order, now)
+        self._next_request, self._streams[request] = request, stream
+        self._wake.notify()
+        return request
+
     def _run(self) -> None:
         try:
             while True:
                 with self._wake:
-                    self._wake.wait_for(lambda: self._scheduler.busy or self._closing)
+                    self._wake.wait_for(lambda: self._scheduler.busy or self._dead or self._closing)
                     if self._closing:
                         return
                 self._step()
@@ -162,69 +246,122 @@ class Engine:
             os._exit(EXIT_ENGINE_FAILED)
 
     def _step(self) -> None:
-        with self._wake:
-            step = self._scheduler.plan(time.monotonic())
-        self._context.move(step.moves)
-        if not step.chunks:
-            return
-        rows = self._context.compute(step.chunks)
+        began = time.monotonic()
+        drafts = self._drafts()
         pieces: list[tuple[Deliver, Piece]] = []
         with self._wake:
-            for chunk, row in zip(step.chunks, rows, strict=True):
-                answer = self._answers.get(chunk.request)  # None: cancelled while the step ran
-                if answer and chunk.samples:
-                    self._advance(chunk.request, answer, row, pieces)
+            step = self._scheduler.plan(began, drafts)
+            for request in step.expired:
+                late = DeadlineExceeded("The request's deadline passed before its answer was complete.")
+                pieces.append((self._forget(request).deliver, late))
+        self._move(step.moves)
+        if step.chunks:
+            self._adapters.apply(self._context, step.adapter)
+            ready = time.monotonic()
+            rows = self._context.compute(step.chunks)
+            self._totals.compute_seconds_total += time.monotonic() - ready
+            self._totals.steps_total += 1
+            self._advance(step.chunks, rows, pieces)
         if pieces:
             self._post(pieces)
+        self._totals.step_seconds_total += time.monotonic() - began
 
-    def _advance(self, request: int, answer: _Answer, row: int, pieces: list[tuple[Deliver, Piece]]) -> None:
-        """Choose the request's next token, and say what is to be said."""
+    def _drafts(self) -> Mapping[int, Tokens]:
+        """Guesses at what follows, while few enough requests run that a step has rows to spare."""
+        with self._wake:
+            dead, self._dead = self._dead, []
+            requests = self._scheduler.streaming if self._scheduler.running <= self._speculate_below else []
+            streams = {request: self._streams[request] for request in requests}
+        for answer in dead:
+            answer.close()
+        if not streams:
+            return NOTHING
+        return {name: stream.answer.draft(MOST_DRAFTED // len(streams)) for name, stream in streams.items()}
+
+    def _move(self, moves: Sequence[Move]) -> None:
+        """Tell the cache what was decided, in order, and the scheduler what could be restored."""
+        planned: dict[int, int] = {}
+        restored: dict[int, int] = {}
+        for move in moves:
+            if isinstance(move, Restore):
+                request, done = move.request, restored.get(move.request, 0)
+                if done == planned.get(request, 0) and self._restore(move):
+                    restored[request] = done + 1
+                planned[request] = planned.get(request, 0) + 1
+            elif isinstance(move, Save):
+                self._save(move)
+            elif isinstance(move, Copy):
+                self._context.copy(move)
+            else:
+                self._context.trim(move)
+        with self._wake:
+            for request, count in planned.items():
+                self._scheduler.restored(request, restored.get(request, 0), count)
+
+    def _restore(self, move: Restore) -> bool:
+        assert self._tiers
+        state = self._tiers.get(move.key)
+        return state is not None and self._context.restore(move.sequence, move.page, state)
+
+    def _save(self, move: Save) -> None:
+        assert self._tiers
+        try:
+            self._tiers.put(move.key, self._context.save(move.sequence, move.page))
+        except MemoryError:
+            log.warning("kv_host.no_memory")
+
+    def _advance(self, chunks: Sequence[Chunk], rows: Sequence[int], pieces: list[tuple[Deliver, Piece]]) -> None:
+        """Let the answers take the logits of their rows, and say what is to be said."""
+        made: list[tuple[int, _Stream, Advance]] = []
+        for chunk, row in zip(chunks, rows, strict=True):
+            stream = self._streams.get(chunk.request)  # None: cancelled while the step ran
+            if stream and chunk.samples:
+                drafted = chunk.tokens[len(chunk.tokens) - chunk.samples + 1 :]
+                logits = [self._context.logits(row + index) for index in range(chunk.samples)]
+                made.append((chunk.request, stream, stream.answer.advance(logits, drafted)))
+                self._totals.drafted_tokens_total += len(drafted)
         now = time.monotonic()
-        if not answer.output_tokens:
-            answer.first_token_seconds = now
-        answer.output_tokens += 1
-        logprobs: tuple[float, ...] = ()
-        ended: FinishReason | None
-        if len(answer.labels):
-            values = sampling.label_logprobs(self._context.logits(row), answer.labels)
-            best, logprobs = int(values.argmax()), tuple(float(value) for value in values)
-            token, text, ended = int(answer.labels[best]), answer.label_texts[best], FinishReason.STOP
-        else:
-            token = self._context.sample(answer.sampler, row)
-            text, ended = self._read(answer, token)
-        self._scheduler.extend(request, token)
-        if text:
-            pieces.append((answer.deliver, Text(text)))
-        if ended:
-            pieces.append((answer.deliver, self._finish(request, answer, ended, logprobs, now)))
+        with self._wake:
+            for request, stream, advance in made:
+                if request in self._streams:
+                    self._take(request, stream, advance, now, pieces)
 
-    def _read(self, answer: _Answer, token: int) -> tuple[str, FinishReason | None]:
-        """What may be shown after this token, and whether the answer has ended."""
-        if self.model.vocabulary.is_end(token):
-            text = answer.stops.feed(answer.text.flush())
-            reason = FinishReason.STOP
-        else:
-            text = answer.stops.feed(answer.text.feed(token))
-            if not answer.stops.stopped and answer.output_tokens < answer.max_tokens:
-                return text, None
-            reason = FinishReason.STOP if answer.stops.stopped else FinishReason.LENGTH
-            text += answer.stops.feed(answer.text.flush())
-        return text + answer.stops.flush(), reason
+    def _take(
+        self, request: int, stream: _Stream, made: Advance, now: float, pieces: list[tuple[Deliver, Piece]]
+    ) -> None:
+        totals = self._totals
+        stream.first_token_seconds = stream.first_token_seconds or now
+        if made.tokens:
+            self._scheduler.extend(request, made.tokens)
+        totals.generated_tokens_total += len(made.tokens)
+        totals.accepted_tokens_total += made.accepted
+        if made.piece:
+            pieces.append((stream.deliver, made.piece))
+        if made.ended:
+            account = self._scheduler.finish(request, now)
+            totals.prompt_tokens_total += account.input_tokens
+            totals.cached_tokens_total += account.cached_input_tokens
+            pieces.append((stream.deliver, _finish(account, stream, made.ended, made.label_logprobs, now)))
+            self._forget(request)
 
-    def _finish(
-        self, request: int, answer: _Answer, reason: FinishReason, logprobs: tuple[float, ...], now: float
-    ) -> Finish:
-        del self._answers[request]
-        answer.sampler.close()
-        account = self._scheduler.finish(request, now)
-        return Finish(
-            reason=reason,
-            usage=Usage(account.input_tokens, account.cached_input_tokens, account.output_tokens),
-            timings=Timings(
-                queue_seconds=account.admitted_seconds - account.submitted_seconds,
-                prefill_seconds=answer.first_token_seconds - account.admitted_seconds,
-                decode_seconds=now - answer.first_token_seconds,
-                total_seconds=now - account.submitted_seconds,
-            ),
-            label_logprobs=logprobs,
-        )
+    def _forget(self, request: int) -> _Stream:
+        stream = self._streams.pop(request)
+        self._adapters.release(stream.adapter)
+        self._dead.append(stream.answer)
+        return stream
+
+
+def _finish(
+    account: Account, stream: _Stream, reason: FinishReason, logprobs: tuple[float, ...], now: float
+) -> Finish:
+    return Finish(
+        reason=reason,
+        usage=Usage(account.input_tokens, account.cached_input_tokens, account.output_tokens),
+        timings=Timings(
+            queue_seconds=account.admitted_seconds - account.submitted_seconds,
+            prefill_seconds=stream.first_token_seconds - account.admitted_seconds,
+            decode_seconds=now - stream.first_token_seconds,
+            total_seconds=now - account.submitted_seconds,
+        ),
+        label_logprobs=logprobs,
+    )

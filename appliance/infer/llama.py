@@ -9,7 +9,7 @@ import ctypes
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp as native
@@ -17,14 +17,22 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from appliance.errors import InvalidArgument, ModelDamaged, ModelMissing, ModelTooLarge, ModelUnsupported
-from appliance.infer.prefix import Tokens
-from appliance.infer.sampling import PENALTY_WINDOW_TOKENS
-from appliance.infer.scheduler import Chunk, Copy, Trim
-from appliance.types import Floats, Origin, Sampling, Segment
+from appliance.errors import (
+    AdapterMismatch,
+    InvalidArgument,
+    ModelDamaged,
+    ModelMissing,
+    ModelTooLarge,
+    ModelUnsupported,
+)
+from appliance.infer.pages import PAGE_TOKENS, Copy, Trim
+from appliance.infer.scheduler import Chunk
+from appliance.ports import Buffer
+from appliance.types import Adapter, Floats, Origin, Segment
 
+VERSION: str = native.__version__
 MAX_SEQUENCES = 256
-_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED means "draw one": not what a caller who names a seed wants
+KV_TYPES = {"f16": native.GGML_TYPE_F16, "q8_0": native.GGML_TYPE_Q8_0}
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 log = structlog.get_logger()
 
@@ -58,6 +66,36 @@ def _errors() -> Iterator[list[str]]:
         native.llama_log_set(_to_structlog, ctypes.c_void_p(0))
 
 
+QUANTIZED = {"Q8_0": native.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": native.LLAMA_FTYPE_MOSTLY_Q4_K_M}
+_QUANTIZED_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+
+
+def quantize(source: str, target: str, storage: str, threads: int, report: Callable[[int, int], None]) -> None:
+    """Write `target` anew with the weights of `source` as a key of QUANTIZED says. report: tensors begun, and in all.
+
+    Raises ModelDamaged with llama.cpp's reason.
+    """
+    params = native.llama_model_quantize_default_params()
+    params.nthread, params.ftype = threads, QUANTIZED[storage]
+    errors: list[str] = []
+
+    @native.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, text: bytes, _: object) -> None:
+        line = text.decode(errors="replace").strip()
+        if found := _QUANTIZED_TENSOR.match(line):
+            report(int(found[1]), int(found[2]))
+        elif level == _ERROR_LEVEL:
+            errors.append(line)
+
+    native.llama_log_set(listen, ctypes.c_void_p(0))
+    try:
+        failed = native.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+    finally:
+        native.llama_log_set(_to_structlog, ctypes.c_void_p(0))
+    if failed:
+        raise ModelDamaged(f"The engine cannot quantize the model: {'; '.join(errors)[:300] or 'it gave no reason'}.")
+
+
 class Vocabulary:
     """Text to tokens and back, where no text becomes a control token unless it is scaffold."""
 
@@ -76,6 +114,9 @@ class Vocabulary:
         self._guarded = np.zeros(self.size, np.bool_)
         self._guarded[np.array(sorted(self._control | markup), np.int64)] = True
         self.control_tokens = tuple(texts[i] for i in sorted(self._control))
+        self.end_ids = tuple(i for i in range(self.size) if native.llama_vocab_is_eog(self._native, i))
+        # no text stands for these
+        self.control_ids = tuple(sorted(self._control | set(self.end_ids)))
         literals = {texts[i] for i in self._control | markup if len(texts[i]) > 1}
         literals |= {text.replace("▁", " ") for text in literals}
         self._literal = _first_characters(literals)
@@ -99,6 +140,10 @@ class Vocabulary:
                     raise InvalidArgument.of("prompt", "a part of it cannot be told from this model's control tokens.")
                 ids += made
         return ids[1:] if ids[:2] == [self._bos, self._bos] and self._adds_bos else ids
+
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of text that goes on from other text; none of them is a control token."""
+        return self._ids(text, parse_special=False, joined=True)
 
     def label(self, text: str) -> int:
         """The id of a label. Raises InvalidArgument where it is not exactly one token."""
@@ -155,6 +200,11 @@ class Detokenizer:
     def feed(self, token: int) -> str:
         return self._decoder.decode(self._vocabulary.piece(token))
 
+    @property
+    def partial(self) -> bool:
+        """Is a character begun whose last byte has not come?"""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
 
@@ -202,19 +252,38 @@ class Model:
 class Context:
     """The unified KV cache of a model and one batch that is filled and computed again and again."""
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int) -> None:
-        """cells: tokens that all sequences may hold together. Raises ModelTooLarge."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        cells: int,
+        sequences: int,
+        batch_tokens: int,
+        threads: int,
+        outputs: int = 0,
+        kv_type: str = "f16",
+    ) -> None:
+        """cells: tokens that all sequences may hold together. outputs: rows of a batch that may sample, at least one a
+        sequence. kv_type: a key of KV_TYPES. Raises ModelTooLarge; ModelUnsupported where kv_type is not for the model.
+        """
         params = native.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = cells, min(sequences, MAX_SEQUENCES)
+        sequences = min(sequences, MAX_SEQUENCES - 1)
+        self._scratch = sequences  # a sequence of our own, through which pages are saved and restored
+        params.n_ctx, params.n_seq_max = cells, sequences + 1
         params.n_batch = params.n_ubatch = batch_tokens
-        # one row of logits a sequence, not one a token of the batch: saves 500 MB at a vocabulary of 256k
-        params.n_outputs_max = params.n_seq_max
+        # rows of logits for what samples, not one a token of the batch: saves 500 MB at a vocabulary of 256k
+        params.n_outputs_max, params.n_outputs_max_per_seq = max(outputs, sequences + 1), 0
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified, params.flash_attn_type = True, native.LLAMA_FLASH_ATTN_TYPE_AUTO
-        self._native = native.llama_init_from_model(model.handle, params)
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        with _errors() as errors:
+            self._native = native.llama_init_from_model(model.handle, params)
         if not self._native:
+            if any("cache type" in line or "quantized V cache" in line for line in errors):
+                raise ModelUnsupported(f"model_kv_type: this model's cache cannot be kept as {kv_type}; use f16.")
             raise ModelTooLarge(f"The engine cannot allocate a context of {cells} tokens for the model.")
         self._memory = native.llama_get_memory(self._native)
+        self._adapter: Any = None
         self._vocabulary_size = model.vocabulary.size
         self._batch = native.llama_batch_init(batch_tokens, 0, 1)
         self._tokens = _view(self._batch.token, np.int32, batch_tokens)
@@ -227,15 +296,55 @@ class Context:
         self._own_lists = self._lists.copy()
         self._lists[:] = self._sequences.ctypes.data + 4 * np.arange(batch_tokens)
 
-    def move(self, moves: Sequence[Copy | Trim]) -> None:
-        for move in moves:
-            if isinstance(move, Copy):
-                native.llama_memory_seq_cp(self._memory, move.source, move.target, 0, move.tokens)
-            else:
-                native.llama_memory_seq_rm(self._memory, move.sequence, move.tokens, -1)
+    def copy(self, move: Copy) -> None:
+        native.llama_memory_seq_cp(self._memory, move.source, move.target, 0, move.tokens)
+
+    def trim(self, move: Trim) -> None:
+        native.llama_memory_seq_rm(self._memory, move.sequence, move.tokens, -1)
+
+    def save(self, sequence: int, page: int) -> memoryview:
+        """The state of one whole page of a sequence: its positions, keys and values in the form that `restore` reads.
+
+        Raises RuntimeError where llama.cpp fails.
+        """
+        start = page * PAGE_TOKENS
+        native.llama_memory_seq_cp(self._memory, sequence, self._scratch, start, start + PAGE_TOKENS)
+        size = int(native.llama_state_seq_get_size(self._native, self._scratch))
+        state = np.empty(size, np.uint8)
+        at = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        got = native.llama_state_seq_get_data(self._native, at, size, self._scratch)
+        native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        if got != size:
+            raise RuntimeError("llama_state_seq_get_data failed")
+        return memoryview(state)  # type: ignore[arg-type]
+
+    def restore(self, sequence: int, page: int, state: Buffer) -> bool:
+        """Make the state of a saved page the sequence's next; False where llama.cpp does not take it."""
+        start = page * PAGE_TOKENS
+        raw = np.frombuffer(state, np.uint8)
+        at = raw.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        taken = native.llama_state_seq_set_data(self._native, at, len(raw), self._scratch) == len(raw)
+        if taken:
+            native.llama_memory_seq_cp(self._memory, self._scratch, sequence, start, start + PAGE_TOKENS)
+        native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        return bool(taken)
+
+    def set_adapter(self, adapter: "LoadedAdapter | None") -> None:
+        """What `compute` applies from now on. A change costs llama.cpp a new graph. Raises RuntimeError."""
+        if adapter is self._adapter:
+            return
+        if adapter is None:
+            failed = native.llama_set_adapters_lora(self._native, None, 0, None)
+        else:
+            handles = (native.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            scales = (ctypes.c_float * 1)(adapter.scale)
+            failed = native.llama_set_adapters_lora(self._native, handles, 1, scales)
+        if failed:
+            raise RuntimeError("llama_set_adapters_lora failed")
+        self._adapter = adapter
 
     def compute(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Run one batch; returns each chunk's last row, whose logits are there where it `samples`.
+        """Run one batch; returns each chunk's first row that samples, or its end where none does.
 
         Raises RuntimeError where llama.cpp fails: the cache is then not to be trusted.
         """
@@ -247,8 +356,8 @@ class Context:
             self._positions[start:end] = np.arange(chunk.start, chunk.start + end - start)
             self._sequences[start:end] = chunk.sequence
             self._samples[start:end] = 0
-            self._samples[end - 1] = chunk.samples
-            rows.append(end - 1)
+            self._samples[end - chunk.samples : end] = 1
+            rows.append(end - chunk.samples)
         self._batch.n_tokens = end
         if code := native.llama_decode(self._native, self._batch):
             raise RuntimeError(f"llama_decode failed with code {code}")
@@ -259,47 +368,33 @@ class Context:
         """float32 [vocabulary] of a row that samples; a view, good until the next `compute`."""
         return np.ctypeslib.as_array(native.llama_get_logits_ith(self._native, row), (self._vocabulary_size,))
 
-    def sample(self, sampler: "Sampler", row: int) -> int:
-        if sampler.greedy:
-            return int(self.logits(row).argmax())
-        return int(native.llama_sampler_sample(sampler.chain, self._native, row))
-
     def close(self) -> None:
         self._lists[:] = self._own_lists
         native.llama_batch_free(self._batch)
         native.llama_free(self._native)
 
 
-class Sampler:
-    """llama.cpp's chain for one request: penalties, top-k, top-p, min-p, temperature, a draw by the request's seed."""
+class LoadedAdapter:
+    """A LoRA's weights on the device. Freed with its model at the latest."""
 
-    def __init__(self, sampling: Sampling, vocabulary: Vocabulary, prompt: Tokens) -> None:
-        penalized = sampling.repeat_penalty != 1.0
-        self.greedy = sampling.temperature == 0 and not penalized
-        self.chain = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        if penalized:
-            self._add(
-                native.llama_sampler_init_penalties(
-                    vocabulary.size, PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0
-                )
-            )
-        if sampling.temperature == 0:
-            self._add(native.llama_sampler_init_greedy())
-        else:
-            self._add(native.llama_sampler_init_top_k(sampling.top_k))
-            self._add(native.llama_sampler_init_top_p(sampling.top_p, 1))
-            self._add(native.llama_sampler_init_min_p(sampling.min_p, 1))
-            self._add(native.llama_sampler_init_temp(sampling.temperature))
-            self._add(native.llama_sampler_init_dist(min(sampling.seed, _RANDOM_SEED - 1)))
-        if penalized:
-            for token in prompt[-PENALTY_WINDOW_TOKENS:]:
-                native.llama_sampler_accept(self.chain, int(token))
+    def __init__(self, model: Model, adapter: Adapter) -> None:
+        """May run beside `Context.compute`, not beside another load or `set_adapter`.
 
-    def _add(self, link: object) -> None:
-        native.llama_sampler_chain_add(self.chain, link)
+        Raises ModelMissing, AdapterMismatch where it was made for another model, ModelDamaged.
+        """
+        self.scale = adapter.scale
+        if not os.path.isfile(adapter.path):
+            raise ModelMissing(f"The file of adapter {adapter.name} is not there.")
+        with _errors() as errors:
+            self.handle = native.llama_adapter_lora_init(model.handle, adapter.path.encode())
+        if not self.handle:
+            why = "; ".join(dict.fromkeys(line.partition(": ")[2] or line for line in errors))[:300]
+            if any(sign in why for sign in ("mismatch", "does not exist", "incorrect shape")):
+                raise AdapterMismatch(f"Adapter {adapter.name} was made for another model: {why}.")
+            raise ModelDamaged(f"The engine cannot load adapter {adapter.name}: {why or 'llama.cpp gave no reason'}.")
 
     def close(self) -> None:
-        native.llama_sampler_free(self.chain)
+        native.llama_adapter_lora_free(self.handle)
 
 
 def _first_characters(literals: Iterable[str]) -> re.Pattern[str] | None:

@@ -6,7 +6,7 @@ The worker reads one LaunchSpec from stdin, and writes one JSON line to stdout: 
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import grpc
@@ -56,7 +56,12 @@ class SelfTest:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """All that a worker is told. threads 0: one a core, less one reserved. self_test None only in tests."""
+    """All that a worker is told. threads 0: one a core, less one reserved. self_test None only in tests.
+
+    model_sha256: what prefixes are bound to, with kv_type ("f16" or "q8_0"). host_cache_bytes, disk_cache_bytes: bounds
+    of the tiers for idle prefixes, 0 for none; disk_cache_directory: this model's own; disk_cache_key: 32 bytes as hex.
+    speculate_below_streams: no tokens are drafted where more requests run; draft_model_path: '' for prompt lookup.
+    """
 
     model_path: str
     socket_path: str
@@ -67,6 +72,14 @@ class LaunchSpec:
     threads: int = 0
     log_level: str = "info"
     self_test: SelfTest | None = None
+    model_sha256: str = ""
+    kv_type: str = "f16"
+    host_cache_bytes: int = 0
+    disk_cache_bytes: int = 0
+    disk_cache_directory: str = ""
+    disk_cache_key: str = field(default="", repr=False)
+    speculate_below_streams: int = 4
+    draft_model_path: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=lambda origin: origin.name)

@@ -3,37 +3,65 @@
 import asyncio
 import copy
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from appliance.errors import ApplianceError, ModelRestarting, ModelTooLarge, NoChatModel
+from appliance.errors import (
+    ApplianceError,
+    Broken,
+    MemoryInUse,
+    ModelDamaged,
+    ModelMissing,
+    ModelRestarting,
+    ModelTooLarge,
+    ModelUnsupported,
+    NoChatModel,
+)
+from appliance.infer import swap
 from appliance.infer.protocol import LaunchSpec, SelfTest
 from appliance.infer.supervisor import Backoff, Supervisor
-from appliance.ports import ModelFiles
+from appliance.ports import Aliases, ModelFiles
 from appliance.types import (
+    Adapter,
+    EngineStats,
     Finish,
     Generation,
+    MemoryPlan,
     ModelFile,
     ModelKind,
     ModelState,
     ModelStatus,
+    Priority,
     Segment,
+    Tally,
     Text,
 )
 
-# (file, context_tokens, bytes that loaded models are planned to use) -> bytes this one will; raises ModelTooLarge
-Admit = Callable[[ModelFile, int, int], int]
+TEND_SECONDS = 1.0
+MAX_SHADOWS = 16  # at once; beyond, a request is not shadowed
+RETRY_SECONDS = 5.0
+# the target's fault, not the request's; what else is Refused or Busy says nothing about a target
+BLAMED = (Broken, ModelMissing, ModelDamaged, ModelUnsupported, ModelTooLarge, ModelRestarting)
 log = structlog.get_logger()
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
+class Admit(Protocol):
+    """Whether a model fits: against the bytes that loaded models were promised, and those that unloading would free."""
+
+    def __call__(self, file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What every worker is started with; see config.py."""
+    """What every worker is started with; see config.py. idle_seconds: when one is ended, 0 for never."""
 
     socket_directory: Path
     context_tokens: int = 8192
@@ -42,42 +70,62 @@ class EngineOptions:
     queue: int = 64
     threads: int = 0
     log_level: str = "info"
+    idle_seconds: float = 0.0
     self_test: SelfTest | None = None
     backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True)
 class _Loaded:
+    """A model that has a worker, or gets one. swapped: it is being unloaded for another or for idleness."""
+
     file: ModelFile
     supervisor: Supervisor
     planned_bytes: int
     context_tokens: int
     loading: "asyncio.Task[None]"
+    last_used_seconds: float
+    requests: int = 0
     unloading: "asyncio.Task[None] | None" = None
+    swapped: bool = False
 
 
 class Router:
-    """ports.Generator over worker processes. Loads a model at its first use, if the memory plan admits it."""
+    """ports.Generator over worker processes. Loads a model at its first use, if the memory plan admits it.
+
+    Where it does not fit, idle models that are not pinned are unloaded first, the least recently used first; a model
+    with a running or waiting request never is.
+    """
 
     def __init__(
         self,
         files: ModelFiles,
         options: EngineOptions,
         admit: Admit,
+        aliases: Aliases,
         on_change: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """on_change: called when a model's state has changed; it may read `statuses()`."""
-        self._files, self._options, self._admit, self._on_change = files, options, admit, on_change
+        self._files, self._options, self._admit, self._aliases = files, options, admit, aliases
+        self._on_change, self._clock = on_change, clock
         self._loaded: dict[str, _Loaded] = {}
         self._refused: dict[str, str] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    # --- ports.Generator ---
 
     def chat_model(self, name: str) -> ModelFile:
-        """The chat model of that name; '' is the one that was imported last. Raises NotFound, NoChatModel."""
+        """The chat model of that name, '' for the one that was imported last. Raises NotFound, NoChatModel.
+
+        An alias gives one of its targets by weight; an adapter gives its base under the adapter's name.
+        """
         if name:
-            file = self._files.get(name)
-            if file.kind is not ModelKind.CHAT:
+            file = self._files.get(self._aliases.choose(name) or name)
+            base = self._base(file)
+            if base.kind is not ModelKind.CHAT:
                 raise NoChatModel(f"Model {name} is a {file.kind.value} model: it cannot chat.")
-            return file
+            return replace(base, name=file.name)
         chat = [file for file in self._files.list() if file.kind is ModelKind.CHAT]
         if not chat:
             raise NoChatModel("No chat model is imported.")
@@ -86,34 +134,89 @@ class Router:
     async def generate(self, model: str, generation: Generation, alias: str = "") -> AsyncIterator[Text | Finish]:
         """Zero or more Text, then one Finish. Closing the iterator frees the sequence.
 
-        Raises NotFound, NoChatModel, InvalidArgument, PromptTooLong, QueueFull, ModelRestarting, ModelTooLarge,
-        ModelMissing, ModelDamaged, ModelUnsupported, SelfTestFailed, WorkerDied.
+        alias: the name that `chat_model` resolved to `model`; outcomes are counted for it, and its shadows asked too.
+        Raises NotFound, NoChatModel, InvalidArgument, PromptTooLong, QueueFull, ModelRestarting, MemoryInUse,
+        ModelTooLarge, ModelMissing, ModelDamaged, ModelUnsupported, SelfTestFailed, WorkerDied.
         """
-        file = self._files.get(model) if generation.labels and model else self.chat_model(model)
-        supervisor = await self._serving(file)
-        pieces = supervisor.generate(generation)
+        if not alias and (chosen := self._aliases.choose(model)):
+            alias, model = model, chosen
+        self._start_shadows(alias, model, generation)
+        started, finish = self._clock(), None
         try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            async with aclosing(self._answer(model, generation)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    finish = piece if isinstance(piece, Finish) else None
+                    yield piece
+        except ApplianceError as error:
+            self._count(alias, model, started, None, error)
+            raise
+        self._count(alias, model, started, finish, None)
 
     async def tokenize(self, model: str, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Token ids as the model reads them. Raises as `generate`."""
-        file = self._files.get(model) if model else self.chat_model("")
-        return await (await self._serving(file)).tokenize(segments)
+        file = self._files.get(self._aliases.choose(model) or model) if model else self.chat_model("")
+        async with self._using(self._base(file)) as supervisor:
+            return await supervisor.tokenize(segments)
+
+    async def _answer(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
+        file = self._files.get(model) if generation.labels and model else self._files.get(self.chat_model(model).name)
+        if file.kind is ModelKind.ADAPTER:
+            await asyncio.to_thread(self._files.verify, file)
+            generation = replace(generation, adapter=Adapter(file.name, file.path, file.sha256))
+        async with (
+            self._using(self._base(file)) as supervisor,
+            aclosing(supervisor.generate(generation)) as pieces,  # type: ignore[type-var]
+        ):
+            async for piece in pieces:
+                yield piece
+
+    def _base(self, file: ModelFile) -> ModelFile:
+        """The model whose worker serves a file: an adapter's base, else itself."""
+        return self._files.get(file.base) if file.base else file
+
+    # --- aliases ---
+
+    def _count(
+        self, alias: str, model: str, started_seconds: float, finish: Finish | None, error: ApplianceError | None
+    ) -> None:
+        if not alias or (error and not isinstance(error, BLAMED)):
+            return
+        tokens = finish.usage.output_tokens if finish else 0
+        self._aliases.count(alias, model, Tally(1, int(error is not None), tokens, self._clock() - started_seconds))
+
+    def _start_shadows(self, alias: str, model: str, generation: Generation) -> None:
+        for shadow in self._aliases.shadows(alias) if alias else ():
+            if shadow != model and len(self._shadows) < MAX_SHADOWS:
+                task = asyncio.create_task(self._shadow(alias, shadow, model, generation))
+                self._shadows.add(task)
+                task.add_done_callback(self._shadows.discard)
+
+    async def _shadow(self, alias: str, shadow: str, model: str, generation: Generation) -> None:
+        """Ask a shadow the same, behind everyone else, for its tally alone."""
+        started, finish, failure = self._clock(), None, None
+        try:
+            if self.chat_model(shadow).scaffold != self.chat_model(model).scaffold:
+                return  # the prompt is not in its words
+            async for piece in self._answer(shadow, replace(generation, priority=Priority.LOW)):
+                finish = piece if isinstance(piece, Finish) else None
+        except ApplianceError as error:
+            failure = error
+        self._count(alias, shadow, started, finish, failure)
+
+    # --- loading and unloading ---
 
     async def load(self, name: str) -> ModelStatus:
         """Start the model's worker and wait until it is ready; a model that failed is tried again.
 
-        Raises NotFound, ModelTooLarge, ModelMissing, ModelDamaged, ModelUnsupported, SelfTestFailed.
+        Raises NotFound, MemoryInUse, ModelTooLarge, ModelMissing, ModelDamaged, ModelUnsupported, SelfTestFailed.
         """
         file = self._files.get(name)
-        loaded = self._loaded.get(name)
+        base = self._base(file)
+        loaded = self._loaded.get(base.name)
         if loaded and loaded.supervisor.state is ModelState.FAILED:
-            await self.unload(name)
-        await self._serving(file)
-        return self.status(file)
+            await self.unload(base.name)
+        async with self._using(base):
+            return self.status(file)
 
     async def unload(self, name: str) -> None:
         """End the model's worker, which gives all its memory back. Does nothing where it is not loaded.
@@ -125,80 +228,171 @@ class Router:
             loaded.unloading = loaded.unloading or asyncio.create_task(self._end(loaded))
             await asyncio.shield(loaded.unloading)  # who goes away leaves it ending
 
+    async def tend(self) -> None:
+        """Unload what nobody asked for long enough, until cancelled."""
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            self.unload_idle()
+
+    def unload_idle(self) -> None:
+        """Begin to unload the models that have been idle for longer than the options say."""
+        for name in swap.overdue(self._residents(), self._clock(), self._options.idle_seconds):
+            self._swap_out(name)
+
     async def close(self) -> None:
         """End every worker, also where one cannot be ended."""
+        for task in list(self._shadows):
+            task.cancel()
         ends = await asyncio.gather(*map(self.unload, list(self._loaded)), return_exceptions=True)
         for error in filter(None, ends):
             log.error("model.unload_failed", error=type(error).__name__)
+
+    def plan(self, name: str) -> MemoryPlan:
+        """What loading a model would take, and which idle models it would end. Nothing is loaded. Raises NotFound."""
+        file = self._base(self._files.get(name))
+        if loaded := self._loaded.get(file.name):
+            now = self._plan_without(file, frozenset({file.name}))
+            return replace(now, needed_bytes=loaded.planned_bytes, problem="")
+        return self._plan(file)
+
+    # --- what there is ---
+
+    def stats(self) -> Mapping[str, EngineStats]:
+        """The latest known state of each engine that serves, by its model's name."""
+        return {name: loaded.supervisor.stats for name, loaded in self._loaded.items() if loaded.supervisor.stats}
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Every model file and what its worker does."""
         return tuple(self.status(file) for file in self._files.list())
 
     def status(self, file: ModelFile) -> ModelStatus:
+        served_by = file.base or file.name
         status = ModelStatus(
             name=file.name,
             kind=file.kind,
-            state=ModelState.REFUSED if file.name in self._refused else ModelState.STORED,
+            state=ModelState.REFUSED if served_by in self._refused else ModelState.STORED,
             architecture=file.architecture,
             source=file.source,
             sha256=file.sha256,
             size_bytes=file.size_bytes,
             parameters=file.parameters,
-            detail=self._refused.get(file.name, ""),
+            detail=self._refused.get(served_by, ""),
             create_time=file.create_time,
+            base=file.base,
+            pinned=self._files.pinned(file.name),
         )
-        loaded = self._loaded.get(file.name)
+        loaded = self._loaded.get(served_by)
         if loaded is None:
             return status
+        state = loaded.supervisor.state
+        waits = state is ModelState.STORED and not loaded.unloading  # for another to be unloaded, or its file's hash
         return replace(
             status,
-            state=loaded.supervisor.state,
-            memory_bytes=0 if loaded.supervisor.error else loaded.planned_bytes,
+            state=ModelState.LOADING if waits else state,
+            memory_bytes=0 if loaded.supervisor.error or file.base else loaded.planned_bytes,
             context_tokens=loaded.context_tokens,
             detail=loaded.supervisor.detail,
         )
 
-    async def _serving(self, file: ModelFile) -> Supervisor:
-        """The supervisor of a model that is ready, or was and is restarting. Two calls at once start one process."""
-        loaded = self._loaded.get(file.name)
-        if loaded and loaded.file.sha256 != file.sha256:
-            await self.unload(file.name)
-        loaded = self._loaded.get(file.name) or self._plan(file)
-        if loaded.unloading:
-            raise ModelRestarting(f"Model {file.name} is being unloaded.")
-        # waiting for the task, not awaiting it: who goes away while it loads leaves it loading for the others
-        await asyncio.wait([loaded.loading])
-        if loaded.loading.cancelled():
-            raise ModelRestarting(f"Model {file.name} was unloaded while it was being loaded.")
-        if error := loaded.loading.exception():
-            raise copy.copy(error)  # the task keeps its own, which must not keep each caller's frames
-        return loaded.supervisor
+    # --- one model's worker ---
 
-    def _plan(self, file: ModelFile) -> _Loaded:
-        context = min(self._options.context_tokens, file.trained_context_tokens or self._options.context_tokens)
-        used = sum(other.planned_bytes for other in self._loaded.values() if other.supervisor.error is None)
+    @asynccontextmanager
+    async def _using(self, file: ModelFile) -> AsyncIterator[Supervisor]:
+        """The supervisor of a model that is ready, or was and is restarting; it is not idle meanwhile."""
+        loaded = await self._place(file)
+        loaded.requests += 1
         try:
-            planned = self._admit(file, context, used)
-        except ModelTooLarge as error:
-            self._refused[file.name] = str(error)
+            # waiting for the task, not awaiting it: who goes away while it loads leaves it loading for the others
+            await asyncio.wait([loaded.loading])
+            if loaded.loading.cancelled():
+                raise ModelRestarting(f"Model {file.name} was unloaded while it was being loaded.")
+            if error := loaded.loading.exception():
+                raise copy.copy(error)  # the task keeps its own, which must not keep each caller's frames
+            yield loaded.supervisor
+        finally:
+            loaded.requests -= 1
+            loaded.last_used_seconds = self._clock()
+
+    async def _place(self, file: ModelFile) -> _Loaded:
+        """The model's place among the loaded, new where it has none. Two calls at once start one process."""
+        while True:
+            loaded = self._loaded.get(file.name)
+            if loaded is None:
+                return self._begin(file)
+            if loaded.unloading and loaded.swapped:
+                await asyncio.wait([loaded.unloading])
+            elif loaded.file.sha256 != file.sha256:
+                await self.unload(file.name)
+            elif loaded.unloading:
+                raise ModelRestarting(f"Model {file.name} is being unloaded.")
+            else:
+                return loaded
+
+    def _begin(self, file: ModelFile) -> _Loaded:
+        plan = self._plan(file)
+        if plan.problem:
+            self._refused[file.name] = plan.problem
             self._on_change()
-            raise
+            raise ModelTooLarge(plan.problem)
         self._refused.pop(file.name, None)
+        for name in plan.unloads:
+            self._swap_out(name)
+        ending = [other.unloading for other in self._loaded.values() if other.unloading]
         supervisor = Supervisor(
-            file.name, self._spec(file, context), backoff=self._options.backoff, on_change=self._on_change
+            file.name, self._spec(file, plan.context_tokens), backoff=self._options.backoff, on_change=self._on_change
         )
-        loading = asyncio.create_task(self._start(file, supervisor))
-        loaded = self._loaded[file.name] = _Loaded(file, supervisor, planned, context, loading)
+        loading = asyncio.create_task(self._start(file, supervisor, ending))
+        log.info("model.planned", model=file.name, needed_bytes=plan.needed_bytes, unloads=plan.unloads)
+        loaded = _Loaded(file, supervisor, plan.needed_bytes, plan.context_tokens, loading, self._clock())
+        self._loaded[file.name] = loaded
         return loaded
 
-    async def _start(self, file: ModelFile, supervisor: Supervisor) -> None:
+    async def _start(self, file: ModelFile, supervisor: Supervisor, ending: "Sequence[asyncio.Task[None]]") -> None:
         try:
+            if ending:  # their memory is what this one was promised
+                await asyncio.wait(ending)
             await asyncio.to_thread(self._files.verify, file)
         except ApplianceError as error:
             supervisor.fail(error)
             raise
         await supervisor.start()
+
+    def _plan(self, file: ModelFile) -> MemoryPlan:
+        """The plan with the idle models unloaded that are in its way. Raises MemoryInUse where those are not idle."""
+        residents = self._residents()
+        unloads = swap.make_room(residents, lambda gone: not self._plan_without(file, gone).problem)
+        if unloads is not None:
+            return replace(self._plan_without(file, frozenset(unloads)), unloads=unloads)
+        unpinned = frozenset(resident.name for resident in residents if not resident.pinned)
+        if not self._plan_without(file, unpinned).problem:
+            raise MemoryInUse(f"Model {file.name} fits when running answers of other models have ended.", RETRY_SECONDS)
+        return self._plan_without(file, frozenset(resident.name for resident in residents if resident.idle))
+
+    def _plan_without(self, file: ModelFile, gone: frozenset[str]) -> MemoryPlan:
+        """The plan as if some models were unloaded. What is being unloaded already counts as gone."""
+        holding = [other for other in self._loaded.values() if other.supervisor.error is None]
+        left = [other for other in holding if other.file.name not in gone and not other.unloading]
+        # weights are mapped: what their pages take counts as available already
+        freed = sum(max(0, other.planned_bytes - other.file.size_bytes) for other in holding if other not in left)
+        adapters = sum(other.size_bytes for other in self._files.list() if other.base == file.name)
+        context = min(self._options.context_tokens, file.trained_context_tokens or self._options.context_tokens)
+        whole = replace(file, size_bytes=file.size_bytes + adapters)
+        return self._admit(whole, context, sum(other.planned_bytes for other in left), freed)
+
+    def _residents(self) -> list[swap.Resident]:
+        """The models that hold memory and are not about to give it back."""
+        return [
+            swap.Resident(name, loaded.last_used_seconds, loaded.requests, self._files.pinned(name))
+            for name, loaded in self._loaded.items()
+            if loaded.supervisor.error is None and not loaded.unloading
+        ]
+
+    def _swap_out(self, name: str) -> None:
+        """Begin to unload a model that no request holds; a request that comes meanwhile waits and loads it again."""
+        loaded = self._loaded[name]
+        loaded.swapped = True
+        loaded.unloading = asyncio.create_task(self._end(loaded))
+        log.info("model.swapped_out", model=name)
 
     async def _end(self, loaded: _Loaded) -> None:
         loaded.loading.cancel()

@@ -31,7 +31,7 @@ from appliance.errors import (
 from appliance.gen.engine.v1 import engine_pb2 as pb
 from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
 from appliance.infer import protocol
-from appliance.types import Finish, Generation, ModelState, Segment, Text
+from appliance.types import EngineStats, Finish, Generation, ModelState, Segment, Text
 
 LOAD_TIMEOUT_SECONDS = 600.0  # far more than the largest model needs from the slowest disk
 log = structlog.get_logger()
@@ -68,6 +68,7 @@ class Supervisor:
         self.state, self.detail = ModelState.STORED, ""
         self.error: ApplianceError | None = None
         self.pid: int | None = None
+        self.stats: EngineStats | None = None  # the latest known, while it serves
         self._backoff, self._on_change = backoff, on_change
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()  # ready, failed or stopped
@@ -133,6 +134,18 @@ class Supervisor:
         except grpc.aio.AioRpcError as error:
             raise await self._explain(error, process) from None
 
+    async def watch(self) -> AsyncIterator[EngineStats]:
+        """The engine's state at once, then each second. Raises ModelRestarting, and WorkerDied when it dies."""
+        stub, process = self._serving()
+        call = stub.Watch(pb.WatchRequest())
+        try:
+            async for response in call:
+                yield protocol.stats_from_pb(response)
+        except grpc.aio.AioRpcError as error:
+            raise await self._explain(error, process) from None
+        finally:
+            call.cancel()
+
     def _serving(self) -> "tuple[pb_grpc.EngineServiceAsyncStub, Process]":
         if self.error:
             raise copy.copy(self.error)  # one that is raised again and again keeps the frames, and prompts, of all
@@ -148,7 +161,7 @@ class Supervisor:
             return DeadlineExceeded(f"Model {self.name} did not answer in time.")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), timeout=5)
-        return WorkerDied(f"The engine of model {self.name} {_how(process.returncode)} while it answered.")
+        return WorkerDied(f"The engine of model {self.name} {how(process.returncode)} while it answered.")
 
     async def _keep_alive(self) -> None:
         failures, failed_loads = 0, 0
@@ -166,7 +179,7 @@ class Supervisor:
                 self.fail(error)
                 return
             delay = self._backoff.delay_seconds(failures)
-            self._become(ModelState.RESTARTING, str(error or f"Its engine {_how(code)}."))
+            self._become(ModelState.RESTARTING, str(error or f"Its engine {how(code)}."))
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> tuple[ApplianceError | None, int | None]:
@@ -215,7 +228,7 @@ class Supervisor:
         return WorkerDied(f"The engine of model {self.name} cannot be started: {why or type(failure).__name__}.")
 
     def _died_loading(self, code: int) -> ApplianceError:
-        message = f"The engine {_how(code)} while it loaded model {self.name}"
+        message = f"The engine {how(code)} while it loaded model {self.name}"
         if -code in _OWN_FAULTS:
             return ModelDamaged(f"{message}: the file is damaged, or not made for this engine.")
         return WorkerDied(f"{message}.")
@@ -224,15 +237,23 @@ class Supervisor:
         channel = grpc.aio.insecure_channel(f"unix:{self.spec.socket_path}", options=protocol.CHANNEL_OPTIONS)
         self._stub, self._process = pb_grpc.EngineServiceStub(channel), process
         self._become(ModelState.READY, "")
+        watching = asyncio.create_task(self._keep_stats())
         try:
             await process.wait()
-            log.warning("engine.died", model=self.name, how=_how(process.returncode))
+            log.warning("engine.died", model=self.name, how=how(process.returncode))
         finally:
-            self._stub = self._process = None
+            watching.cancel()
+            self._stub = self._process = self.stats = None
             if process.returncode is None:
                 process.kill()
             # with grace: calls in flight must see the broken connection, not a channel that we closed
             await channel.close(grace=1.0)
+
+    async def _keep_stats(self) -> None:
+        with contextlib.suppress(ApplianceError):
+            async with contextlib.aclosing(self.watch()) as states:  # type: ignore[type-var]
+                async for stats in states:
+                    self.stats = stats
 
     def _become(self, state: ModelState, detail: str) -> None:
         self.state, self.detail = state, detail
@@ -246,7 +267,7 @@ def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
-def _how(code: int | None) -> str:
+def how(code: int | None) -> str:
     """How a process ended, in words that follow its name."""
     if code is None:
         return "broke the connection"

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ from appliance.gen.engine.v1 import engine_pb2 as pb
 from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
 from appliance.infer import llama, protocol
 from appliance.infer.engine import Deliver, Engine, Piece
+from appliance.infer.pages import PAGE_TOKENS
+from appliance.infer.speculate import DraftModel
+from appliance.infer.tiers import DiskTier, Tiers
 from appliance.types import Finish, Generation, Sampling, Text
+from appliance.vault.envelope import AesGcm
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -82,7 +86,7 @@ class Service(pb_grpc.EngineServiceServicer):
         self._engine = engine
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
-        running, waiting, cells = self._engine.load
+        stats = self._engine.stats
         model = self._engine.model
         return pb.DescribeResponse(
             architecture=model.architecture,
@@ -90,20 +94,22 @@ class Service(pb_grpc.EngineServiceServicer):
             context_tokens=self._engine.cells,
             vocabulary_tokens=model.vocabulary.size,
             control_tokens=model.vocabulary.control_tokens,
-            running=running,
-            waiting=waiting,
-            kv_cells_used=cells,
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_cells_used=stats.pages_used * PAGE_TOKENS,
             kv_cells_total=self._engine.cells,
         )
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        outbox = Outbox()
         generation = protocol.generation_from_pb(request)
-        submission = asyncio.ensure_future(asyncio.to_thread(self._engine.submit, generation, pieces.put_nowait))
+        submission = asyncio.ensure_future(asyncio.to_thread(self._engine.submit, generation, outbox.put))
         try:
             await asyncio.shield(submission)
             while True:
-                for piece in _merged(await pieces.get(), pieces):
+                for piece in await outbox.take():
+                    if isinstance(piece, ApplianceError):
+                        raise piece
                     yield protocol.piece_to_pb(piece)
                     if isinstance(piece, Finish):
                         return
@@ -131,6 +137,36 @@ class Service(pb_grpc.EngineServiceServicer):
             self._engine.cancel(submission.result())
 
 
+class Outbox:
+    """What a call's reader has not taken yet: at most one text and one end, however slow it is. On the event loop."""
+
+    def __init__(self) -> None:
+        self._texts: list[Text] = []
+        self._last: Finish | ApplianceError | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, piece: Piece) -> None:
+        if isinstance(piece, Text):
+            self._texts.append(piece)
+            if len(self._texts) > 64:
+                self._texts = [_joined(self._texts)]
+        else:
+            self._last = piece
+        self._filled.set()
+
+    async def take(self) -> list[Piece]:
+        """All that is there, the texts as one; waits until there is something."""
+        await self._filled.wait()
+        self._filled.clear()
+        pieces: list[Piece] = [_joined(self._texts)] if self._texts else []
+        self._texts.clear()
+        return [*pieces, self._last] if self._last is not None else pieces
+
+
+def _joined(texts: Sequence[Text]) -> Text:
+    return Text("".join(text.text for text in texts), tuple(choice for text in texts for choice in text.choices))
+
+
 async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> None:
     loop = asyncio.get_running_loop()
     engine = Engine(
@@ -141,6 +177,11 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> 
         queue=spec.queue,
         threads=_threads(spec.threads),
         post=lambda pieces: _post(loop, pieces),
+        kv_type=spec.kv_type,
+        identity=_identity(spec),
+        tiers=_tiers(spec),
+        speculate_below_streams=spec.speculate_below_streams,
+        draft_model=_draft_model(spec, model),
     )
     server = grpc.aio.server(options=protocol.CHANNEL_OPTIONS)
     pb_grpc.add_EngineServiceServicer_to_server(Service(engine), server)
@@ -148,19 +189,36 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> 
     await server.start()
     os.chmod(spec.socket_path, 0o600)
     engine.start()
+    loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(server.stop(grace=None)))
     _say(report, {"state": "ready"})
     await server.wait_for_termination()
+    await asyncio.to_thread(engine.close)  # what is warm goes to disk
 
 
-def _merged(first: Piece, rest: "asyncio.Queue[Piece]") -> list[Piece]:
-    """What is there already in one message of text at most: a slow reader gets fewer, larger pieces."""
-    text, last = "", first
-    while isinstance(last, Text):
-        text += last.text
-        if rest.empty():
-            return [Text(text)]
-        last = rest.get_nowait()
-    return [Text(text), last] if text else [last]
+def _identity(spec: protocol.LaunchSpec) -> bytes:
+    """Of the model and of the form of its cache: pages of another are of no use."""
+    return f"{spec.model_sha256} {spec.kv_type} {llama.VERSION}".encode()
+
+
+def _draft_model(spec: protocol.LaunchSpec, target: llama.Model) -> DraftModel | None:
+    if not spec.draft_model_path or not spec.speculate_below_streams:
+        return None
+    return DraftModel(
+        llama.Model(spec.draft_model_path),
+        target.vocabulary,
+        cells=spec.context_tokens,
+        sequences=spec.speculate_below_streams,
+        batch_tokens=spec.batch_tokens,
+        threads=_threads(spec.threads),
+    )
+
+
+def _tiers(spec: protocol.LaunchSpec) -> Tiers | None:
+    disk = None
+    if spec.disk_cache_bytes and spec.disk_cache_directory and spec.model_sha256:
+        cipher = AesGcm(bytes.fromhex(spec.disk_cache_key))
+        disk = DiskTier(Path(spec.disk_cache_directory), cipher, _identity(spec), spec.disk_cache_bytes)
+    return Tiers(spec.host_cache_bytes, disk) if spec.host_cache_bytes or disk is not None else None
 
 
 def _post(loop: asyncio.AbstractEventLoop, pieces: list[tuple[Deliver, Piece]]) -> None:

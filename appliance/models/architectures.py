@@ -84,12 +84,12 @@ def describe(header: Header) -> Shape:
 
 def _require_chat(header: Header) -> None:
     """Raises ModelUnsupported, saying what the file is instead."""
-    architecture, kind = header.architecture, header.text("general.type")
-    if kind not in ("", "model"):
-        raise ModelUnsupported(f"It is of type {shown(kind)}, not a whole model.")
-    if (parts := header.integer("split.count", 1)) > 1:
+    if header.type not in ("", "model"):
+        raise ModelUnsupported(f"It is of type {shown(header.type)}, not a whole model.")
+    if (parts := header.integer("split.count", 1)) > 1:  # first: later parts have no architecture
         number = header.integer("split.no", 0) + 1
         raise ModelUnsupported(f"It is part {number} of {parts}. Merge the parts first (llama-gguf-split --merge).")
+    architecture = header.architecture
     if architecture in ENCODERS.split():
         raise ModelUnsupported(f"A {architecture} model makes vectors or reads text; it does not chat.")
     if architecture in RECURRENT.split():

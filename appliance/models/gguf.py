@@ -30,8 +30,8 @@ MAX_ALIGNMENT = 1 << 20
 KEPT_ITEMS = 512  # one a layer (LLAMA_MAX_LAYERS); longer arrays are checked and counted, not kept
 WINDOW_BYTES = 1 << 20
 
-STRING, ARRAY, BOOL, INT32 = 8, 9, 7, 5
-FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", INT32: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY, BOOL, INT32, FLOAT32 = 8, 9, 7, 5, 6
+FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", INT32: "i", FLOAT32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 # block length in elements, block size in bytes: type_traits in ggml/src/ggml.c
 # fmt: off
 STORAGE = {
@@ -71,7 +71,8 @@ class Tensor:
 class Header:
     """A sound header. `size_bytes`: where the last tensor ends, and so the least that the file holds.
 
-    `guarded_tokens`: the texts of the vocabulary's control and user-defined tokens.
+    `guarded_tokens`: the texts of the vocabulary's control and user-defined tokens. `kinds`: the GGUF type of each
+    key's value, for where native code takes no other.
     """
 
     version: int
@@ -79,6 +80,7 @@ class Header:
     tensors: tuple[Tensor, ...]
     size_bytes: int
     guarded_tokens: frozenset[str]
+    kinds: Mapping[str, int]
 
     @property
     def architecture(self) -> str:
@@ -90,6 +92,11 @@ class Header:
     @property
     def name(self) -> str:
         return self.text("general.name")
+
+    @property
+    def type(self) -> str:
+        """What the file is: 'model', 'adapter', …; '' where it does not say, as for old models."""
+        return self.text("general.type")
 
     @property
     def tokenizer(self) -> str:
@@ -161,12 +168,14 @@ def parse(file: BinaryIO) -> Header:
     cursor = _Cursor(file, size_bytes)
     version, tensor_count, pair_count = _read_prologue(cursor)
     metadata: dict[str, Value] = {}
+    kinds: dict[str, int] = {}
     vocabulary = _Vocabulary()
     for number in range(pair_count):
         key = cursor.text(MAX_KEY_BYTES, f"key {number}")
         if not key or key in metadata:
             raise ModelDamaged(f"Key {number}, {shown(key)}, is {'there twice' if key else 'empty'}.")
-        metadata[key] = _read_value(cursor, key, vocabulary)
+        kinds[key] = cursor.number("I", f"the type of {shown(key)}")
+        metadata[key] = _read_value(cursor, key, kinds[key], vocabulary)
     tensors = _read_tensors(cursor, tensor_count, _alignment(metadata), size_bytes)
     data_start = _padded(cursor.position, _alignment(metadata))
     end = data_start + tensors[-1].offset + tensors[-1].size_bytes if tensors else cursor.position
@@ -175,7 +184,7 @@ def parse(file: BinaryIO) -> Header:
         raise ModelDamaged(
             f"The file is cut short: tensor {shown(cut.name)} reaches past its {size_bytes} bytes; {end} are needed."
         )
-    return Header(version, metadata, tensors, end, vocabulary.guarded())
+    return Header(version, metadata, tensors, end, vocabulary.guarded(), kinds)
 
 
 class _Cursor:
@@ -254,9 +263,8 @@ def _read_prologue(cursor: _Cursor) -> tuple[int, int, int]:
     return version, tensors, pairs
 
 
-def _read_value(cursor: _Cursor, key: str, vocabulary: _Vocabulary) -> Value:
+def _read_value(cursor: _Cursor, key: str, kind: int, vocabulary: _Vocabulary) -> Value:
     what = f"the value of {shown(key)}"
-    kind = cursor.number("I", what)
     if kind == STRING:
         return cursor.text(MAX_STRING_BYTES, what)
     if kind == ARRAY:

@@ -1,10 +1,13 @@
-"""The import folder: a GGUF dropped there becomes a model, and one that is refused says why.
+"""How files become models: those dropped into the import folder, and those of a path that someone names.
 
 Share drops have no inotify, so the folder is polled. A file is taken when its size and time were the same at two looks,
 or at once when its name ends in `.gguf.ready` (a writer renames it so when it is whole). A file that became a model is
 removed; a refused one moves to `refused/`, beside a `.reason.txt`, and is listed until someone removes it or drops a
 sound one of the same name. Links, FIFOs and other kinds of file stay where they are and are listed with the reason;
 hidden files are left alone.
+
+A path is a GGUF or a folder; of a folder every GGUF is taken, adapters after the models that they may belong to, and
+what became of each is kept with the job. What was imported by mistake is undone by deleting the model.
 """
 
 import asyncio
@@ -23,16 +26,19 @@ from threading import Event
 import structlog
 
 from appliance.errors import Cancelled, ModelMissing, ModelUnsupported, NotFound, Refused
+from appliance.models import gguf
+from appliance.models.adapters import ADAPTER
 from appliance.models.gguf import open_regular, printable
 from appliance.models.store import ModelStore, slug
 from appliance.ports import Jobs, Progress
-from appliance.types import Job, JobState, ModelKind, ModelState, ModelStatus
+from appliance.types import ImportedFile, Job, JobState, ModelFile, ModelKind, ModelState, ModelStatus
 
 SUFFIX, READY = ".gguf", ".gguf.ready"
 REASON = ".reason.txt"
 MAX_REASON_BYTES = 4096
 REFUSED = "refused"
 KIND = "import-model"
+KEPT_JOBS = 200
 RETRY_SECONDS = 60.0
 LATEST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # a file system knows later times; a datetime does not
 log = structlog.get_logger()
@@ -59,6 +65,19 @@ class _Held:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """ports.Progress of one file of several: its bytes among all of them."""
+
+    whole: Progress
+    before_bytes: int
+    total_bytes: int
+    name: str
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        self.whole.update(self.before_bytes + done, max(self.total_bytes, self.before_bytes + total), self.name)
+
+
 def fault(name: str, seen: Seen) -> str:
     """Why a file can never become a model; '' where it may."""
     if stat.S_ISLNK(seen.mode):
@@ -77,6 +96,27 @@ def settled(before: Mapping[str, Seen], now: Mapping[str, Seen]) -> tuple[str, .
         for name, seen in sorted(now.items())
         if not fault(name, seen) and (name.lower().endswith(READY) or before.get(name) == seen)
     )
+
+
+async def take_in(store: ModelStore, path: Path, progress: Progress, **more: str) -> ModelFile:
+    """`store.add` in a thread. Cancelling, once or often, waits until the thread has cleaned up. Raises as `add`."""
+    loop, cancelled = asyncio.get_running_loop(), Event()
+
+    def report(done: int, total: int) -> None:
+        if cancelled.is_set():
+            raise Cancelled("The import was cancelled.")
+        loop.call_soon_threadsafe(progress.update, done, total)
+
+    thread = asyncio.ensure_future(asyncio.to_thread(store.add, path, report, **more))
+    while not thread.done():
+        try:
+            await asyncio.wait([thread])
+        except asyncio.CancelledError:
+            cancelled.set()
+    if cancelled.is_set():
+        thread.exception()  # its own end is not news
+        raise asyncio.CancelledError
+    return thread.result()
 
 
 class ImportFolder:
@@ -103,6 +143,7 @@ class ImportFolder:
         self._under_way: dict[str, tuple[Seen, str]] = {}
         self._held: dict[str, _Held] = {}
         self._refused: tuple[ModelStatus, ...] = ()
+        self._outcomes: dict[str, list[ImportedFile]] = {}
 
     async def run(self) -> None:
         """Look at the folder until cancelled. An unreadable folder is logged and looked at again."""
@@ -129,13 +170,40 @@ class ImportFolder:
         """What was refused and is still there, as of the last look."""
         return self._refused
 
-    def import_file(self, path: Path) -> Job:
-        """Start a job that takes a file of this machine into the store; the file itself stays."""
+    def import_path(self, path: Path, base: str = "", kind: ModelKind | None = None) -> Job:
+        """Start a job that takes a file of this machine into the store, or every GGUF of a folder; they stay there.
+
+        base: the model that an adapter belongs to, where it fits several.
+        """
+        outcomes: list[ImportedFile] = []
 
         async def work(progress: Progress) -> None:
-            await self._add(path, progress)
+            sizes = await asyncio.to_thread(_models_of, path)
+            done, total, faults = 0, sum(sizes.values()), []
+            for file, size in sizes.items():
+                part = _Part(progress, done, total, printable(file.name))
+                try:
+                    model = await self._add(file, part, base)
+                    outcomes.append(ImportedFile(printable(str(file)), model.name))
+                except Refused as error:
+                    faults.append(error)
+                    outcomes.append(ImportedFile(printable(str(file)), "", error.reason, str(error)))
+                done += size
+            progress.update(done, total, f"{len(sizes) - len(faults)} imported, {len(faults)} refused")
+            if len(faults) == len(sizes):
+                raise faults[0]
 
-        return self._jobs.start(KIND, printable(str(path)), "bytes", work)
+        job = self._jobs.start(KIND, printable(str(path)), "bytes", work)
+        self._outcomes[job.id] = outcomes
+        for old in list(self._outcomes)[:-KEPT_JOBS]:
+            del self._outcomes[old]
+        return job
+
+    def outcomes(self, job: str) -> tuple[ImportedFile, ...]:
+        """What became of each file of a job so far. Raises NotFound where it was no import by path, or long ago."""
+        if job not in self._outcomes:
+            raise NotFound(f"There is no import jobs/{job}.")
+        return tuple(self._outcomes[job])
 
     def _take(self, name: str, seen: Seen) -> Job:
         async def work(progress: Progress) -> None:
@@ -150,26 +218,9 @@ class ImportFolder:
         self._under_way[name] = (seen, job.id)
         return job
 
-    async def _add(self, path: Path, progress: Progress) -> None:
-        """Import in a thread, one at a time. Cancelling, once or often, waits until the thread has cleaned up."""
-        loop, cancelled = asyncio.get_running_loop(), Event()
-
-        def report(done: int, total: int) -> None:
-            if cancelled.is_set():
-                raise Cancelled("The import was cancelled.")
-            loop.call_soon_threadsafe(progress.update, done, total)
-
+    async def _add(self, path: Path, progress: Progress, base: str = "") -> ModelFile:
         async with self._one_at_a_time:
-            thread = asyncio.ensure_future(asyncio.to_thread(self._store.add, path, report))
-            while not thread.done():
-                try:
-                    await asyncio.wait([thread])
-                except asyncio.CancelledError:
-                    cancelled.set()
-            if cancelled.is_set():
-                thread.exception()  # its own end is not news
-                raise asyncio.CancelledError
-            thread.result()
+            return await take_in(self._store, path, progress, base=base)
 
     def _settle_ended(self) -> None:
         """Jobs that ended without moving their file hold it back, so that it is not tried at every look."""
@@ -198,6 +249,31 @@ class ImportFolder:
         held = {name: held.detail for name, held in self._held.items() if now.get(name) == held.seen}
         reasons = {name: fault(name, seen) or held.get(name, "") for name, seen in sorted(now.items())}
         return tuple(_status(name, f"import/{name}", reason, now[name]) for name, reason in reasons.items() if reason)
+
+
+def _models_of(path: Path) -> Mapping[Path, int]:
+    """The file itself, or the GGUF files of a folder, adapters last; with their bytes. Raises ModelMissing."""
+    if not path.is_dir():
+        return {path: _size(path)}
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise ModelMissing(f"The folder {gguf.shown(str(path), 400)} cannot be read: {error.strerror}.") from None
+    found = [path / name for name in names if name.lower().endswith(SUFFIX) and not name.startswith(".")]
+    if not found:
+        raise ModelMissing(f"The folder {gguf.shown(str(path), 400)} has no {SUFFIX} file.")
+    return {file: _size(file) for file in sorted(found, key=_is_adapter)}
+
+
+def _size(path: Path) -> int:
+    seen = _see(path)
+    return seen.size_bytes if seen else 0
+
+
+def _is_adapter(path: Path) -> bool:
+    with suppress(Refused):
+        return gguf.read(path).type == ADAPTER
+    return False
 
 
 def _look(folder: Path) -> Mapping[str, Seen]:

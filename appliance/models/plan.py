@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from appliance.errors import ModelTooLarge
-from appliance.types import ModelFile
+from appliance.types import MemoryPlan, ModelFile
 
 PROCESS_BYTES = 128 << 20  # the worker itself: interpreter, libraries, buffers of its streams
 MASK_BYTES = 6  # of a token of the step for each token of the context: the attention mask in f32 and f16
@@ -30,15 +29,24 @@ def plan(file: ModelFile, context_tokens: int, batch_tokens: int = 512) -> Plan:
 
 
 def admit(
-    file: ModelFile, context_tokens: int, available_bytes: int, reserve_bytes: int, batch_tokens: int = 512
-) -> int:
-    """The planned bytes of a model that fits. Raises ModelTooLarge, which says what is needed and what is free."""
+    file: ModelFile,
+    context_tokens: int,
+    *,
+    available_bytes: int,
+    total_bytes: int,
+    reserve_bytes: int,
+    batch_tokens: int = 512,
+) -> MemoryPlan:
+    """What a model needs of what is free, and the problem where that is more. reserve_bytes: what is never given."""
     needed = plan(file, context_tokens, batch_tokens)
     free = max(0, available_bytes - reserve_bytes)
-    if needed.total_bytes > free:
-        raise ModelTooLarge(
-            f"{file.name} needs {needed.total_bytes / GIB:.1f} of {free / GIB:.1f} GiB free: "
-            f"{needed.weights_bytes / GIB:.1f} for weights, {needed.kv_bytes / GIB:.1f} for {context_tokens} tokens of "
-            f"context; {reserve_bytes / GIB:.1f} more are kept for the rest of the box."
-        )
-    return needed.total_bytes
+    problem = "" if needed.total_bytes <= free else _too_large(file, context_tokens, needed, free, reserve_bytes)
+    return MemoryPlan(file.name, context_tokens, needed.total_bytes, free, total_bytes, problem)
+
+
+def _too_large(file: ModelFile, context_tokens: int, needed: Plan, free_bytes: int, reserve_bytes: int) -> str:
+    return (
+        f"{file.name} needs {needed.total_bytes / GIB:.1f} of {free_bytes / GIB:.1f} GiB free: "
+        f"{needed.weights_bytes / GIB:.1f} for weights, {needed.kv_bytes / GIB:.1f} for {context_tokens} tokens of "
+        f"context; {reserve_bytes / GIB:.1f} more are kept for the rest of the box."
+    )

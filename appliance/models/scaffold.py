@@ -34,6 +34,26 @@ FAMILIES = (
         markers=("<|start_header_id|>", "<|end_header_id|>"),
         control=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
+    Family(
+        "phi4",
+        markers=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+        control=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+    ),
+    Family(
+        "llama4",
+        markers=("<|header_start|>", "<|header_end|>"),
+        control=("<|header_start|>", "<|header_end|>", "<|eot|>"),
+    ),
+    Family(
+        "granite",
+        markers=("<|start_of_role|>", "<|end_of_role|>"),
+        control=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+    ),
+    Family(
+        "deepseek3",
+        markers=("<｜Assistant｜>", "<｜User｜>", "<｜end▁of▁sentence｜>"),
+        control=("<｜Assistant｜>", "<｜User｜>", "<｜end▁of▁sentence｜>"),
+    ),
     Family("gemma", markers=("<start_of_turn>",), control=("<start_of_turn>", "<end_of_turn>")),
     Family("phi3", markers=("<|assistant|>", "<|end|>"), control=("<|user|>", "<|assistant|>", "<|end|>")),
     Family(
@@ -46,6 +66,7 @@ FAMILIES = (
         markers=("[INST]", "[SYSTEM_PROMPT]"),
         control=("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "</s>"),
     ),
+    Family("mistral-v3-tekken", markers=('"[INST]"',), control=("[INST]", "[/INST]", "</s>"), strangers=("<<SYS>>",)),
     Family("mistral", markers=("[INST]",), control=("[INST]", "[/INST]", "</s>"), strangers=("<<SYS>>",)),
     Family("llama2", markers=("[INST]", "<<SYS>>"), control=("<s>", "</s>")),
     Family("mistral-v1", markers=("[INST]",), control=("</s>",), strangers=("<<SYS>>", "[SYSTEM_PROMPT]")),

@@ -2,6 +2,7 @@
 
     <root>/blobs/<sha256>   the bytes, read-only; written under another name, flushed, then renamed
     <root>/index.json       {"signature": hex, "models": [...]}: this box's signature over what it took in, and as what
+    <root>/pins.json        {"signature": hex, "pinned": [name, ...]}
 
 A file enters by being copied, because what lies in a folder that others write to may change after it was looked at:
 the copy is hashed while it is written, and it is the copy whose header is judged. A crash leaves either the old index
@@ -9,7 +10,6 @@ or the new one; what it left half done is removed when the store is opened.
 """
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -25,8 +25,10 @@ from typing import Any, BinaryIO
 
 import structlog
 
-from appliance.errors import DiskFull, InvalidArgument, ModelDamaged, NotFound, StoreDamaged
-from appliance.models import architectures, gguf, scaffold
+from appliance.errors import DiskFull, InvalidArgument, ModelDamaged, ModelInUse, NotFound
+from appliance.models import gguf
+from appliance.models.judge import judge
+from appliance.models.signed import SignedFile, flush_directory
 from appliance.ports import Keyring
 from appliance.types import ModelFile, ModelKind
 
@@ -46,13 +48,14 @@ class ModelStore:
     def __init__(self, root: Path, keyring: Keyring, built_in: Sequence[ModelFile] = ()) -> None:
         """Open or begin the store at `root`. `built_in`: models that come with the box. Raises StoreDamaged."""
         self._blobs = root / "blobs"
-        self._index = root / "index.json"
-        self._keyring = keyring
+        self._index = SignedFile(root / "index.json", keyring, "models", "model index 1")
+        self._pins = SignedFile(root / "pins.json", keyring, "pinned", "model pins 1")
         self._built_in = {file.name: file for file in built_in}
         self._lock = threading.Lock()
         self._verified: dict[str, Stamp] = {}
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, ModelFile] = {file.name: file for file in self._read_index()}
+        self._pinned: frozenset[str] = frozenset(self._pins.read() or ())
         self._sweep()
 
     def list(self) -> tuple[ModelFile, ...]:
@@ -64,36 +67,42 @@ class ModelStore:
         except KeyError:
             raise NotFound(f"There is no model models/{name}.") from None
 
-    def add(self, path: Path, report: Report = lambda done, total: None) -> ModelFile:
-        """Take a GGUF into the store; bytes that are there already give the model they are.
+    def pinned(self, name: str) -> bool:
+        return name in self._pinned
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """Keep a model loaded once it is, whatever else needs the memory; or no longer. Raises NotFound."""
+        with self._lock:
+            self.get(name)
+            self._write_pins(self._pinned | {name} if pinned else self._pinned - {name})
+
+    def add(
+        self, path: Path, report: Report = lambda done, total: None, *, base: str = "", name: str = ""
+    ) -> ModelFile:
+        """Take a GGUF into the store, a model or an adapter; bytes that are there already give the model they are.
 
         `report(done_bytes, total_bytes)` is called for each chunk; what it raises ends the import without a trace.
-        Raises ModelMissing, ModelDamaged, ModelUnsupported, DiskFull.
+        base: of an adapter, else the one model that it fits. name: else the header's. Raises ModelMissing,
+        ModelDamaged, ModelUnsupported, AdapterMismatch, NotFound (the base), DiskFull.
         """
         with gguf.open_regular(path) as source:
-            _judge(source)
+            self._judge(source, base)
             self._require_space(os.fstat(source.fileno()).st_size)
             with self._incoming() as (target, temporary):
                 sha256 = _copy(source, target, report)
-                header, shape = _judge(target)
-                size_bytes = target.tell() if target.seek(0, os.SEEK_END) else 0
+                header, judged = self._judge(target, base)
+                size_bytes = target.seek(0, os.SEEK_END)
                 target.flush()
                 os.fsync(target.fileno())
                 return self._keep(
                     temporary,
-                    ModelFile(
-                        name=slug(header.name) or slug(path.stem) or "model",
-                        kind=ModelKind.CHAT,
+                    replace(
+                        judged,
+                        name=name or slug(header.name) or slug(path.stem) or "model",
                         path=str(self._blobs / sha256),
-                        architecture=header.architecture,
                         sha256=sha256,
                         size_bytes=size_bytes,
                         source=gguf.printable(path.name),
-                        parameters=header.parameters,
-                        trained_context_tokens=shape.context_tokens,
-                        kv_bytes_per_token=shape.kv_bytes_per_token,
-                        compute_bytes_per_token=shape.compute_bytes_per_token,
-                        scaffold=scaffold.detect(header),
                         create_time=datetime.now(UTC),
                     ),
                 )
@@ -117,24 +126,38 @@ class ModelStore:
     def delete(self, name: str) -> None:
         """Forget a model and remove its file; a worker that has it loaded keeps its mapping.
 
-        Raises NotFound; InvalidArgument for a model that comes with the box.
+        Raises NotFound; InvalidArgument for a model that comes with the box; ModelInUse where adapters need it.
         """
         if name in self._built_in:
             raise InvalidArgument.of("name", f"models/{name} comes with the box and cannot be deleted.")
         with self._lock:
             file = self.get(name)
-            self._write_index({key: value for key, value in self._files.items() if key != name})
-            Path(file.path).unlink(missing_ok=True)
+            if needing := sorted(other.name for other in self._files.values() if other.base == name):
+                raise ModelInUse(f"models/{name} is the base of the adapters {', '.join(needing)}.")
+            left = {key: value for key, value in self._files.items() if key != name}
+            self._write_index(left)
+            if name in self._pinned:
+                self._write_pins(self._pinned - {name})
+            if all(other.sha256 != file.sha256 for other in left.values()):
+                _remove(Path(file.path))
             self._verified.pop(file.sha256, None)
+
+    def _judge(self, file: BinaryIO, base: str) -> tuple[gguf.Header, ModelFile]:
+        file.seek(0)
+        header = gguf.parse(file)
+        return header, judge(header, base, [known for known in self._files.values() if known.kind is ModelKind.CHAT])
 
     def _keep(self, temporary: Path, file: ModelFile) -> ModelFile:
         """Name the copy by its hash and list it; the model that has the same bytes where there is one."""
         with self._lock:
-            known = next((other for other in self._files.values() if other.sha256 == file.sha256), None)
+            same = [other for other in self._files.values() if other.sha256 == file.sha256]
+            known = next((other for other in same if other.base == file.base), None)
+            if file.base:
+                self.get(file.base)  # it may have been deleted meanwhile
             file = known or replace(file, name=self._free_name(file))
             temporary.chmod(0o400)
             temporary.rename(file.path)  # also over a blob of that name, which may be damaged: this copy is not
-            _flush_directory(self._blobs)
+            flush_directory(self._blobs)
             if known is not None:
                 return known
             self._write_index({**self._files, file.name: file})
@@ -168,40 +191,25 @@ class ModelStore:
 
     def _read_index(self) -> Sequence[ModelFile]:
         try:
-            document = json.loads(self._index.read_bytes())
-            models, signature = document["models"], bytes.fromhex(document["signature"])
-            self._keyring.verify(_canonical(models), signature)
-            return [_from_entry(entry, self._blobs) for entry in models]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError, StoreDamaged):
-            raise StoreDamaged(f"{self._index} is not what this box wrote.") from None
+            return [_from_entry(entry, self._blobs) for entry in self._index.read() or ()]
+        except (ValueError, KeyError, TypeError):
+            raise self._index.damaged() from None
 
     def _write_index(self, files: dict[str, ModelFile]) -> None:
-        models = [_entry(file) for file in files.values()]
-        document = {"signature": self._keyring.sign(_canonical(models)).hex(), "models": models}
-        temporary = self._index.with_suffix(".new")
-        with open(temporary, "w") as target:
-            json.dump(document, target, indent=1)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(self._index)
-        _flush_directory(self._index.parent)
+        self._index.write([_entry(file) for file in files.values()])
         self._files = files
+
+    def _write_pins(self, pinned: frozenset[str]) -> None:
+        self._pins.write(sorted(pinned))
+        self._pinned = pinned
 
     def _sweep(self) -> None:
         """Remove what a crash left: copies under way, and blobs renamed before the index named them."""
         kept = {file.sha256 for file in self._files.values()}
-        indexed = self._index.exists()  # without one, blobs are what a restored index may name
+        indexed = self._index.path.exists()  # without one, blobs are what a restored index may name
         for path in self._blobs.iterdir():
             if path.name.startswith(TEMPORARY) or (indexed and path.name not in kept):
-                path.unlink()
-
-
-def _judge(file: BinaryIO) -> tuple[gguf.Header, architectures.Shape]:
-    file.seek(0)
-    header = gguf.parse(file)
-    return header, architectures.describe(header)
+                _remove(path)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, report: Report) -> str:
@@ -246,14 +254,9 @@ def _from_entry(entry: dict[str, Any], blobs: Path) -> ModelFile:
     return ModelFile(**entry | {"kind": kind, "create_time": time, "path": str(blobs / entry["sha256"])})
 
 
-def _canonical(models: object) -> bytes:
-    """What is signed: bound to this index, so that no other thing that this box signs can stand in for it."""
-    return b"model index 1\n" + json.dumps(models, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _flush_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _remove(path: Path) -> None:
+    """A blob: a file, or the folder of a model of two."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

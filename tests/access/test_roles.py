@@ -2,11 +2,11 @@ import pytest
 
 from appliance.access import roles
 from appliance.errors import Forbidden, Unauthenticated
-from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
 from appliance.types import Principal, Role
 
 ADMIN = "spiffe://appliance/tenant/default/user/ann/role/admin"
-SERVICES = (inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2)
+SERVICES = (access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2)
 
 
 def context(*names: str, certificate: bytes = b"pem", transport: bytes = b"ssl") -> dict[str, list[bytes]]:

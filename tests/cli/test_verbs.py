@@ -8,8 +8,8 @@ import pytest
 from appliance import errors
 from appliance.cli import chat, demo, progress
 from appliance.client import Client
-from appliance.gen.v1 import ingest_pb2, job_pb2, knowledge_pb2, model_pb2
-from appliance.types import Finish, Message, Sampling, Speaker, Text
+from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2
+from appliance.types import Finish, Message, Speaker, Text
 from tests.box import Box, refusal
 from tests.cli import answers
 from tests.cli.answers import Cli
@@ -278,32 +278,6 @@ def test_models_say_what_is_loaded_and_from_where(box: Box, cli: Cli) -> None:
     assert json.loads(cli("models", "list", "--json").stdout)["models"][0]["name"] == "qwen"
 
 
-def test_models_are_imported_loaded_unloaded_and_deleted(box: Box, cli: Cli) -> None:
-    ended = answers.job(job_pb2.Job.STATE_SUCCEEDED, subject="models/qwen")
-    model = answers.models("qwen")(None, None).models[0]
-    box.answers["ImportModel"] = lambda request, context: model_pb2.ImportModelResponse(job="jobs/7f")
-    box.answers["GetJob"] = lambda request, context: job_pb2.GetJobResponse(job=ended)
-    box.answers["WatchJob"] = answers.watched(ended)
-    box.answers["LoadModel"] = lambda request, context: model_pb2.LoadModelResponse(model=model)
-    box.answers["UnloadModel"] = lambda request, context: model_pb2.UnloadModelResponse(model=model)
-    box.answers["DeleteModel"] = lambda request, context: model_pb2.DeleteModelResponse()
-    assert "succeeded" in cli("models", "import", "/stick/qwen.gguf").stdout
-    assert "ready" in cli("models", "load", "qwen").stdout
-    assert json.loads(cli("models", "unload", "qwen", "--json").stdout)["name"] == "qwen"
-    assert cli("models", "delete", "qwen", "-y").exit_code == 0
-    assert box.calls[-1].request.name == "models/qwen"
-
-
-def test_an_import_that_is_refused_fails_as_its_job_did(box: Box, cli: Cli) -> None:
-    failed = answers.job(job_pb2.Job.STATE_FAILED, error_reason="MODEL_DAMAGED", error_message="It is cut short.")
-    box.answers["ImportModel"] = lambda request, context: model_pb2.ImportModelResponse(job="jobs/7f")
-    box.answers["GetJob"] = lambda request, context: job_pb2.GetJobResponse(job=failed)
-    box.answers["WatchJob"] = answers.watched(failed)
-    result = cli("models", "import", "/stick/qwen.gguf")
-    assert result.exit_code == errors.ModelDamaged.exit_code
-    assert "error: It is cut short." in result.stderr
-
-
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +314,7 @@ def test_a_conversation_keeps_its_history_until_it_starts_afresh(
 
     monkeypatch.setattr("builtins.input", typed)
     with Client.local(box.data_dir) as client:
-        chat.converse(client, [Message(Speaker.SYSTEM, "S")], "", None)
+        chat.converse(client.chat, [Message(Speaker.SYSTEM, "S")])
     sent = [[message.text for message in call.request.messages] for call in box.calls]
     assert sent == [["S", "one"], ["S", "one", "Hello", "two"], ["S", "three"]]
     assert capsys.readouterr().out.count("Hello\n") == 3
@@ -353,7 +327,7 @@ def test_an_error_ends_the_question_and_not_the_conversation(
     lines: Iterator[str | None] = iter(["one", "two", None])
     monkeypatch.setattr(chat, "_read_line", lambda: next(lines))
     with Client.local(box.data_dir) as client:
-        chat.converse(client, [], "", None)
+        chat.converse(client.chat, [])
     assert [[message.text for message in call.request.messages] for call in box.calls] == [["one"], ["two"]]
     assert capsys.readouterr().err.count("error: Too long.") == 2
 
@@ -375,19 +349,87 @@ class InterruptedStream:
         raise KeyboardInterrupt
 
 
-class InterruptedClient:
-    def __init__(self) -> None:
-        self.stream = InterruptedStream()
-
-    def chat(self, messages: list[Message], model: str, sampling: Sampling | None) -> InterruptedStream:
-        return self.stream
-
-
 def test_ctrl_c_stops_the_answer_and_frees_the_call_but_not_the_conversation() -> None:
-    client = InterruptedClient()
-    text, finish = chat.stream_answer(client, [], "", None, shown=False)  # type: ignore[arg-type]
-    assert (text, finish) == ("Hel", None)
-    assert client.stream.cancelled
+    stream = InterruptedStream()
+    assert chat.read_answer(stream, shown=False) == [Text("Hel")]  # type: ignore[arg-type]
+    assert stream.cancelled
+
+
+TOOLS = [
+    {"name": "weather", "description": "Of a city.", "parameters": {"type": "object"}},
+    {"type": "function", "function": {"name": "time"}},
+]
+
+
+def test_tools_are_offered_from_a_file_and_their_calls_shown(box: Box, cli: Cli, tmp_path: Path) -> None:
+    call = inference_pb2.ToolCall(id="a1", name="weather", arguments='{"city": "Bern"}')
+    finish = inference_pb2.Finish(reason=inference_pb2.Finish.REASON_TOOL_CALLS)
+    pieces = [inference_pb2.ChatResponse(tool_call=call), inference_pb2.ChatResponse(finish=finish)]
+    box.answers["Chat"] = lambda request, context: iter(pieces)
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    asked = ("chat", "Hi", "--tools", str(tmp_path / "tools.json"), "--tool-choice", "weather")
+    assert cli(*asked).stdout == 'weather({"city": "Bern"})\n'
+    shown = json.loads(cli(*asked, "--json").stdout)
+    assert shown["tool_calls"] == [{"id": "a1", "name": "weather", "arguments": {"city": "Bern"}}]
+    assert shown["reason"] == "tool_calls"
+    request = box.calls[0].request
+    assert [(tool.name, tool.description, tool.parameters) for tool in request.tools] == [
+        ("weather", "Of a city.", '{"type": "object"}'),
+        ("time", "", "{}"),
+    ]
+    assert request.tool_choice == inference_pb2.ToolChoice(mode=inference_pb2.ToolChoice.MODE_REQUIRED, name="weather")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "must hold a JSON list"),
+        ('[{"title": "x"}]', "[0]: must be an object with a name"),
+        ('[{"name": "x", "parameters": "y"}]', "[0]: 'description' is text"),
+        ("\xff", "is not UTF-8 text"),
+    ],
+)
+def test_a_file_of_tools_that_is_none_is_named(box: Box, cli: Cli, tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "tools.json"
+    path.write_bytes(text.encode("latin-1"))
+    result = cli("chat", "Hi", "--tools", str(path))
+    assert result.exit_code == 3
+    assert named in result.stderr
+    assert str(path) in result.stderr
+    assert box.calls == []
+
+
+def test_the_form_of_the_answer_priority_and_penalties_are_passed_on(box: Box, cli: Cli, tmp_path: Path) -> None:
+    box.answers["Chat"] = answers.chat("{}")
+    (tmp_path / "form").write_text('{"type": "object"}')
+    penalties = ("--presence-penalty", "0.5", "--frequency-penalty", "-1")
+    assert cli("chat", "Hi", "--json-schema", str(tmp_path / "form"), "--priority", "low", *penalties).exit_code == 0
+    assert cli("chat", "Hi", "--grammar", str(tmp_path / "form")).exit_code == 0
+    first, second = (call.request for call in box.calls)
+    assert first.response_format.json_schema == second.response_format.gbnf == '{"type": "object"}'
+    assert (first.priority, first.sampling.presence_penalty, first.sampling.frequency_penalty) == (1, 0.5, -1)
+    both = cli("chat", "Hi", "--grammar", str(tmp_path / "form"), "--json-schema", str(tmp_path / "form"))
+    assert both.exit_code == 2
+    assert cli("chat", "Hi", "--grammar", str(tmp_path / "missing")).exit_code == 2
+
+
+def test_log_probabilities_are_shown_beside_their_tokens(box: Box, cli: Cli) -> None:
+    chosen, other = (
+        inference_pb2.TokenLogprob(token=number, piece=piece, logprob=logprob)
+        for number, piece, logprob in ((1, b"Hi", -0.25), (2, "é".encode()[:1], -2.0))
+    )
+    choice = inference_pb2.TokenChoice(chosen=chosen, top=[chosen, other])
+    pieces = [
+        inference_pb2.ChatResponse(text="Hi", choices=[choice]),
+        inference_pb2.ChatResponse(finish=answers.FINISH),
+    ]
+    box.answers["Chat"] = lambda request, context: iter(pieces)
+    assert '"Hi" -0.250' in cli("chat", "Hi", "--logprobs", "2").stdout
+    (shown,) = json.loads(cli("chat", "Hi", "--logprobs", "2", "--json").stdout)["logprobs"]
+    assert (shown["token"], shown["text"], shown["logprob"]) == (1, "Hi", -0.25)
+    assert [item["text"] for item in shown["top"]] == ["Hi", "\ufffd"]
+    assert box.calls[0].request.top_logprobs == 2
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,10 @@ def loaded(models: dict[str, Path]) -> Iterator[dict[str, llama.Model]]:
 class Bench:
     """An engine whose steps run on the test's thread; what it delivers is collected by request."""
 
-    def __init__(self, model: llama.Model, **options: int) -> None:
+    def __init__(self, model: llama.Model, **options: Any) -> None:
         self.said: dict[int, list[Piece]] = {}
-        settings = {"cells": 2048, "sequences": 4, "batch_tokens": 128, "queue": 64, "threads": 1} | options
+        defaults = {"cells": 2048, "sequences": 4, "batch_tokens": 128, "queue": 64, "threads": 1}
+        settings: dict[str, Any] = defaults | options
         self.engine = Engine(model, **settings, post=self._post)
 
     def submit(self, generation: Generation) -> int:
@@ -61,7 +63,7 @@ class Bench:
 def bench(loaded: dict[str, llama.Model]) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(architecture: str = "llama", **options: int) -> Bench:
+    def make(architecture: str = "llama", **options: Any) -> Bench:
         made.append(Bench(loaded[architecture], **options))
         return made[-1]
 

@@ -13,6 +13,11 @@ from tests.infer.conftest import Bench, greedy, words
 MakeBench = Callable[..., Bench]
 
 
+def state(engine: Bench) -> tuple[int, int, int]:
+    stats = engine.engine.stats
+    return stats.running, stats.waiting, stats.pages_used
+
+
 def test_batch_mates_do_not_change_a_greedy_stream(bench: MakeBench) -> None:
     requests = [greedy(words(start, 40 + 30 * start), max_tokens=24) for start in range(8)]
     alone = [bench().answer(request)[0] for request in requests]
@@ -118,7 +123,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_it_is_computed(bench
         engine.submit(greedy("x" * 1_000_000))
     with pytest.raises(PromptTooLong, match="characters"):
         engine.engine.encode([Segment(Origin.USER, "x" * 1_000_000)])
-    assert engine.engine.load == (0, 0, 0)
+    assert engine.engine.stats.pages_used == 0
 
 
 def test_an_empty_prompt_and_a_bad_parameter_are_refused_by_name(bench: MakeBench) -> None:
@@ -144,10 +149,10 @@ def test_cancelling_frees_the_cells_and_nothing_more_is_delivered(bench: MakeBen
     engine = bench(cells=512)
     first = engine.submit(greedy(words(0, 300), max_tokens=100))
     engine.engine._step()
-    assert engine.engine.load == (1, 0, 400)
+    assert state(engine) == (1, 0, 7)
     second = engine.submit(greedy(words(1, 300), max_tokens=100))
     engine.engine.cancel(first)
-    assert engine.engine.load == (0, 1, 0)
+    assert state(engine) == (0, 1, 0)
     engine.engine.run_until_idle()
     assert not engine.said[first]
     assert engine.result(second)[1].usage.output_tokens == 100
@@ -171,4 +176,4 @@ def test_many_requests_of_all_kinds_end_and_leave_no_cell_behind(bench: MakeBenc
     engine.engine.run_until_idle()
     finished = [engine.result(name)[1] for name in names if name != names[7]]
     assert [finish.usage.output_tokens for finish in finished] == [1 + i % 9 for i in range(40) if i != 7]
-    assert engine.engine.load == (0, 0, 0)
+    assert engine.engine.stats.pages_used == 0

@@ -1,6 +1,9 @@
 """The router over real workers; only the file store is a small one of our own."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,18 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import ModelDamaged, ModelRestarting, ModelTooLarge, NoChatModel, NotFound
+from appliance.errors import (
+    MemoryInUse,
+    ModelDamaged,
+    ModelRestarting,
+    ModelTooLarge,
+    NoChatModel,
+    NotFound,
+    PromptTooLong,
+    WorkerDied,
+)
 from appliance.infer.router import EngineOptions, Router
 from appliance.infer.supervisor import Backoff
 from appliance.types import (
     Finish,
     Generation,
+    MemoryPlan,
     ModelFile,
     ModelKind,
     ModelState,
     Origin,
     Sampling,
     Segment,
+    Tally,
     Text,
 )
 from tests.infer.conftest import greedy
@@ -34,6 +48,7 @@ class Files:
         self.files = {file.name: file for file in files}
         self.damaged: set[str] = set()
         self.verified: list[str] = []
+        self.pins: set[str] = set()
 
     def list(self) -> tuple[ModelFile, ...]:
         return tuple(self.files.values())
@@ -42,6 +57,9 @@ class Files:
         if name not in self.files:
             raise NotFound(f"There is no model {name}.")
         return self.files[name]
+
+    def pinned(self, name: str) -> bool:
+        return name in self.pins
 
     def verify(self, file: ModelFile) -> None:
         self.verified.append(file.name)
@@ -81,11 +99,33 @@ class Plan:
         self.most = most
         self.asked: list[tuple[str, int, int]] = []
 
-    def __call__(self, file: ModelFile, context_tokens: int, loaded_bytes: int) -> int:
+    def __call__(self, file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan:
         self.asked.append((file.name, context_tokens, loaded_bytes))
-        if loaded_bytes + 1000 > self.most:
-            raise ModelTooLarge(f"Model {file.name} needs 1000 bytes; {self.most - loaded_bytes} are free.")
-        return 1000
+        free = self.most - loaded_bytes
+        problem = "" if free >= 1000 else f"Model {file.name} needs 1000 bytes; {free} are free."
+        return MemoryPlan(file.name, context_tokens, 1000, free, self.most, problem)
+
+
+class Names:
+    """ports.Aliases: each name's next models in order, and what was counted."""
+
+    def __init__(self) -> None:
+        self.draws: dict[str, list[str]] = {}
+        self.shadowing: dict[str, tuple[str, ...]] = {}
+        self.counted: list[tuple[str, str, Tally]] = []
+
+    def choose(self, name: str) -> str:
+        return self.draws[name].pop(0) if self.draws.get(name) else ""
+
+    def shadows(self, name: str) -> tuple[str, ...]:
+        return self.shadowing.get(name, ())
+
+    def count(self, name: str, model: str, outcome: Tally) -> None:
+        self.counted.append((name, model, outcome))
+
+    @property
+    def outcomes(self) -> list[tuple[str, str, int, int]]:
+        return [(name, model, tally.errors, tally.output_tokens) for name, model, tally in self.counted]
 
 
 @pytest.fixture
@@ -102,16 +142,24 @@ MakeRouter = Callable[..., Router]
 async def route(files: Files, tmp_path: Path) -> AsyncIterator[MakeRouter]:
     made: list[Router] = []
 
-    def make(plan: Plan | None = None, on_change: Callable[[], None] = lambda: None) -> Router:
+    def make(
+        plan: Plan | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        names: Names | None = None,
+        idle_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        context_tokens: int = 1024,
+    ) -> Router:
         options = EngineOptions(
             tmp_path / "engines",
-            context_tokens=1024,
+            context_tokens=context_tokens,
             batch_tokens=128,
             threads=1,
             log_level="warning",
             backoff=Backoff(first_seconds=0.05),
+            idle_seconds=idle_seconds,
         )
-        made.append(Router(files, options, plan or Plan(), on_change))
+        made.append(Router(files, options, plan or Plan(), names or Names(), on_change, clock))
         return made[-1]
 
     yield make
@@ -224,9 +272,12 @@ async def test_tokens_are_counted_as_the_model_reads_them(route: MakeRouter) -> 
     assert await router.tokenize("", [Segment(Origin.USER, "the badge")]) == ids
 
 
-async def test_a_model_that_the_memory_plan_does_not_admit_is_refused_and_says_why(route: MakeRouter) -> None:
+async def test_a_model_that_the_memory_plan_does_not_admit_is_refused_and_says_why(
+    route: MakeRouter, files: Files
+) -> None:
     plan = Plan(most=1500)
     router = route(plan)
+    files.pins = {"old"}
     await router.load("old")
     with pytest.raises(ModelTooLarge):
         await answer(router, "new")
@@ -234,7 +285,7 @@ async def test_a_model_that_the_memory_plan_does_not_admit_is_refused_and_says_w
     assert (refused.state, refused.detail) == (ModelState.REFUSED, "Model new needs 1000 bytes; 500 are free.")
     await router.unload("old")
     await router.load("new")
-    assert plan.asked == [("old", 1024, 0), ("new", 1024, 1000), ("new", 1024, 0)]
+    assert list(dict.fromkeys(plan.asked)) == [("old", 1024, 0), ("new", 1024, 1000), ("new", 1024, 0)]
 
 
 async def test_a_file_that_is_not_what_its_hash_says_never_reaches_the_engine(route: MakeRouter, files: Files) -> None:
@@ -281,3 +332,147 @@ async def test_a_model_with_a_shorter_context_gets_no_more_than_it_was_trained_f
 ) -> None:
     files.files["old"] = replace(files.get("old"), trained_context_tokens=512)
     assert (await route().load("old")).context_tokens == 512
+
+
+# --- swapping ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_least_recently_used_idle_model_makes_room(route: MakeRouter, files: Files) -> None:
+    ticks = iter(range(10_000))
+    router = route(Plan(most=2500), clock=lambda: float(next(ticks)))
+    await answer(router, "old")
+    await answer(router, "new")
+    await answer(router, "old")
+    assert router.plan("pointer").unloads == ("new",)
+    await router.load("pointer")
+    assert states(router) == {"old": ModelState.READY, "new": ModelState.STORED, "pointer": ModelState.READY}
+
+
+async def test_a_swap_never_takes_a_model_that_answers(route: MakeRouter) -> None:
+    router = route(Plan(most=1000))
+    stream = router.generate("old", greedy("hello", max_tokens=400))
+    assert isinstance(await anext(stream), Text)
+    with pytest.raises(MemoryInUse, match="running answers"):
+        await answer(router, "new")
+    assert isinstance([piece async for piece in stream][-1], Finish)
+    await answer(router, "new")
+    assert states(router)["old"] is ModelState.STORED
+
+
+async def test_a_pinned_model_is_unloaded_neither_by_need_nor_by_idleness(route: MakeRouter, files: Files) -> None:
+    now = 0.0
+    router = route(Plan(most=1000), idle_seconds=10.0, clock=lambda: now)
+    files.pins = {"old"}
+    assert (await router.load("old")).pinned
+    with pytest.raises(ModelTooLarge, match="0 are free"):
+        await answer(router, "new")
+    now = 1e6
+    router.unload_idle()
+    assert states(router)["old"] is ModelState.READY
+
+
+async def test_a_model_that_nobody_asks_for_is_unloaded_after_its_time(route: MakeRouter) -> None:
+    now = 0.0
+    router = route(idle_seconds=10.0, clock=lambda: now)
+    await answer(router, "old")
+    stream = router.generate("new", greedy("hello", max_tokens=400))
+    await anext(stream)
+    now = 9.0
+    router.unload_idle()
+    assert states(router)["old"] is ModelState.READY
+    now = 10.0
+    router.unload_idle()
+    assert isinstance([piece async for piece in stream][-1], Finish)
+    assert (await answer(router, "old")).usage.output_tokens == 12  # it waits for the end of the other and loads anew
+    assert states(router)["new"] is ModelState.READY
+
+
+async def test_a_plan_says_what_a_model_takes_before_and_while_it_is_loaded(route: MakeRouter) -> None:
+    router = route(Plan(most=1500))
+    assert router.plan("old") == MemoryPlan("old", 1024, 1000, 1500, 1500)
+    await router.load("old")
+    assert router.plan("old") == MemoryPlan("old", 1024, 1000, 1500, 1500)
+    assert router.plan("new") == MemoryPlan("new", 1024, 1000, 1500, 1500, unloads=("old",))
+
+
+async def test_a_worker_killed_in_mid_batch_tells_its_callers_and_serves_again(route: MakeRouter) -> None:
+    router = route(context_tokens=8192)
+    streams = [router.generate("old", greedy(f"hello {i}", max_tokens=2500)) for i in range(3)]
+    for stream in streams:
+        await anext(stream)
+    pid = router._loaded["old"].supervisor.pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            [piece async for piece in stream]
+    async with asyncio.timeout(30):
+        while states(router)["old"] is not ModelState.READY:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await answer(router, "old")).usage.output_tokens == 12
+
+
+# --- aliases ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_alias_leads_to_the_drawn_model_and_its_outcomes_are_counted(route: MakeRouter) -> None:
+    names = Names()
+    names.draws = {"assistant": ["old", "new"]}
+    router = route(names=names)
+    file = router.chat_model("assistant")
+    assert file.name == "old"
+    generation = greedy("hello")
+    assert [piece async for piece in router.generate(file.name, generation, alias="assistant")]
+    await answer(router, "assistant")  # an alias where a model is expected is drawn here
+    assert names.outcomes == [("assistant", "old", 0, 12), ("assistant", "new", 0, 12)]
+
+
+async def test_the_boxs_errors_count_and_the_callers_do_not(route: MakeRouter, files: Files) -> None:
+    names = Names()
+    router = route(names=names)
+    files.damaged = {"new"}
+    with pytest.raises(ModelDamaged):
+        [piece async for piece in router.generate("new", greedy("hello"), alias="assistant")]
+    with pytest.raises(PromptTooLong):
+        [piece async for piece in router.generate("old", greedy("badge " * 5000), alias="assistant")]
+    stream = router.generate("old", greedy("hello", max_tokens=400), alias="assistant")
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert names.outcomes == [("assistant", "new", 1, 0)]
+
+
+async def test_a_shadow_is_asked_the_same_and_only_counted(route: MakeRouter) -> None:
+    names = Names()
+    names.shadowing = {"assistant": ("new", "old")}
+    router = route(names=names)
+    pieces = [piece async for piece in router.generate("old", greedy("hello"), alias="assistant")]
+    assert sum(isinstance(piece, Finish) for piece in pieces) == 1
+    async with asyncio.timeout(30):
+        while len(names.counted) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert sorted(names.outcomes) == [("assistant", "new", 0, 12), ("assistant", "old", 0, 12)]
+
+
+async def test_a_shadow_with_another_scaffold_is_not_asked(route: MakeRouter, files: Files) -> None:
+    names = Names()
+    names.shadowing = {"assistant": ("new",)}
+    files.files["new"] = replace(files.get("new"), scaffold="chatml")
+    router = route(names=names)
+    assert [piece async for piece in router.generate("old", greedy("hello"), alias="assistant")]
+    await asyncio.sleep(0)
+    assert states(router)["new"] is ModelState.STORED
+
+
+# --- what engines say of themselves -----------------------------------------------------------------------------------
+
+
+async def test_the_state_of_each_engine_is_known_while_it_serves(route: MakeRouter) -> None:
+    router = route()
+    await router.load("old")
+    async with asyncio.timeout(30):
+        while not router.stats():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert list(router.stats()) == ["old"]
+    assert router.stats()["old"].running == 0
+    await router.unload("old")
+    assert router.stats() == {}

@@ -147,7 +147,7 @@ async def test_closing_a_stream_frees_its_cells(supervise: Start) -> None:
     await supervisor.start()
     stream = supervisor.generate(LONG)
     await anext(stream)
-    assert (await supervisor.describe()).kv_cells_used == 4000
+    assert (await supervisor.describe()).kv_cells_used == 4032
     await stream.aclose()  # type: ignore[attr-defined]
     await until_running(supervisor, 0)
     assert (await supervisor.describe()).kv_cells_used == 0

@@ -3,6 +3,7 @@ import hashlib
 import os
 import re
 import stat
+import struct
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import DiskFull
+from appliance.errors import DiskFull, NotFound
 from appliance.jobs import JobRunner
 from appliance.models import imports
 from appliance.models.imports import ImportFolder, Seen, fault, settled
 from appliance.models.store import ModelStore, Report
 from appliance.types import Job, JobState, ModelState, ModelStatus
 from appliance.vault.keyring import FileKeyring
-from tests.models.headers import write_chat
+from tests import gguf_models
+from tests.gguf_lora import write_lora
+from tests.models.headers import header, pair, write_chat
 
 FILE = Seen(100, 1, 1, stat.S_IFREG)
 
@@ -216,13 +219,13 @@ async def test_cancelling_an_import_even_twice_waits_for_its_thread_and_leaves_t
     copying, go_on = threading.Event(), threading.Event()
     add = box.store.add
 
-    def slow(path: Path, report: Report) -> object:
+    def slow(path: Path, report: Report, **more: str) -> object:
         def wait(done: int, total: int) -> None:
             copying.set()
             assert go_on.wait(10)
             report(done, total)
 
-        return add(path, wait)
+        return add(path, wait, **more)
 
     monkeypatch.setattr(box.store, "add", slow)
     write_chat(box.folder / "tiny.gguf.ready")
@@ -246,7 +249,7 @@ async def test_cancelling_an_import_even_twice_waits_for_its_thread_and_leaves_t
 
 
 async def test_a_full_disk_keeps_the_file_and_tries_again_later(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, report: object) -> object:
+    def full(path: Path, report: object, **more: str) -> object:
         raise DiskFull("The disk is full.")
 
     with monkeypatch.context() as patch:
@@ -264,10 +267,68 @@ async def test_a_full_disk_keeps_the_file_and_tries_again_later(box: Box, monkey
 
 async def test_a_file_of_this_machine_is_imported_by_path_and_stays(box: Box, tmp_path: Path) -> None:
     path = write_chat(tmp_path / "stick.gguf")
-    assert (await box.end(box.watcher.import_file(path))).state is JobState.SUCCEEDED
+    assert (await box.end(box.watcher.import_path(path))).state is JobState.SUCCEEDED
     assert path.exists()
-    missing = await box.end(box.watcher.import_file(tmp_path / "none.gguf"))
+    missing = await box.end(box.watcher.import_path(tmp_path / "none.gguf"))
     assert (missing.state, missing.error_reason) == (JobState.FAILED, "MODEL_MISSING")
+
+
+async def test_every_gguf_of_a_folder_is_imported_and_each_that_is_not_says_why(box: Box, tmp_path: Path) -> None:
+    stick = tmp_path / "stick"
+    (stick / "below").mkdir(parents=True)
+    base = gguf_models.write_llama(stick / "z-base.gguf")
+    write_lora(stick / "a-style.gguf", base, name="style")  # before its base by name, after it by need
+    write_chat(stick / "tiny.GGUF")
+    write_chat(stick / "part.gguf", name="Large", split__count=3, split__no=1)
+    write_chat(stick / ".hidden.gguf", seed=1)
+    write_chat(stick / "below" / "deep.gguf", seed=2)
+    (stick / "notes.txt").write_text("x")
+    (stick / "bad.gguf").write_bytes(b"not a model")
+    (stick / "link.gguf").symlink_to(stick / "tiny.GGUF")
+    job = await box.end(box.watcher.import_path(stick))
+    assert (job.state, job.note) == (JobState.SUCCEEDED, "3 imported, 3 refused")
+    assert job.done == job.total > 0
+    outcomes = {Path(item.path).name: item for item in box.watcher.outcomes(job.id)}
+    assert {name: item.model or item.reason for name, item in outcomes.items()} == {
+        "z-base.gguf": "random-llama",
+        "a-style.gguf": "style",
+        "tiny.GGUF": "tiny-chat",
+        "part.gguf": "MODEL_UNSUPPORTED",
+        "bad.gguf": "MODEL_DAMAGED",
+        "link.gguf": "MODEL_MISSING",
+    }
+    assert "part 2 of 3. Merge the parts first" in outcomes["part.gguf"].detail
+    assert len(list(stick.iterdir())) == 9
+
+
+async def test_a_later_part_of_a_split_model_says_so_although_it_has_no_architecture(box: Box, tmp_path: Path) -> None:
+    part = tmp_path / "large-00002-of-00003.gguf"
+    keys = [pair("split.no", 2, struct.pack("<H", 1)), pair("split.count", 2, struct.pack("<H", 3))]
+    part.write_bytes(header(keys))
+    job = await box.end(box.watcher.import_path(part))
+    assert (job.state, job.error_reason) == (JobState.FAILED, "MODEL_UNSUPPORTED")
+    assert "part 2 of 3" in job.error_message
+
+
+async def test_a_folder_of_which_nothing_becomes_a_model_fails(box: Box, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    job = await box.end(box.watcher.import_path(empty))
+    assert (job.error_reason, box.watcher.outcomes(job.id)) == ("MODEL_MISSING", ())
+    (empty / "bad.gguf").write_bytes(b"not a model")
+    job = await box.end(box.watcher.import_path(empty))
+    assert (job.state, job.error_reason) == (JobState.FAILED, "MODEL_DAMAGED")
+    assert [item.reason for item in box.watcher.outcomes(job.id)] == ["MODEL_DAMAGED"]
+    with pytest.raises(NotFound):
+        box.watcher.outcomes("none")
+
+
+async def test_an_import_is_undone_by_deleting_what_it_made(box: Box, tmp_path: Path) -> None:
+    job = await box.end(box.watcher.import_path(write_chat(tmp_path / "tiny.gguf")))
+    [made] = box.watcher.outcomes(job.id)
+    box.store.delete(made.model)
+    assert box.store.list() == ()
+    assert list((tmp_path / "models" / "blobs").iterdir()) == []
 
 
 async def test_the_loop_imports_by_itself_until_it_is_cancelled(box: Box) -> None:

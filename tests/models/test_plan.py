@@ -1,8 +1,7 @@
-import pytest
+import re
 
-from appliance.errors import ModelTooLarge
 from appliance.models.plan import GIB, MASK_BYTES, PROCESS_BYTES, admit, plan
-from appliance.types import ModelFile, ModelKind
+from appliance.types import MemoryPlan, ModelFile, ModelKind
 
 BIG = ModelFile(
     name="qwen3-14b",
@@ -25,24 +24,25 @@ def test_a_plan_is_weights_and_kv_and_the_buffers_of_a_step() -> None:
     assert found.total_bytes == found.weights_bytes + found.kv_bytes + found.compute_bytes
 
 
+def offer(available_bytes: int, reserve_bytes: int = GIB) -> MemoryPlan:
+    return admit(BIG, 8192, available_bytes=available_bytes, total_bytes=24 * GIB, reserve_bytes=reserve_bytes)
+
+
 def test_a_model_that_fits_is_admitted_with_its_planned_bytes() -> None:
     needed = plan(BIG, 8192).total_bytes
-    assert admit(BIG, 8192, available_bytes=needed + GIB, reserve_bytes=GIB) == needed
+    assert offer(needed + GIB) == MemoryPlan("qwen3-14b", 8192, needed, needed, 24 * GIB)
 
 
-def test_a_model_one_byte_too_large_is_refused() -> None:
+def test_a_model_one_byte_too_large_is_a_problem() -> None:
     needed = plan(BIG, 8192).total_bytes
-    with pytest.raises(ModelTooLarge):
-        admit(BIG, 8192, available_bytes=needed + GIB - 1, reserve_bytes=GIB)
+    assert offer(needed + GIB - 1).problem
 
 
-def test_a_refusal_says_what_is_needed_and_what_is_free() -> None:
-    with pytest.raises(
-        ModelTooLarge, match=r"^qwen3-14b needs 9\.\d of 4\.1 GiB free: 8\.0 for weights, 1\.2 for 8192"
-    ):
-        admit(BIG, 8192, available_bytes=int(5.1 * GIB), reserve_bytes=GIB)
+def test_a_problem_says_what_is_needed_and_what_is_free() -> None:
+    assert re.match(
+        r"qwen3-14b needs 9\.\d of 4\.1 GiB free: 8\.0 for weights, 1\.2 for 8192", offer(int(5.1 * GIB)).problem
+    )
 
 
 def test_a_reserve_above_what_is_available_leaves_nothing_free() -> None:
-    with pytest.raises(ModelTooLarge, match=r"of 0\.0 GiB free"):
-        admit(BIG, 8192, available_bytes=GIB, reserve_bytes=2 * GIB)
+    assert "of 0.0 GiB free" in offer(GIB, reserve_bytes=2 * GIB).problem

@@ -10,6 +10,7 @@ from tests.models.headers import write_chat
 LLAMA2 = "{% if system %}<<SYS>>\\n{% endif %}[INST] {{ content }} [/INST]"
 ZEPHYR = "{{ '<|user|>\\n' + message['content'] + eos_token }}{{ '<|assistant|>' }}"
 COHERE = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
 CASES = {
     "chatml": ("<|im_start|>{{ role }}<|im_end|>", ("<|im_start|>", "<|im_end|>")),
     "llama3": ("<|start_header_id|>user<|end_header_id|>", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
@@ -17,6 +18,11 @@ CASES = {
     "phi3": ("<|user|>{{ x }}<|end|><|assistant|>", ("<|user|>", "<|assistant|>", "<|end|>")),
     "command-r": ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", COHERE),
     "mistral-v7": ("[SYSTEM_PROMPT] [INST]", ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "</s>")),
+    "phi4": ("<|im_start|>{{ role }}<|im_sep|><|im_end|>", ("<|im_start|>", "<|im_sep|>", "<|im_end|>")),
+    "llama4": ("<|header_start|>user<|header_end|>", ("<|header_start|>", "<|header_end|>", "<|eot|>")),
+    "granite": ("<|start_of_role|>user<|end_of_role|>", ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")),
+    "deepseek3": ("".join(DEEPSEEK), DEEPSEEK),
+    "mistral-v3-tekken": ('{{ "[INST]" + x + "[/INST]" }}', ("[INST]", "[/INST]", "</s>")),
     "mistral": ("[INST] {{ x }} [/INST]", ("[INST]", "[/INST]", "</s>")),
     "mistral-v1": ("[INST] {{ x }} [/INST]", ("<s>", "</s>")),
     "llama2": (LLAMA2, ("<s>", "</s>")),
@@ -44,8 +50,8 @@ def test_control_tokens_without_the_template_make_no_family(tmp_path: Path) -> N
 
 
 def test_a_relative_with_other_turns_is_not_taken_for_the_family(tmp_path: Path) -> None:
-    template = "<|im_start|>{{ role }}<|im_sep|>{{ x }}<|im_end|>"
-    assert detect(tmp_path, template, ("<|im_start|>", "<|im_end|>", "<|im_sep|>")) == "plain"
+    template = "<|im_start|>{{ role }}{{ x }}<end_of_utterance><|im_end|>"
+    assert detect(tmp_path, template, ("<|im_start|>", "<|im_end|>")) == "plain"
 
 
 @pytest.mark.parametrize(("architecture", "name"), [("llama", "plain"), ("qwen2", "chatml"), ("gemma2", "gemma")])

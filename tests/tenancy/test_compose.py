@@ -1,6 +1,8 @@
+import ctypes
 import itertools
 from collections.abc import Sequence
 
+import llama_cpp
 import pytest
 
 from appliance.errors import InvalidArgument
@@ -28,6 +30,17 @@ EXPECTED = {
     "mistral": "[INST] Be brief.\n\nHi[/INST] Hello!</s>[INST] Who are you?[/INST]",
     "mistral-v1": " [INST] Be brief.\n\nHi [/INST] Hello!</s> [INST] Who are you? [/INST]",
     "llama2": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Who are you? [/INST]",
+    "mistral-v3-tekken": "[INST]Be brief.\n\nHi[/INST]Hello!</s>[INST]Who are you?[/INST]",
+    "phi4": "<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant"
+    "<|im_sep|>Hello!<|im_end|><|im_start|>user<|im_sep|>Who are you?<|im_end|><|im_start|>assistant<|im_sep|>",
+    "llama4": "<|header_start|>system<|header_end|>\n\nBe brief.<|eot|><|header_start|>user<|header_end|>\n\nHi<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nHello!<|eot|><|header_start|>user<|header_end|>\n\nWho are you?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\n",
+    "granite": "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi"
+    "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Hello!<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>"
+    "Who are you?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    "deepseek3": "Be brief.\n\n<｜User｜>Hi<｜Assistant｜>Hello!<｜end▁of▁sentence｜>"
+    "<｜User｜>Who are you?<｜Assistant｜>",
     "zephyr": "<|system|>\nBe brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello!</s>\n<|user|>\nWho are you?</s>\n"
     "<|assistant|>\n",
     "plain": "User: Be brief.\n\nHi\n\nAssistant: Hello!\n\nUser: Who are you?\n\nAssistant:",
@@ -54,6 +67,22 @@ def composer() -> ScaffoldComposer:
 @pytest.mark.parametrize("family", SCAFFOLDS)
 def test_a_conversation_is_written_as_its_family_was_trained(composer: ScaffoldComposer, family: str) -> None:
     assert text(composer.chat(family, TALK)) == EXPECTED[family]
+
+
+# What llama.cpp calls our families; its llama2 forgets the <s> between turns, and its zephyr is StableLM's.
+THEIRS = {name: name for name in SCAFFOLDS if name not in ("llama2", "zephyr", "plain")} | {
+    "mistral": "mistral-v3",
+    "mistral-v7": "mistral-v7-tekken",
+}
+
+
+@pytest.mark.parametrize("family", THEIRS)
+def test_a_conversation_is_written_as_llama_cpp_writes_it(composer: ScaffoldComposer, family: str) -> None:
+    turns = [(message.speaker.value.encode(), message.text.encode()) for message in TALK]
+    chat = (llama_cpp.llama_chat_message * len(turns))(*(llama_cpp.llama_chat_message(*turn) for turn in turns))
+    room = ctypes.create_string_buffer(4096)
+    size = llama_cpp.llama_chat_apply_template(THEIRS[family].encode(), chat, len(turns), True, room, len(room))
+    assert text(composer.chat(family, TALK)) == room.raw[:size].decode()
 
 
 @pytest.mark.parametrize("family", SCAFFOLDS)

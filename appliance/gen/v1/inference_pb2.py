@@ -24,41 +24,59 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ppliance/v1/inference.proto\x12\x0c\x61ppliance.v1\"\x93\x01\n\x07Message\x12(\n\x04role\x18\x01 \x01(\x0e\x32\x1a.appliance.v1.Message.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\"P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\"\x90\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokens\"o\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Message\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.appliance.v1.Sampling\"O\n\x0c\x43hatResponse\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x14.appliance.v1.FinishH\x00\x42\x07\n\x05piece\"\xc7\x01\n\x06\x46inish\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.appliance.v1.Finish.Reason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.appliance.v1.Usage\x12&\n\x07timings\x18\x03 \x01(\x0b\x32\x15.appliance.v1.Timings\"D\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_STOP\x10\x01\x12\x11\n\rREASON_LENGTH\x10\x02\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x80\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0esearch_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"Z\n\rEmbedResponse\x12%\n\x07vectors\x18\x01 \x03(\x0b\x32\x14.appliance.v1.Vector\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.appliance.v1.Usage\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x32\xe0\x01\n\x10InferenceService\x12?\n\x04\x43hat\x12\x19.appliance.v1.ChatRequest\x1a\x1a.appliance.v1.ChatResponse0\x01\x12@\n\x05\x45mbed\x12\x1a.appliance.v1.EmbedRequest\x1a\x1b.appliance.v1.EmbedResponse\x12I\n\x08Tokenize\x12\x1d.appliance.v1.TokenizeRequest\x1a\x1e.appliance.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ppliance/v1/inference.proto\x12\x0c\x61ppliance.v1\"\xe4\x01\n\x07Message\x12(\n\x04role\x18\x01 \x01(\x0e\x32\x1a.appliance.v1.Message.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.appliance.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\x96\x01\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.appliance.v1.ToolChoice.Mode\x12\x0c\n\x04name\x18\x02 \x01(\t\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\"\x8f\x01\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0e\n\x04gbnf\x18\x02 \x01(\tH\x00\x12>\n\x0bjson_object\x18\x03 \x01(\x0b\x32\'.appliance.v1.ResponseFormat.JsonObjectH\x00\x1a\x0c\n\nJsonObjectB\x08\n\x06\x66ormat\"\xfa\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x08\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\xce\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Message\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.appliance.v1.Sampling\x12!\n\x05tools\x18\x04 \x03(\x0b\x32\x12.appliance.v1.Tool\x12-\n\x0btool_choice\x18\x05 \x01(\x0b\x32\x18.appliance.v1.ToolChoice\x12\x35\n\x0fresponse_format\x18\x06 \x01(\x0b\x32\x1c.appliance.v1.ResponseFormat\x12\x19\n\x0ctop_logprobs\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12(\n\x08priority\x18\x08 \x01(\x0e\x32\x16.appliance.v1.PriorityB\x0f\n\r_top_logprobs\"\xa8\x01\n\x0c\x43hatResponse\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x14.appliance.v1.FinishH\x00\x12+\n\ttool_call\x18\x03 \x01(\x0b\x32\x16.appliance.v1.ToolCallH\x00\x12*\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x19.appliance.v1.TokenChoiceB\x07\n\x05piece\"b\n\x0bTokenChoice\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.appliance.v1.TokenLogprob\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.appliance.v1.TokenLogprob\"=\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\r\n\x05piece\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xde\x01\n\x06\x46inish\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.appliance.v1.Finish.Reason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.appliance.v1.Usage\x12&\n\x07timings\x18\x03 \x01(\x0b\x32\x15.appliance.v1.Timings\"[\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_STOP\x10\x01\x12\x11\n\rREASON_LENGTH\x10\x02\x12\x15\n\x11REASON_TOOL_CALLS\x10\x03\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x80\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0esearch_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"Z\n\rEmbedResponse\x12%\n\x07vectors\x18\x01 \x03(\x0b\x32\x14.appliance.v1.Vector\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.appliance.v1.Usage\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x32\xe0\x01\n\x10InferenceService\x12?\n\x04\x43hat\x12\x19.appliance.v1.ChatRequest\x1a\x1a.appliance.v1.ChatResponse0\x01\x12@\n\x05\x45mbed\x12\x1a.appliance.v1.EmbedRequest\x1a\x1b.appliance.v1.EmbedResponse\x12I\n\x08Tokenize\x12\x1d.appliance.v1.TokenizeRequest\x1a\x1e.appliance.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PRIORITY']._serialized_start=2432
+  _globals['_PRIORITY']._serialized_end=2526
   _globals['_MESSAGE']._serialized_start=47
-  _globals['_MESSAGE']._serialized_end=194
-  _globals['_MESSAGE_ROLE']._serialized_start=114
-  _globals['_MESSAGE_ROLE']._serialized_end=194
-  _globals['_SAMPLING']._serialized_start=197
-  _globals['_SAMPLING']._serialized_end=469
-  _globals['_CHATREQUEST']._serialized_start=471
-  _globals['_CHATREQUEST']._serialized_end=582
-  _globals['_CHATRESPONSE']._serialized_start=584
-  _globals['_CHATRESPONSE']._serialized_end=663
-  _globals['_FINISH']._serialized_start=666
-  _globals['_FINISH']._serialized_end=865
-  _globals['_FINISH_REASON']._serialized_start=797
-  _globals['_FINISH_REASON']._serialized_end=865
-  _globals['_USAGE']._serialized_start=867
-  _globals['_USAGE']._serialized_end=948
-  _globals['_TIMINGS']._serialized_start=951
-  _globals['_TIMINGS']._serialized_end=1079
-  _globals['_EMBEDREQUEST']._serialized_start=1081
-  _globals['_EMBEDREQUEST']._serialized_end=1125
-  _globals['_EMBEDRESPONSE']._serialized_start=1127
-  _globals['_EMBEDRESPONSE']._serialized_end=1217
-  _globals['_VECTOR']._serialized_start=1219
-  _globals['_VECTOR']._serialized_end=1243
-  _globals['_TOKENIZEREQUEST']._serialized_start=1245
-  _globals['_TOKENIZEREQUEST']._serialized_end=1291
-  _globals['_TOKENIZERESPONSE']._serialized_start=1293
-  _globals['_TOKENIZERESPONSE']._serialized_end=1324
-  _globals['_INFERENCESERVICE']._serialized_start=1327
-  _globals['_INFERENCESERVICE']._serialized_end=1551
+  _globals['_MESSAGE']._serialized_end=275
+  _globals['_MESSAGE_ROLE']._serialized_start=180
+  _globals['_MESSAGE_ROLE']._serialized_end=275
+  _globals['_TOOLCALL']._serialized_start=277
+  _globals['_TOOLCALL']._serialized_end=332
+  _globals['_TOOL']._serialized_start=334
+  _globals['_TOOL']._serialized_end=395
+  _globals['_TOOLCHOICE']._serialized_start=398
+  _globals['_TOOLCHOICE']._serialized_end=548
+  _globals['_TOOLCHOICE_MODE']._serialized_start=471
+  _globals['_TOOLCHOICE_MODE']._serialized_end=548
+  _globals['_RESPONSEFORMAT']._serialized_start=551
+  _globals['_RESPONSEFORMAT']._serialized_end=694
+  _globals['_RESPONSEFORMAT_JSONOBJECT']._serialized_start=672
+  _globals['_RESPONSEFORMAT_JSONOBJECT']._serialized_end=684
+  _globals['_SAMPLING']._serialized_start=697
+  _globals['_SAMPLING']._serialized_end=1075
+  _globals['_CHATREQUEST']._serialized_start=1078
+  _globals['_CHATREQUEST']._serialized_end=1412
+  _globals['_CHATRESPONSE']._serialized_start=1415
+  _globals['_CHATRESPONSE']._serialized_end=1583
+  _globals['_TOKENCHOICE']._serialized_start=1585
+  _globals['_TOKENCHOICE']._serialized_end=1683
+  _globals['_TOKENLOGPROB']._serialized_start=1685
+  _globals['_TOKENLOGPROB']._serialized_end=1746
+  _globals['_FINISH']._serialized_start=1749
+  _globals['_FINISH']._serialized_end=1971
+  _globals['_FINISH_REASON']._serialized_start=1880
+  _globals['_FINISH_REASON']._serialized_end=1971
+  _globals['_USAGE']._serialized_start=1973
+  _globals['_USAGE']._serialized_end=2054
+  _globals['_TIMINGS']._serialized_start=2057
+  _globals['_TIMINGS']._serialized_end=2185
+  _globals['_EMBEDREQUEST']._serialized_start=2187
+  _globals['_EMBEDREQUEST']._serialized_end=2231
+  _globals['_EMBEDRESPONSE']._serialized_start=2233
+  _globals['_EMBEDRESPONSE']._serialized_end=2323
+  _globals['_VECTOR']._serialized_start=2325
+  _globals['_VECTOR']._serialized_end=2349
+  _globals['_TOKENIZEREQUEST']._serialized_start=2351
+  _globals['_TOKENIZEREQUEST']._serialized_end=2397
+  _globals['_TOKENIZERESPONSE']._serialized_start=2399
+  _globals['_TOKENIZERESPONSE']._serialized_end=2430
+  _globals['_INFERENCESERVICE']._serialized_start=2529
+  _globals['_INFERENCESERVICE']._serialized_end=2753
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,51 @@ class ModelServiceStub:
                 request_serializer=appliance_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_model__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.PlanModel = channel.unary_unary(
+                '/appliance.v1.ModelService/PlanModel',
+                request_serializer=appliance_dot_v1_dot_model__pb2.PlanModelRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.PlanModelResponse.FromString,
+                _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/appliance.v1.ModelService/PinModel',
+                request_serializer=appliance_dot_v1_dot_model__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.PinModelResponse.FromString,
+                _registered_method=True)
+        self.QuantizeModel = channel.unary_unary(
+                '/appliance.v1.ModelService/QuantizeModel',
+                request_serializer=appliance_dot_v1_dot_model__pb2.QuantizeModelRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.QuantizeModelResponse.FromString,
+                _registered_method=True)
+        self.ListImportedFiles = channel.unary_unary(
+                '/appliance.v1.ModelService/ListImportedFiles',
+                request_serializer=appliance_dot_v1_dot_model__pb2.ListImportedFilesRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.ListImportedFilesResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/appliance.v1.ModelService/ListAliases',
+                request_serializer=appliance_dot_v1_dot_model__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/appliance.v1.ModelService/SetAlias',
+                request_serializer=appliance_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.PromoteAlias = channel.unary_unary(
+                '/appliance.v1.ModelService/PromoteAlias',
+                request_serializer=appliance_dot_v1_dot_model__pb2.PromoteAliasRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.PromoteAliasResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/appliance.v1.ModelService/RollbackAlias',
+                request_serializer=appliance_dot_v1_dot_model__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/appliance.v1.ModelService/DeleteAlias',
+                request_serializer=appliance_dot_v1_dot_model__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -84,7 +129,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportModel(self, request, context):
-        """Starts a job that checks a file of the server and takes it into the store. A file dropped into the import folder needs no call.
+        """Starts a job that checks a file of the server, or every GGUF of a folder, and takes it into the store. A file dropped into the import folder needs no call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +149,68 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
+        """A base whose adapters are here, and a model that an alias leads to, are refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanModel(self, request, context):
+        """What loading the model would take and which idle models it would end; nothing is loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinModel(self, request, context):
+        """A pinned model stays loaded once it is, whatever else needs the memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuantizeModel(self, request, context):
+        """Starts a job that writes a model anew in fewer bits and imports it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImportedFiles(self, request, context):
+        """What became of each file of an import by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Makes the alias or gives it other targets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteAlias(self, request, context):
+        """One of the targets becomes the only one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Puts back the targets that were before the last change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +248,51 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=appliance_dot_v1_dot_model__pb2.DeleteModelRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_model__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'PlanModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanModel,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.PlanModelRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.PlanModelResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.PinModelRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.PinModelResponse.SerializeToString,
+            ),
+            'QuantizeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuantizeModel,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.QuantizeModelRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.QuantizeModelResponse.SerializeToString,
+            ),
+            'ListImportedFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImportedFiles,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.ListImportedFilesRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.ListImportedFilesResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.ListAliasesRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.SetAliasRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'PromoteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteAlias,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.PromoteAliasRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.PromoteAliasResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.DeleteAliasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +458,249 @@ class ModelService:
             '/appliance.v1.ModelService/DeleteModel',
             appliance_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
             appliance_dot_v1_dot_model__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/PlanModel',
+            appliance_dot_v1_dot_model__pb2.PlanModelRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.PlanModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/PinModel',
+            appliance_dot_v1_dot_model__pb2.PinModelRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.PinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuantizeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/QuantizeModel',
+            appliance_dot_v1_dot_model__pb2.QuantizeModelRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.QuantizeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImportedFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/ListImportedFiles',
+            appliance_dot_v1_dot_model__pb2.ListImportedFilesRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.ListImportedFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/ListAliases',
+            appliance_dot_v1_dot_model__pb2.ListAliasesRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/SetAlias',
+            appliance_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/PromoteAlias',
+            appliance_dot_v1_dot_model__pb2.PromoteAliasRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.PromoteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/RollbackAlias',
+            appliance_dot_v1_dot_model__pb2.RollbackAliasRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/DeleteAlias',
+            appliance_dot_v1_dot_model__pb2.DeleteAliasRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,11 +36,28 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     ImportModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.ImportModelResponse]
-    """Starts a job that checks a file of the server and takes it into the store. A file dropped into the import folder needs no call."""
+    """Starts a job that checks a file of the server, or every GGUF of a folder, and takes it into the store. A file dropped into the import folder needs no call."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """The worker process ends, so all its memory comes back."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
+    """A base whose adapters are here, and a model that an alias leads to, are refused."""
+    PlanModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.PlanModelRequest, _model_pb2.PlanModelResponse]
+    """What loading the model would take and which idle models it would end; nothing is loaded."""
+    PinModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.PinModelRequest, _model_pb2.PinModelResponse]
+    """A pinned model stays loaded once it is, whatever else needs the memory."""
+    QuantizeModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.QuantizeModelRequest, _model_pb2.QuantizeModelResponse]
+    """Starts a job that writes a model anew in fewer bits and imports it."""
+    ListImportedFiles: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListImportedFilesRequest, _model_pb2.ListImportedFilesResponse]
+    """What became of each file of an import by path."""
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListAliasesRequest, _model_pb2.ListAliasesResponse]
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
+    """Makes the alias or gives it other targets."""
+    PromoteAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.PromoteAliasRequest, _model_pb2.PromoteAliasResponse]
+    """One of the targets becomes the only one."""
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]
+    """Puts back the targets that were before the last change."""
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -50,11 +67,28 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     ImportModel: _aio.UnaryUnaryMultiCallable[_model_pb2.ImportModelRequest, _model_pb2.ImportModelResponse]  # type: ignore[assignment]
-    """Starts a job that checks a file of the server and takes it into the store. A file dropped into the import folder needs no call."""
+    """Starts a job that checks a file of the server, or every GGUF of a folder, and takes it into the store. A file dropped into the import folder needs no call."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """The worker process ends, so all its memory comes back."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    """A base whose adapters are here, and a model that an alias leads to, are refused."""
+    PlanModel: _aio.UnaryUnaryMultiCallable[_model_pb2.PlanModelRequest, _model_pb2.PlanModelResponse]  # type: ignore[assignment]
+    """What loading the model would take and which idle models it would end; nothing is loaded."""
+    PinModel: _aio.UnaryUnaryMultiCallable[_model_pb2.PinModelRequest, _model_pb2.PinModelResponse]  # type: ignore[assignment]
+    """A pinned model stays loaded once it is, whatever else needs the memory."""
+    QuantizeModel: _aio.UnaryUnaryMultiCallable[_model_pb2.QuantizeModelRequest, _model_pb2.QuantizeModelResponse]  # type: ignore[assignment]
+    """Starts a job that writes a model anew in fewer bits and imports it."""
+    ListImportedFiles: _aio.UnaryUnaryMultiCallable[_model_pb2.ListImportedFilesRequest, _model_pb2.ListImportedFilesResponse]  # type: ignore[assignment]
+    """What became of each file of an import by path."""
+    ListAliases: _aio.UnaryUnaryMultiCallable[_model_pb2.ListAliasesRequest, _model_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Makes the alias or gives it other targets."""
+    PromoteAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.PromoteAliasRequest, _model_pb2.PromoteAliasResponse]  # type: ignore[assignment]
+    """One of the targets becomes the only one."""
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Puts back the targets that were before the last change."""
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]  # type: ignore[assignment]
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The models on this box: what is loaded, from where, and what it needs."""
@@ -79,7 +113,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ImportModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ImportModelResponse, _abc.Awaitable[_model_pb2.ImportModelResponse]]:
-        """Starts a job that checks a file of the server and takes it into the store. A file dropped into the import folder needs no call."""
+        """Starts a job that checks a file of the server, or every GGUF of a folder, and takes it into the store. A file dropped into the import folder needs no call."""
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -101,6 +135,77 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]: ...
+    ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
+        """A base whose adapters are here, and a model that an alias leads to, are refused."""
+
+    @_abc_1.abstractmethod
+    def PlanModel(
+        self,
+        request: _model_pb2.PlanModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.PlanModelResponse, _abc.Awaitable[_model_pb2.PlanModelResponse]]:
+        """What loading the model would take and which idle models it would end; nothing is loaded."""
+
+    @_abc_1.abstractmethod
+    def PinModel(
+        self,
+        request: _model_pb2.PinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.PinModelResponse, _abc.Awaitable[_model_pb2.PinModelResponse]]:
+        """A pinned model stays loaded once it is, whatever else needs the memory."""
+
+    @_abc_1.abstractmethod
+    def QuantizeModel(
+        self,
+        request: _model_pb2.QuantizeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.QuantizeModelResponse, _abc.Awaitable[_model_pb2.QuantizeModelResponse]]:
+        """Starts a job that writes a model anew in fewer bits and imports it."""
+
+    @_abc_1.abstractmethod
+    def ListImportedFiles(
+        self,
+        request: _model_pb2.ListImportedFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ListImportedFilesResponse, _abc.Awaitable[_model_pb2.ListImportedFilesResponse]]:
+        """What became of each file of an import by path."""
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _model_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ListAliasesResponse, _abc.Awaitable[_model_pb2.ListAliasesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _model_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.SetAliasResponse, _abc.Awaitable[_model_pb2.SetAliasResponse]]:
+        """Makes the alias or gives it other targets."""
+
+    @_abc_1.abstractmethod
+    def PromoteAlias(
+        self,
+        request: _model_pb2.PromoteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.PromoteAliasResponse, _abc.Awaitable[_model_pb2.PromoteAliasResponse]]:
+        """One of the targets becomes the only one."""
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _model_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.RollbackAliasResponse, _abc.Awaitable[_model_pb2.RollbackAliasResponse]]:
+        """Puts back the targets that were before the last change."""
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _model_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.DeleteAliasResponse, _abc.Awaitable[_model_pb2.DeleteAliasResponse]]: ...
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -191,3 +191,124 @@ class WatchHealthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchHealthResponse: _TypeAlias = WatchHealthResponse  # noqa: Y015
+
+@_typing.final
+class EngineState(_message.Message):
+    """Fields ending in _total count from the worker's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
+    PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    PAGES_USED_FIELD_NUMBER: _builtins.int
+    PAGES_CACHED_FIELD_NUMBER: _builtins.int
+    HOST_PAGES_FIELD_NUMBER: _builtins.int
+    DISK_PAGES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    REQUESTS_TOTAL_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    STEPS_TOTAL_FIELD_NUMBER: _builtins.int
+    COMPUTE_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"models/qwen3-14b-q4" """
+    running: _builtins.int
+    waiting: _builtins.int
+    preempted: _builtins.int
+    """put aside, to be resumed"""
+    pages_total: _builtins.int
+    """of the KV cache, on the device"""
+    pages_used: _builtins.int
+    """held or reserved by running requests"""
+    pages_cached: _builtins.int
+    """idle prefixes"""
+    host_pages: _builtins.int
+    disk_pages: _builtins.int
+    prompt_tokens_total: _builtins.int
+    cached_tokens_total: _builtins.int
+    """of the prompt tokens, those that no step had to compute"""
+    generated_tokens_total: _builtins.int
+    preemptions_total: _builtins.int
+    requests_total: _builtins.int
+    drafted_tokens_total: _builtins.int
+    accepted_tokens_total: _builtins.int
+    steps_total: _builtins.int
+    compute_seconds_total: _builtins.float
+    """in the model's own arithmetic"""
+    step_seconds_total: _builtins.float
+    attention: _builtins.str
+    """"paged", or "stock" and why"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        preempted: _builtins.int = ...,
+        pages_total: _builtins.int = ...,
+        pages_used: _builtins.int = ...,
+        pages_cached: _builtins.int = ...,
+        host_pages: _builtins.int = ...,
+        disk_pages: _builtins.int = ...,
+        prompt_tokens_total: _builtins.int = ...,
+        cached_tokens_total: _builtins.int = ...,
+        generated_tokens_total: _builtins.int = ...,
+        preemptions_total: _builtins.int = ...,
+        requests_total: _builtins.int = ...,
+        drafted_tokens_total: _builtins.int = ...,
+        accepted_tokens_total: _builtins.int = ...,
+        steps_total: _builtins.int = ...,
+        compute_seconds_total: _builtins.float = ...,
+        step_seconds_total: _builtins.float = ...,
+        attention: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens_total", b"accepted_tokens_total", "attention", b"attention", "cached_tokens_total", b"cached_tokens_total", "compute_seconds_total", b"compute_seconds_total", "disk_pages", b"disk_pages", "drafted_tokens_total", b"drafted_tokens_total", "generated_tokens_total", b"generated_tokens_total", "host_pages", b"host_pages", "model", b"model", "pages_cached", b"pages_cached", "pages_total", b"pages_total", "pages_used", b"pages_used", "preempted", b"preempted", "preemptions_total", b"preemptions_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "step_seconds_total", b"step_seconds_total", "steps_total", b"steps_total", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineState: _TypeAlias = EngineState  # noqa: Y015
+
+@_typing.final
+class WatchEngineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEngineRequest: _TypeAlias = WatchEngineRequest  # noqa: Y015
+
+@_typing.final
+class WatchEngineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineState]: ...
+    def __init__(
+        self,
+        *,
+        engines: _abc.Iterable[Global___EngineState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEngineResponse: _TypeAlias = WatchEngineResponse  # noqa: Y015

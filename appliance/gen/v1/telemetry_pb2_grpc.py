@@ -45,6 +45,11 @@ class TelemetryServiceStub:
                 request_serializer=appliance_dot_v1_dot_telemetry__pb2.WatchHealthRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_telemetry__pb2.WatchHealthResponse.FromString,
                 _registered_method=True)
+        self.WatchEngine = channel.unary_stream(
+                '/appliance.v1.TelemetryService/WatchEngine',
+                request_serializer=appliance_dot_v1_dot_telemetry__pb2.WatchEngineRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_telemetry__pb2.WatchEngineResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryServiceServicer:
@@ -64,6 +69,13 @@ class TelemetryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEngine(self, request, context):
+        """Sends the state of every loaded model's engine at once, then each second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_TelemetryServiceServicer_to_server(servicer, server):
                     servicer.WatchHealth,
                     request_deserializer=appliance_dot_v1_dot_telemetry__pb2.WatchHealthRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_telemetry__pb2.WatchHealthResponse.SerializeToString,
+            ),
+            'WatchEngine': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEngine,
+                    request_deserializer=appliance_dot_v1_dot_telemetry__pb2.WatchEngineRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_telemetry__pb2.WatchEngineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class TelemetryService:
             '/appliance.v1.TelemetryService/WatchHealth',
             appliance_dot_v1_dot_telemetry__pb2.WatchHealthRequest.SerializeToString,
             appliance_dot_v1_dot_telemetry__pb2.WatchHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.v1.TelemetryService/WatchEngine',
+            appliance_dot_v1_dot_telemetry__pb2.WatchEngineRequest.SerializeToString,
+            appliance_dot_v1_dot_telemetry__pb2.WatchEngineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class TelemetryServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetStatusRequest, _telemetry_pb2.GetStatusResponse]
     WatchHealth: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.WatchHealthRequest, _telemetry_pb2.WatchHealthResponse]
     """Sends the whole report at once, then again on each change."""
+    WatchEngine: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.WatchEngineRequest, _telemetry_pb2.WatchEngineResponse]
+    """Sends the state of every loaded model's engine at once, then each second."""
 
 @_typing.type_check_only
 class TelemetryServiceAsyncStub(TelemetryServiceStub):
@@ -45,6 +47,8 @@ class TelemetryServiceAsyncStub(TelemetryServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetStatusRequest, _telemetry_pb2.GetStatusResponse]  # type: ignore[assignment]
     WatchHealth: _aio.UnaryStreamMultiCallable[_telemetry_pb2.WatchHealthRequest, _telemetry_pb2.WatchHealthResponse]  # type: ignore[assignment]
     """Sends the whole report at once, then again on each change."""
+    WatchEngine: _aio.UnaryStreamMultiCallable[_telemetry_pb2.WatchEngineRequest, _telemetry_pb2.WatchEngineResponse]  # type: ignore[assignment]
+    """Sends the state of every loaded model's engine at once, then each second."""
 
 class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the box knows about itself. Liveness for probes is grpc.health.v1; this is for people."""
@@ -63,5 +67,13 @@ class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.WatchHealthResponse], _abc.AsyncIterator[_telemetry_pb2.WatchHealthResponse]]:
         """Sends the whole report at once, then again on each change."""
+
+    @_abc_1.abstractmethod
+    def WatchEngine(
+        self,
+        request: _telemetry_pb2.WatchEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.WatchEngineResponse], _abc.AsyncIterator[_telemetry_pb2.WatchEngineResponse]]:
+        """Sends the state of every loaded model's engine at once, then each second."""
 
 def add_TelemetryServiceServicer_to_server(servicer: TelemetryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

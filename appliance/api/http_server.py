@@ -1,0 +1,165 @@
+"""The HTTP server: OpenAI's protocol, MCP and metrics over TLS, beside gRPC and on its event loop."""
+
+import asyncio
+import math
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from appliance.api.http import Gate, Shape, error_headers
+from appliance.errors import InvalidArgument, NotFound, PortInUse
+
+MOST_CONNECTIONS = 1024
+MOST_UNFINISHED_BYTES = 16 << 10  # of a request's headers
+REQUEST_SECONDS = 20.0  # until the headers of a request are there
+IDLE_SECONDS = 15  # of a connection between two calls
+
+
+class HttpServer:
+    """One HTTPS server; `address` is where it listens, once it does. Certificate and key: files, PEM."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        gate: Gate,
+        shape: Shape,
+        running: Callable[[], AbstractAsyncContextManager[object]],
+        certificate: Path,
+        key: Path,
+    ) -> None:
+        """shape: of what no route answers. running: entered while it serves."""
+        self.address = ""
+        self._gate, self._running = gate, running
+        self._files = (certificate, key)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._server = _Server(
+            uvicorn.Config(
+                Starlette(routes=list(routes), exception_handlers={HTTPException: _refuse_route(shape)}),
+                http=_PromptProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # the gate logs each call, without what the client sent
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_keep_alive=IDLE_SECONDS,
+                h11_max_incomplete_event_size=MOST_UNFINISHED_BYTES,
+                ssl_context_factory=lambda config, default: self._tls,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, address: str) -> str:
+        """Listen; the address with the port that was taken where `address` ends in :0. Raises PortInUse."""
+        host, _, port = address.rpartition(":")
+        self.renew()
+        try:
+            listener = _listen(host.strip("[]"), int(port))
+        except OSError:
+            raise PortInUse(f"Something else listens on {address}, or this machine has no such address.") from None
+        self._task = asyncio.create_task(self._serve(listener))
+        ready = asyncio.create_task(self._server.ready.wait())
+        await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            ready.cancel()
+            await self._task
+        self.address = f"{host}:{listener.getsockname()[1]}"
+        return self.address
+
+    def renew(self) -> None:
+        """Show the certificate that is on disk now, from the next connection on."""
+        self._tls.load_cert_chain(*self._files)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new calls, let running ones finish for the grace period, then end them and close."""
+        self._gate.drain()
+        if self._task is None:
+            return
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
+        self._server.should_exit = True
+        await self._task
+
+    async def _serve(self, listener: socket.socket) -> None:
+        async with self._running():
+            await self._server.serve([listener])
+            await asyncio.gather(*self._server.server_state.tasks, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the daemon, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _PromptProtocol(H11Protocol):
+    """A connection whose requests must come in time: who dribbles headers, or sends none, holds no place."""
+
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_expecting()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        """While a request's headers are awaited a clock runs, from its beginning."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_expecting()
+        elif self._due is None:
+            self._due = self.loop.call_later(REQUEST_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_expecting(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, where = found[0]
+    listener = socket.create_server(where[:2], family=family, backlog=256)
+    listener.setblocking(False)
+    return listener
+
+
+def _refuse_route(shape: Shape) -> Callable[[Request, Exception], Response]:
+    def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        wrong_verb = error.status_code == 405
+        told = InvalidArgument("This path takes another verb.") if wrong_verb else NotFound("There is no such path.")
+        headers = error_headers(told) | dict(error.headers or {})
+        return JSONResponse(shape(told), error.status_code, headers)
+
+    return refuse

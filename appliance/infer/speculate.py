@@ -1,0 +1,201 @@
+"""Guesses at the next tokens of a sequence, which the engine checks several at a time (speculative decoding).
+
+A guess is accepted where it is the very token that the model's own draw gives (see `answer`), so speculation changes
+how fast an answer comes, never what it is: exact also while sampling, as draws are functions of (logits, tokens, seed).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from appliance.errors import ModelUnsupported
+from appliance.infer.llama import Context, Model, Vocabulary
+from appliance.infer.pages import Tokens, Trim
+from appliance.infer.sampling import PENALTY_WINDOW_TOKENS, Sampler
+from appliance.infer.scheduler import Chunk
+from appliance.types import Sampling
+
+MAX_DRAFT_TOKENS = 32
+_FIRST_DRAFT_TOKENS = 4
+_NGRAMS = (4, 2)  # tried in this order: two tokens alone are often chance
+_LEAST_RATE, _RATE_MEMORY = 0.2, 0.8
+_FIRST_PAUSE, _LAST_PAUSE = 16, 1024
+
+
+class Drafter(Protocol):
+    """Guesses for one sequence. Used by one thread at a time."""
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """These were added to the sequence."""
+
+    def draft(self, most: int) -> Sequence[int]:
+        """At most so many tokens that may come next; none where there is no good guess."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class Pace:
+    """How many tokens are worth guessing at: twice as many after a draft that held whole, few after one that did not,
+    none for a while when most guesses fail. A pause doubles each time until a draft holds."""
+
+    def __init__(self) -> None:
+        self._length = _FIRST_DRAFT_TOKENS
+        self._rate = 2 * _LEAST_RATE
+        self._paused = 0
+        self._pause = _FIRST_PAUSE
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self._paused else self._length
+
+    def went_on(self, tokens: int) -> None:
+        """The answer went on by so many tokens."""
+        self._paused = max(0, self._paused - tokens)
+
+    def verified(self, drafted: int, accepted: int) -> None:
+        """Of `drafted` tokens, so many were right."""
+        self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * accepted / drafted
+        if accepted == drafted:
+            self._length, self._pause = min(2 * max(self._length, drafted), MAX_DRAFT_TOKENS), _FIRST_PAUSE
+        else:
+            self._length = max(accepted + 1, 2)
+        if self._rate < _LEAST_RATE:
+            self._paused, self._pause = self._pause, min(2 * self._pause, _LAST_PAUSE)
+            self._rate, self._length = 2 * _LEAST_RATE, _FIRST_DRAFT_TOKENS
+
+
+class PromptLookup:
+    """What followed the last time that the sequence held its present end (Saxena, "Prompt lookup decoding", 2023).
+
+    An index of the places after each n-gram, kept as tokens come; and as long as what followed there also came here,
+    the same place is followed on.
+    """
+
+    def __init__(self, prompt: Tokens) -> None:
+        self._tokens: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        self._source = 0  # where the present end was before: the index of what followed; 0 for nowhere
+        self.extend(prompt.tolist())
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        known, after = self._tokens, self._after
+        for token in tokens:
+            followed = self._source and known[self._source] == token
+            known.append(token)
+            self._source = self._source + 1 if followed else 0
+            for length in _NGRAMS:
+                if len(known) < length:
+                    continue
+                key = tuple(known[-length:])
+                self._source = self._source or after.get(key, 0)
+                after[key] = len(known)
+
+    def draft(self, most: int) -> Sequence[int]:
+        """Past the sequence's end it goes round: the end then repeats itself."""
+        source, end = self._source, len(self._tokens)
+        if not source:
+            return []
+        return [self._tokens[source + step % (end - source)] for step in range(most)]
+
+    def close(self) -> None:
+        pass
+
+
+class DraftModel:
+    """A small model of the same vocabulary that writes ahead of the large one, on the engine's thread.
+
+    It draws with each request's own parameters and noise: where its logits are like the large model's, so is the draw.
+    """
+
+    def __init__(
+        self, model: Model, target: Vocabulary, *, cells: int, sequences: int, batch_tokens: int, threads: int
+    ) -> None:
+        """cells: tokens that its sequences may hold, shared evenly. Raises ModelUnsupported, ModelTooLarge."""
+        check_vocabulary(model.vocabulary, target)
+        if not model.shares_prefixes(cells):
+            raise ModelUnsupported("The draft model cannot take tokens back: it is recurrent or has a short window.")
+        self.context = Context(model, cells=cells, sequences=sequences, batch_tokens=batch_tokens, threads=threads)
+        self.batch_tokens, self.most_tokens = batch_tokens, cells // sequences
+        self.free_sequences = list(range(sequences))
+
+    def begin(self, prompt: Tokens, sampling: Sampling) -> Drafter:
+        """A drafter for one sequence; on any thread. It guesses nothing while all sequences here are in use."""
+        return _Ahead(self, prompt, sampling)
+
+    def close(self) -> None:
+        """Frees the context; the model stays."""
+        self.context.close()
+
+
+class _Ahead:
+    """One sequence of a draft model: in step by taking back what was guessed wrong."""
+
+    def __init__(self, model: DraftModel, prompt: Tokens, sampling: Sampling) -> None:
+        self._model = model
+        self._sampler = Sampler(sampling)
+        self._tokens: list[int] = prompt.tolist()
+        self._computed: list[int] = []  # what the context holds: a beginning of the tokens, then wrong guesses
+        self._sequence: int | None = None
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._tokens += tokens
+
+    def draft(self, most: int) -> Sequence[int]:
+        """None either while the prompt is not computed yet: a batch of it a call."""
+        if len(self._tokens) + most > self._model.most_tokens or not self._has_sequence():
+            return []
+        self._take_back()
+        row = self._compute(self._tokens[len(self._computed) :][: self._model.batch_tokens])
+        if len(self._computed) < len(self._tokens):
+            return []
+        known = len(self._tokens)
+        while True:
+            logits = self._model.context.logits(row)
+            token = self._sampler.draw(logits, len(self._computed), self._computed[-PENALTY_WINDOW_TOKENS:])
+            drafted = self._computed[known:]
+            if token is None or len(drafted) + 1 >= most:
+                return drafted if token is None else [*drafted, token]
+            row = self._compute([token])
+
+    def close(self) -> None:
+        if self._sequence is not None:
+            self._model.free_sequences.append(self._sequence)
+            self._sequence = None
+
+    def _has_sequence(self) -> bool:
+        if self._sequence is None and self._model.free_sequences:
+            self._sequence = self._model.free_sequences.pop()
+            self._model.context.trim(Trim(self._sequence, 0))
+        return self._sequence is not None
+
+    def _take_back(self) -> None:
+        """Keep what is right of the computed tokens, but compute the last known one again: its logits are wanted."""
+        pairs = enumerate(zip(self._computed, self._tokens[:-1], strict=False))
+        right = next(
+            (at for at, (one, other) in pairs if one != other), min(len(self._computed), len(self._tokens) - 1)
+        )
+        del self._computed[right:]
+        assert self._sequence is not None
+        self._model.context.trim(Trim(self._sequence, right))
+
+    def _compute(self, tokens: Sequence[int]) -> int:
+        """The row of logits after the last of the tokens that come next."""
+        assert self._sequence is not None
+        chunk = Chunk(0, self._sequence, len(self._computed), np.array(tokens, np.int32), 1)
+        self._computed += tokens
+        return self._model.context.compute([chunk])[0]
+
+
+def check_vocabulary(draft: Vocabulary, target: Vocabulary) -> None:
+    """Raises ModelUnsupported where the two do not give every token the same bytes and the same part."""
+    problem = ""
+    if draft.size != target.size:
+        problem = f"{draft.size} tokens instead of {target.size}"
+    elif draft.control_ids != target.control_ids or draft.end_ids != target.end_ids:
+        problem = "other control tokens"
+    elif other := next((token for token in range(target.size) if draft.piece(token) != target.piece(token)), None):
+        problem = f"another text for token {other}"
+    if problem:
+        raise ModelUnsupported(f"The draft model cannot draft for this model: its vocabulary has {problem}.")

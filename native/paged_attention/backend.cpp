@@ -1,0 +1,306 @@
+// The paged attention backend as ggml sees it: an ACCEL device that claims FLASH_ATTN_EXT on host memory.
+//
+// The C interface at the end is all that appliance/infer/paged.py calls.
+#include "attention.h"
+#include "ggml_backend_abi.h"
+
+#include "ggml-alloc.h"
+#include "ggml-cpu.h"
+#include "ggml.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace paged;
+
+std::atomic<bool> claims{true};     // off: every op falls through to ggml's own kernel
+std::atomic<bool> free_values{false};  // on: results are zeros at no cost, to measure what the rest costs
+std::atomic<long long> computed{0};
+const Kernels * chosen = nullptr;
+
+std::mutex refusals_lock;
+std::map<std::string, long long> refusals;  // why an op was left to ggml, and how often
+
+const Kernels * kernels_for(int key_size, int value_size) {
+    for (const Kernels * k : kernels())
+        if ((chosen == nullptr || k == chosen) && key_size % k->lanes == 0 && value_size % k->lanes == 0) return k;
+    return nullptr;
+}
+
+bool type_of(const ggml_tensor * t, Type * type) {
+    switch (t->type) {
+        case GGML_TYPE_F32: *type = Type::F32; return true;
+        case GGML_TYPE_F16: *type = Type::F16; return true;
+        case GGML_TYPE_BF16: *type = Type::BF16; return true;
+        case GGML_TYPE_Q8_0: *type = Type::Q8_0; return true;
+        default: return false;
+    }
+}
+
+// Why ggml's own kernel must compute the op; nullptr where ours does, exactly.
+const char * refusal(const ggml_tensor * op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+    Type type;
+    if (!claims) return "switched off";
+    if (!mask || mask->type != GGML_TYPE_F16) return "no mask";
+    if (mask->ne[2] != 1) return "a mask a head";
+    if (q->ne[3] != 1 || k->ne[3] != 1 || mask->ne[3] != 1) return "more than one stream";
+    if (mask->ne[0] != k->ne[1] || k->ne[1] % PAGE_CELLS != 0) return "cells are no whole pages";
+    if (mask->ne[1] < q->ne[1]) return "a mask of fewer rows";
+    if (q->type != GGML_TYPE_F32 || !type_of(k, &type) || !type_of(v, &type)) return "cache type";
+    if (q->ne[2] % k->ne[2] != 0 || v->ne[2] != k->ne[2]) return "head counts";
+    if (!kernels_for(int(k->ne[0]), int(v->ne[0]))) return "head size";
+    if (q->nb[0] != 4 || k->nb[0] != ggml_type_size(k->type) || v->nb[0] != ggml_type_size(v->type)) return "transposed";
+    if (sinks && sinks->type != GGML_TYPE_F32) return "sinks' type";
+    return nullptr;
+}
+
+// One llama.cpp context's instance.
+struct Instance {
+    int threads = 1;
+    // A pass over the layers meets each layer's K once: one that was met before begins the next pass, with new masks.
+    std::set<const void *> met;
+    std::map<const void *, Plan> plans;
+    std::vector<State> states;
+
+    const Plan & plan(const Kernels & kernels, const ggml_tensor * k, const ggml_tensor * mask, int rows) {
+        if (!met.insert(k->data).second) {
+            plans.clear();
+            met = {k->data};
+        }
+        const auto [at, fresh] = plans.try_emplace(mask->data);
+        if (fresh)
+            build_plan(kernels, (const uint16_t *) mask->data, mask->nb[1] / 2, rows, int(mask->ne[0]), threads, at->second);
+        return at->second;
+    }
+
+    void compute(ggml_tensor * op) {
+        const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+        if (free_values) {
+            std::memset(op->data, 0, ggml_nbytes(op));
+            return;
+        }
+        Attention a = {};
+        a.q = {(const char *) q->data, q->nb[1], q->nb[2], Type::F32};
+        a.k = {(const char *) k->data, k->nb[1], k->nb[2], Type::F32};
+        a.v = {(const char *) v->data, v->nb[1], v->nb[2], Type::F32};
+        type_of(k, &a.k.type), type_of(v, &a.v.type);
+        a.out = (float *) op->data;
+        a.mask = (const uint16_t *) mask->data, a.mask_row = mask->nb[1] / 2;
+        a.sinks = sinks ? (const float *) sinks->data : nullptr;
+        a.rows = int(q->ne[1]), a.heads = int(q->ne[2]), a.kv_heads = int(k->ne[2]);
+        a.key_size = int(k->ne[0]), a.value_size = int(v->ne[0]);
+        float params[3];
+        std::memcpy(params, op->op_params, sizeof(params));
+        a.scale = params[0], a.max_bias = params[1], a.softcap = params[2];
+        const Kernels & kernels = *kernels_for(a.key_size, a.value_size);
+        attend(kernels, a, plan(kernels, k, mask, a.rows), threads, states);
+        computed++;
+    }
+};
+
+const char * name_of_backend(ggml_backend_t) { return "PAGED"; }
+const char * name_of_device(ggml_backend_dev_t) { return "PAGED"; }
+const char * name_of_registry(ggml_backend_reg_t) { return "PAGED"; }
+
+void release(ggml_backend_t backend) {
+    delete (Instance *) backend->context;
+    delete backend;
+}
+
+ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        ggml_tensor * node = ggml_graph_node(graph, i);
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) ((Instance *) backend->context)->compute(node);
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+bool supports(ggml_backend_dev_t, const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE: return true;
+        case GGML_OP_FLASH_ATTN_EXT: {
+            const char * why = refusal(op);
+            if (why) {
+                const std::lock_guard<std::mutex> guard(refusals_lock);
+                refusals[why]++;
+            }
+            return why == nullptr;
+        }
+        default: return false;
+    }
+}
+
+void properties(ggml_backend_dev_t, ggml_backend_dev_props * props) {
+    *props = {};
+    props->name = "PAGED";
+    props->description = "attention over pages of the unified KV cache";
+    props->type = GGML_BACKEND_DEVICE_TYPE_ACCEL;
+    props->caps.buffer_from_host_ptr = true;
+}
+
+extern ggml_backend_device DEVICE;
+extern ggml_backend_reg REGISTRY;
+ggml_guid GUID = {0xa9, 0x5e, 0x1c, 0x40, 0x77, 0x0b, 0x4d, 0x3a, 0x92, 0xe4, 0x61, 0x35, 0xfd, 0x08, 0x2c, 0xb1};
+
+ggml_backend_t instance(ggml_backend_dev_t, const char *) {
+    ggml_backend_i iface = {};
+    iface.get_name = name_of_backend;
+    iface.free = release;
+    iface.graph_compute = compute;
+    return new ggml_backend{&GUID, iface, &DEVICE, new Instance};
+}
+
+void set_threads(ggml_backend_t backend, int threads) { ((Instance *) backend->context)->threads = threads; }
+
+ggml_backend_device make_device() {
+    ggml_backend_device device = {};
+    device.reg = &REGISTRY;
+    device.iface.get_name = name_of_device;
+    device.iface.get_description = name_of_device;
+    device.iface.get_memory = [](ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = 0; };
+    device.iface.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; };
+    device.iface.get_props = properties;
+    device.iface.init_backend = instance;
+    device.iface.get_buffer_type = [](ggml_backend_dev_t) { return ggml_backend_cpu_buffer_type(); };
+    device.iface.buffer_from_host_ptr = [](ggml_backend_dev_t, void * ptr, size_t size, size_t) {
+        return ggml_backend_cpu_buffer_from_ptr(ptr, size);
+    };
+    device.iface.supports_op = supports;
+    device.iface.supports_buft = [](ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return ggml_backend_buft_is_host(buft); };
+    return device;
+}
+
+ggml_backend_reg make_registry() {
+    ggml_backend_reg registry = {};
+    registry.api_version = GGML_BACKEND_API_VERSION;
+    registry.iface.get_name = name_of_registry;
+    registry.iface.get_device_count = [](ggml_backend_reg_t) -> size_t { return 1; };
+    registry.iface.get_device = [](ggml_backend_reg_t, size_t) { return &DEVICE; };
+    registry.iface.get_proc_address = [](ggml_backend_reg_t, const char * name) -> void * {
+        return std::strcmp(name, "ggml_backend_set_n_threads") == 0 ? (void *) set_threads : nullptr;
+    };
+    return registry;
+}
+
+ggml_backend_device DEVICE = make_device();
+ggml_backend_reg REGISTRY = make_registry();
+
+// One attention, by our backend and by ggml's own, through the tables that ggml will call. The largest difference, relative
+// to the largest value; infinite where ggml does not see us as we are.
+float differ_from_ggml(ggml_type type, int key_size, int group, int rows) {
+    const int cells = 4 * PAGE_CELLS, kv_heads = 2, heads = kv_heads * group;
+    const size_t overhead = ggml_tensor_overhead() * 16 + ggml_graph_overhead();
+    ggml_context * ctx = ggml_init({overhead, nullptr, true});
+    ggml_tensor * q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, key_size, rows, heads);
+    ggml_tensor * k = ggml_new_tensor_3d(ctx, type, key_size, cells, kv_heads);
+    ggml_tensor * v = ggml_new_tensor_3d(ctx, type, key_size, cells, kv_heads);
+    ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, cells, rows);
+    ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f / std::sqrt(float(key_size)), 0.0f, 0.0f);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, out);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type());
+    uint32_t random = 1;
+    const auto next = [&] { return float(int(random = random * 1664525u + 1013904223u) >> 8) / (1 << 22); };
+    for (ggml_tensor * t : {q, k, v}) {
+        std::vector<float> values(ggml_nelements(t));
+        for (float & x : values) x = next();
+        if (t->type == GGML_TYPE_F32) std::memcpy(t->data, values.data(), ggml_nbytes(t));
+        else ggml_quantize_chunk(t->type, values.data(), t->data, 0, ggml_nrows(t), t->ne[0], nullptr);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cells; c++)
+            ((ggml_fp16_t *) mask->data)[r * cells + c] = ggml_fp32_to_fp16(c == r || next() > -1.0f ? 0.0f : -INFINITY);
+    std::vector<float> results[2];
+    ggml_backend_t backends[2] = {ggml_backend_dev_init(&DEVICE, nullptr), ggml_backend_cpu_init()};
+    bool seen = ggml_backend_dev_supports_op(&DEVICE, out);
+    for (int i = 0; i < 2; i++) {
+        std::memset(out->data, 0xFF, ggml_nbytes(out));
+        seen = seen && ggml_backend_graph_compute(backends[i], graph) == GGML_STATUS_SUCCESS;
+        results[i].assign((float *) out->data, (float *) out->data + ggml_nelements(out));
+        ggml_backend_free(backends[i]);
+    }
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+    float most = 0, apart = 0;
+    for (size_t i = 0; i < results[0].size(); i++) {
+        most = std::max(most, std::fabs(results[1][i]));
+        const float here = std::fabs(results[0][i] - results[1][i]);
+        apart = std::max(apart, std::isfinite(here) ? here : INFINITY);
+    }
+    return seen ? apart / most : INFINITY;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Registers the backend, once a process, before any context is made. "" when it is there; else why it is not.
+EXPORT const char * paged_attention_register(void) {
+    static std::string why;
+    static std::once_flag once;
+    std::call_once(once, [] {
+        char text[160] = "";
+        if (kernels().empty()) {
+            why = "this processor has none of AVX2, AVX-512, NEON";
+        } else if (std::strcmp(ggml_version(), GGML_ABI_VERSION) != 0) {
+            why = std::string("ggml is ") + ggml_version() + ", and this was made for " GGML_ABI_VERSION;
+        } else {
+            for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_F32})
+                for (const int rows : {1, 24})
+                    if (const float apart = differ_from_ggml(type, 64, 4, rows); !(apart < 0.01f)) {
+                        std::snprintf(text, sizeof(text), "the self-test is off by %g (%s, %d rows)", apart, ggml_type_name(type), rows);
+                        why = text;
+                        return;
+                    }
+            ggml_backend_register(&REGISTRY);
+        }
+    });
+    return why.c_str();
+}
+
+// Whether ops are claimed from now on, in graphs that are built from now on.
+EXPORT void paged_attention_enable(bool on) { claims = on; }
+
+// Zeros at no cost instead of attention: what a bench compares with. Never on in service.
+EXPORT void paged_attention_free(bool on) { free_values = on; }
+
+// Only the kernels of that name ("avx2"), or the best again (""). False where there are none.
+EXPORT bool paged_attention_use(const char * name) {
+    chosen = nullptr;
+    if (!*name) return true;
+    for (const Kernels * k : kernels())
+        if (std::strcmp(k->name, name) == 0) return chosen = k, true;
+    return false;
+}
+
+// The best kernels here, "" for none.
+EXPORT const char * paged_attention_kernels(void) { return kernels().empty() ? "" : kernels()[0]->name; }
+
+EXPORT long long paged_attention_computed(void) { return computed; }
+
+// Lines "count reason" of what was left to ggml, into a buffer; the size that all of it needs.
+EXPORT size_t paged_attention_refusals(char * to, size_t size) {
+    const std::lock_guard<std::mutex> guard(refusals_lock);
+    std::string text;
+    for (const auto & [reason, count] : refusals) text += std::to_string(count) + " " + reason + "\n";
+    if (size > 0) {
+        const size_t taken = std::min(size - 1, text.size());
+        std::memcpy(to, text.data(), taken);
+        to[taken] = 0;
+    }
+    return text.size() + 1;
+}
