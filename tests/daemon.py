@@ -50,7 +50,8 @@ class Daemon:
 def start(data_dir: Path, *options: str, launcher: Sequence[str] = ()) -> Daemon:
     """Start a daemon on a free port and wait until it listens. launcher: a command to run it under."""
     (data_dir / "endpoint").unlink(missing_ok=True)
-    command = [*launcher, sys.executable, "-m", "appliance.daemon", f"--data-dir={data_dir}", "--listen=127.0.0.1:0"]
+    ports = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
+    command = [*launcher, sys.executable, "-m", "appliance.daemon", f"--data-dir={data_dir}", *ports]
     with open(_log_of(data_dir), "ab") as log:
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     daemon = Daemon(data_dir, process)

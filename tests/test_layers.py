@@ -6,6 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "appliance"
 MAY_IMPORT = {
     "llama_cpp": {"infer/llama.py"},
+    "mcp": {"api/mcp.py"},
+    "prometheus_client": {"health/metrics.py"},
+    "starlette": {"api/http.py", "api/http_routes.py", "api/http_server.py"},
+    "uvicorn": {"api/http_server.py"},
     "llguidance": {"infer/grammar.py"},
     "onnxruntime": {"infer/onnx.py"},
     "onnx": {"models/minilm.py"},

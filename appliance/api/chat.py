@@ -13,6 +13,7 @@ from appliance.tenancy import calls
 from appliance.tenancy.scaffolds import SCAFFOLDS, ToolStyle
 from appliance.tenancy.tools import load
 from appliance.types import (
+    MAX_STOPS,
     MAX_TOP_LOGPROBS,
     ChatCall,
     ChatPiece,
@@ -72,7 +73,10 @@ class Chat:
         if not tools:
             return self._answer(model, generation, call.model)
         style = SCAFFOLDS[model.scaffold].tools
-        answer = self._answer(model, replace(generation, constraint=_constraint(style, call, tools)), call.model)
+        constraint = _constraint(style, call, tools)
+        stops = call.sampling.stop if constraint else (*call.sampling.stop, *style.stops)[:MAX_STOPS]
+        sampling = replace(call.sampling, stop=stops)
+        answer = self._answer(model, replace(generation, sampling=sampling, constraint=constraint), call.model)
         return _with_calls(answer, calls.CallReader(style, tools))
 
     def complete(
@@ -159,9 +163,13 @@ def _offered(call: ChatCall) -> Sequence[Tool]:
 
 def _constraint(style: ToolStyle, call: ChatCall, tools: Sequence[Tool]) -> Constraint | None:
     """What the answer must be: a call where one is required; a call or the asked-for JSON where both may come."""
-    if call.tool_choice.mode is ToolMode.REQUIRED:
-        return calls.constraint(style, tools)
-    return calls.constraint(style, tools, call.constraint) if call.constraint else None
+    required = call.tool_choice.mode is ToolMode.REQUIRED
+    if not (required or call.constraint):
+        return None
+    made = calls.constraint(style, tools, None if required else call.constraint)
+    if len(made.text) > MAX_SCHEMA_BYTES:
+        raise InvalidArgument.of("tools", f"have schemas that are larger than {MAX_SCHEMA_BYTES} bytes together.")
+    return made
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

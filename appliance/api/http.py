@@ -176,13 +176,13 @@ class Endpoint:
         call.body = await _read_body(receive, limits)
         call.path, call.deadline_seconds = scope.get("path_params", {}), limits.call_seconds
         scope[CALL_SCOPE] = call
-        async with _while_there(receive, limits.call_seconds) as gone:
+        async with _while_there(receive, out, limits.call_seconds) as gone:
             answer = await self.handle(call)
             await answer(scope, _replay(call.body, gone), out)
 
     async def _fail(self, error: ApplianceError, scope: Scope, out: "_Out") -> None:
         """Tell the error as the answer's status, or where that is out already as the stream's last event."""
-        if out.dead or (out.started and not out.is_stream):
+        if out.dead or out.finished or (out.started and not out.is_stream):
             return
         if out.started:
             await out.send_event(json.dumps(self.shape(error)))
@@ -235,12 +235,14 @@ class _Out:
 
     def __init__(self, send: Send, stall_seconds: float) -> None:
         self._send, self._stall_seconds = send, stall_seconds
-        self.started = self.is_stream = self.dead = False
+        self.started = self.is_stream = self.finished = self.dead = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.is_stream = any(value.startswith(b"text/event-stream") for _, value in message.get("headers", ()))
+        else:
+            self.finished = not message.get("more_body", False)
         try:
             async with asyncio.timeout(self._stall_seconds):
                 await self._send(message)
@@ -272,15 +274,18 @@ async def _read_body(receive: Receive, limits: Limits) -> bytes:
 
 
 @asynccontextmanager
-async def _while_there(receive: Receive, seconds: float) -> AsyncIterator[asyncio.Event]:
-    """End the block after so long, or as soon as the client is gone. Raises DeadlineExceeded, Cancelled."""
+async def _while_there(receive: Receive, out: _Out, seconds: float) -> AsyncIterator[asyncio.Event]:
+    """End the block after so long, or as soon as the client is gone before its answer is out.
+
+    Raises DeadlineExceeded, Cancelled.
+    """
     gone, loop = asyncio.Event(), asyncio.get_running_loop()
 
     async def watch(limit: asyncio.Timeout) -> None:
         while (await receive())["type"] != "http.disconnect":
             continue
         gone.set()
-        if not limit.expired():
+        if not out.finished and not limit.expired():
             limit.reschedule(loop.time())
 
     limit = asyncio.timeout(seconds)

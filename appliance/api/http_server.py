@@ -23,6 +23,7 @@ from appliance.errors import InvalidArgument, NotFound, PortInUse
 MOST_CONNECTIONS = 1024
 MOST_UNFINISHED_BYTES = 16 << 10  # of a request's headers
 REQUEST_SECONDS = 20.0  # until the headers of a request are there
+GOODBYE_SECONDS = 1.0  # from the last byte of an answer to the end of a connection that is to be closed
 IDLE_SECONDS = 15  # of a connection between two calls
 
 
@@ -96,7 +97,10 @@ class HttpServer:
     async def _serve(self, listener: socket.socket) -> None:
         async with self._running():
             await self._server.serve([listener])
-            await asyncio.gather(*self._server.server_state.tasks, return_exceptions=True)
+            state = self._server.server_state
+            await asyncio.gather(*state.tasks, return_exceptions=True)
+            for connection in tuple(state.connections):
+                connection.transport.abort()  # who leaves its answer unread is not waited for
 
 
 class _Server(uvicorn.Server):
@@ -116,7 +120,10 @@ class _Server(uvicorn.Server):
 
 
 class _PromptProtocol(H11Protocol):
-    """A connection whose requests must come in time: who dribbles headers, or sends none, holds no place."""
+    """A connection whose requests must come in time: who dribbles headers, or sends none, holds no place.
+
+    Nor does who leaves TLS's goodbye unanswered, as an idle pool of connections does.
+    """
 
     _due: asyncio.TimerHandle | None = None
 
@@ -131,6 +138,16 @@ class _PromptProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_expecting()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self.transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)
 
     def _expect(self) -> None:
         """While a request's headers are awaited a clock runs, from its beginning."""

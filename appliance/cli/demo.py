@@ -98,7 +98,8 @@ def daemon(data_dir: Path) -> Iterator["subprocess.Popen[bytes]"]:
     It is in a process group of its own: Ctrl-C reaches us alone, and we stop it when we are done with it.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    argv = [sys.executable, "-m", "appliance.daemon", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0"]
+    free = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+    argv = [sys.executable, "-m", "appliance.daemon", "--data-dir", str(data_dir), *free]
     before = _endpoint_age(data_dir)
     with open(data_dir / "daemon.log", "ab") as log:
         begin = log.tell()

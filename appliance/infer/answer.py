@@ -79,7 +79,10 @@ class Answer:
             return _NOTHING
         if self._forced:
             return np.array(self._forced[:most], np.int32)
-        if self._drafter is None or not self._pace.tokens:
+        if self._drafter is None:
+            return _NOTHING
+        self._pace.begin()
+        if not self._pace.tokens:
             return _NOTHING
         tokens = np.array(self._drafter.draft(min(most, self._pace.tokens)), np.int32)
         return self._grammar.admitted(tokens) if self._grammar else tokens
@@ -100,9 +103,8 @@ class Answer:
                 accepted += right
         if self._drafter:
             self._drafter.extend(tokens)
-            self._pace.went_on(len(tokens))
-            if guesses and not was_forced:
-                self._pace.verified(len(guesses), accepted)
+            if not was_forced:
+                self._pace.end(len(guesses), accepted, len(tokens))
         if self._ended:
             self._transcript.end()
         return Advance(tuple(tokens), self._transcript.take(), self._ended, accepted=accepted)

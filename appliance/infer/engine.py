@@ -213,9 +213,7 @@ class Engine:
             return None
         return self._draft_model.begin(prompt, generation.sampling) if self._draft_model else PromptLookup(prompt)
 
-    def _submit(
-        self, generation: Generation, prompt: Tokens, max_tokens: int, root: bytes, stream: _Stream
-    ) -> int:
+    def _submit(self, generation: Generation, prompt: Tokens, max_tokens: int, root: bytes, stream: _Stream) -> int:
         now, request = time.monotonic(), self._next_request + 1
         order = Order(
             request=request,
@@ -351,9 +349,7 @@ class Engine:
         return stream
 
 
-def _finish(
-    account: Account, stream: _Stream, reason: FinishReason, logprobs: tuple[float, ...], now: float
-) -> Finish:
+def _finish(account: Account, stream: _Stream, reason: FinishReason, logprobs: tuple[float, ...], now: float) -> Finish:
     return Finish(
         reason=reason,
         usage=Usage(account.input_tokens, account.cached_input_tokens, account.output_tokens),

@@ -25,6 +25,7 @@ from appliance.errors import (
     ModelTooLarge,
     ModelUnsupported,
 )
+from appliance.infer import paged
 from appliance.infer.pages import PAGE_TOKENS, Copy, Trim
 from appliance.infer.scheduler import Chunk
 from appliance.ports import Buffer
@@ -275,6 +276,8 @@ class Context:
         params.n_outputs_max, params.n_outputs_max_per_seq = max(outputs, sequences + 1), 0
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified, params.flash_attn_type = True, native.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if paged.registered():  # "auto" takes attention on another device than its layer's for a lack of support
+            params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = KV_TYPES[kv_type]
         with _errors() as errors:
             self._native = native.llama_init_from_model(model.handle, params)
@@ -284,7 +287,7 @@ class Context:
             raise ModelTooLarge(f"The engine cannot allocate a context of {cells} tokens for the model.")
         self._memory = native.llama_get_memory(self._native)
         self._adapter: Any = None
-        self._vocabulary_size = model.vocabulary.size
+        self._row = ctypes.c_float * model.vocabulary.size
         self._batch = native.llama_batch_init(batch_tokens, 0, 1)
         self._tokens = _view(self._batch.token, np.int32, batch_tokens)
         self._positions = _view(self._batch.pos, np.int32, batch_tokens)
@@ -366,7 +369,8 @@ class Context:
 
     def logits(self, row: int) -> Floats:
         """float32 [vocabulary] of a row that samples; a view, good until the next `compute`."""
-        return np.ctypeslib.as_array(native.llama_get_logits_ith(self._native, row), (self._vocabulary_size,))
+        first = native.llama_get_logits_ith(self._native, row).contents
+        return np.frombuffer(self._row.from_address(ctypes.addressof(first)), np.float32)
 
     def close(self) -> None:
         self._lists[:] = self._own_lists

@@ -1,4 +1,4 @@
-"""Texts to vectors by onnxruntime, on the CPU. Nothing else imports onnxruntime."""
+"""Texts to vectors, and pairs of texts to scores, by onnxruntime on the CPU. Nothing else imports onnxruntime."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from appliance.errors import ModelDamaged
+from appliance.errors import ModelDamaged, ModelUnsupported
 from appliance.types import Floats
 
 MAX_TOKENS = 256
@@ -33,20 +33,9 @@ class OnnxEmbedder:
 
     def __init__(self, onnx: Path, tokenizer: Path, threads: int = 1) -> None:
         """Raises ModelDamaged where onnxruntime or the tokenizer refuses the file."""
-        model, vocabulary = onnx.read_bytes(), tokenizer.read_bytes()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # no busy threads between calls: the engine's cores are not ours
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            self._tokenizer = Tokenizer.from_buffer(vocabulary)
-        except Exception as error:
-            raise ModelDamaged(f"The embedder can't be opened: {error}") from error
+        self._session, self._tokenizer, self.identity = _open(onnx, tokenizer, threads, "embedder")
         # the published file pads, and cuts at 128; both are done here instead
-        self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.identity = hashlib.sha256(hashlib.sha256(model).digest() + hashlib.sha256(vocabulary).digest()).hexdigest()
         self.dimension = int(self._session.get_outputs()[0].shape[1])
 
     def embed(self, texts: Sequence[str]) -> Floats:
@@ -75,9 +64,7 @@ class OnnxEmbedder:
         return sum(min(len(encoding.ids), MAX_TOKENS) for encoding in self._encode(texts))
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
-        # a lone surrogate can't be encoded; a mark of the same length stands for it, so that spans stay true
-        clean = [text[:MAX_CHARACTERS].encode("utf-8", "replace").decode() for text in texts]
-        found: list[Encoding] = self._tokenizer.encode_batch(clean)
+        found: list[Encoding] = self._tokenizer.encode_batch([_clean(text) for text in texts])
         return found
 
     def _batches(self, tokens: Sequence[Sequence[int]], output: str) -> Iterator[tuple[list[int], Floats]]:
@@ -92,6 +79,72 @@ class OnnxEmbedder:
                 ids[row, : len(tokens[i])] = tokens[i]
                 mask[row, : len(tokens[i])] = 1
             yield batch, self._session.run([output], {"input_ids": ids, "attention_mask": mask})[0]
+
+
+class OnnxReranker:
+    """`ports.Reranker` over one ONNX cross-encoder and its tokenizer. Safe to call from many threads.
+
+    The model: input_ids and attention_mask, and token_type_ids where it has them, [texts, tokens]; its first output
+    [texts, 1], a score, or [texts, 2], logits of 'no' and 'yes', as text-classification exports have them.
+    """
+
+    def __init__(self, onnx: Path, tokenizer: Path, threads: int = 1) -> None:
+        """Raises ModelDamaged where onnxruntime or the tokenizer refuses a file, ModelUnsupported for another shape."""
+        self._session, self._tokenizer, self.identity = _open(onnx, tokenizer, threads, "reranker")
+        self._tokenizer.enable_truncation(MAX_TOKENS_IN_CONTEXT)
+        self._inputs = {item.name: _INTEGERS.get(item.type) for item in self._session.get_inputs()}
+        shape = self._session.get_outputs()[0].shape
+        if not {"input_ids", "attention_mask"} <= self._inputs.keys() <= _PAIR_INPUTS or None in self._inputs.values():
+            raise ModelUnsupported(f"The reranker must take {', '.join(sorted(_PAIR_INPUTS))} as whole numbers.")
+        if len(shape) != 2 or shape[1] not in (1, 2):
+            raise ModelUnsupported(f"The reranker's output has the shape {shape}; one score a text, or two, are read.")
+
+    def score(self, query: str, passages: Sequence[str]) -> Floats:
+        """float32 [len(passages)], higher is better; text past MAX_TOKENS_IN_CONTEXT is not seen."""
+        pairs = [(_clean(query), _clean(passage)) for passage in passages]
+        encodings: list[Encoding] = self._tokenizer.encode_batch(pairs)
+        scores = np.empty(len(encodings), np.float32)
+        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
+        for start in range(0, len(by_length), BATCH_TEXTS):
+            batch = by_length[start : start + BATCH_TEXTS]
+            logits = self._session.run(None, self._padded([encodings[i] for i in batch]))[0]
+            scores[batch] = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return scores
+
+    def _padded(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.generic]]:
+        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        longest = max(len(encoding.ids) for encoding in encodings)
+        fed = {name: np.zeros((len(encodings), longest), kind) for name, kind in self._inputs.items()}
+        for row, encoding in enumerate(encodings):
+            for name, values in fed.items():
+                values[row, : len(encoding.ids)] = getattr(encoding, columns[name])
+        return fed
+
+
+_INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_PAIR_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def _open(onnx: Path, tokenizer: Path, threads: int, what: str) -> tuple[onnxruntime.InferenceSession, Tokenizer, str]:
+    """A session, a tokenizer that does not pad, and the identity of both. Raises ModelDamaged."""
+    model, vocabulary = onnx.read_bytes(), tokenizer.read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # no busy threads between calls: the engine's cores are not ours
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        opened = Tokenizer.from_buffer(vocabulary)
+    except Exception as error:
+        raise ModelDamaged(f"The {what} can't be opened: {error}") from error
+    opened.no_padding()
+    identity = hashlib.sha256(hashlib.sha256(model).digest() + hashlib.sha256(vocabulary).digest()).hexdigest()
+    return session, opened, identity
+
+
+def _clean(text: str) -> str:
+    """Text as it can be encoded: for a lone surrogate stands a mark of the same length, so that spans stay true."""
+    return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _cut(ids: Sequence[int], most: int) -> list[int]:

@@ -1,16 +1,30 @@
 """Paged attention: the backend of native/paged_attention, put before ggml's own kernels in this process.
 
-llama.cpp asks every registered backend whether it computes an operation. Ours claims attention over the unified KV cache
-and leaves the rest, and what it cannot do exactly, to ggml. It refuses to register where ggml is of another version than
-it was built for, or where its numbers differ from ggml's: then the stock kernels serve, and `register` says why.
+llama.cpp asks every registered backend whether it computes an operation. Ours claims attention over the unified KV
+cache and leaves the rest, and what it cannot do exactly, to ggml. It refuses to register where ggml is of another
+version than it was built for, or where its numbers differ from ggml's: then the stock kernels serve, and `register`
+says why.
 """
 
 import ctypes
 import functools
 from importlib import metadata
+from typing import Any
 
 _LIBRARY = "appliance/libpaged_attention.so"
 PAGED, STOCK = "paged", "stock"
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "register": (ctypes.c_char_p, []),
+    "registered": (ctypes.c_bool, []),
+    "kernels": (ctypes.c_char_p, []),
+    "computed": (ctypes.c_longlong, []),
+    "enable": (None, [ctypes.c_bool]),
+    "free": (None, [ctypes.c_bool]),
+    "use": (ctypes.c_bool, [ctypes.c_char_p]),
+    "refusals": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
+    "trial": (ctypes.c_bool, [ctypes.c_void_p, ctypes.c_bool, ctypes.c_int, ctypes.c_void_p]),
+    "read": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]),
+}
 
 
 def register() -> str:
@@ -18,12 +32,18 @@ def register() -> str:
 
     Returns "paged (KERNELS)", or "stock: WHY". llama.cpp must have been initialised.
     """
-    library = _library()
-    if library is None:
-        return f"{STOCK}: the paged attention library was not built"
-    if why := library.paged_attention_register().decode():
+    found = library()
+    if found is None:
+        return f"{STOCK}: the paged attention library was not built for this version"
+    if why := found.paged_attention_register().decode():
         return f"{STOCK}: {why}"
-    return f"{PAGED} ({library.paged_attention_kernels().decode()})"
+    return f"{PAGED} ({found.paged_attention_kernels().decode()})"
+
+
+def registered() -> bool:
+    """Has `register` put it in place?"""
+    found = library()
+    return found is not None and bool(found.paged_attention_registered())
 
 
 def enable(claims: bool) -> None:
@@ -32,7 +52,7 @@ def enable(claims: bool) -> None:
 
 
 def use(kernels: str) -> bool:
-    """Only the kernels of that name, such as "avx2", or the best again (""). False where this processor has none such."""
+    """Only the kernels of that name, such as "avx2", or the best again (""). False where this processor has no such."""
     return bool(_there().paged_attention_use(kernels.encode()))
 
 
@@ -56,23 +76,19 @@ def refusals() -> dict[str, int]:
 
 
 def _there() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None, "register() tells whether it is there"
-    return library
+    found = library()
+    assert found is not None, "register() tells whether it is there"
+    return found
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """The native library; None where it was not built, is of another version, or its ggml is not there."""
     try:
-        library = ctypes.CDLL(str(metadata.distribution("appliance").locate_file(_LIBRARY)))
-    except (OSError, metadata.PackageNotFoundError):
+        found = ctypes.CDLL(str(metadata.distribution("appliance").locate_file(_LIBRARY)))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(found, f"paged_attention_{name}")
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError, metadata.PackageNotFoundError):
         return None
-    library.paged_attention_register.restype = ctypes.c_char_p
-    library.paged_attention_kernels.restype = ctypes.c_char_p
-    library.paged_attention_computed.restype = ctypes.c_longlong
-    library.paged_attention_enable.argtypes = [ctypes.c_bool]
-    library.paged_attention_free.argtypes = [ctypes.c_bool]
-    library.paged_attention_use.argtypes, library.paged_attention_use.restype = [ctypes.c_char_p], ctypes.c_bool
-    library.paged_attention_refusals.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    library.paged_attention_refusals.restype = ctypes.c_size_t
-    return library
+    return found

@@ -6,7 +6,7 @@ table (PagedAttention, Kwon et al. 2023) over llama.cpp's unified cache, where h
 identity. Copy on write is by whole pages: a sequence that diverges computes the page where it does so anew, into cells
 of its own; a page that others hold is never written again.
 
-    free ─reserve─► used by a running sequence ─retire─► cached, held by idle sequences ─evict, least recent first─► free
+    free ─reserve─► used by a running sequence ─retire─► cached, held by idle ones ─evict, least recent first─► free
 """
 
 import hmac
@@ -28,7 +28,7 @@ def root(salt: bytes, model: bytes, adapter: str) -> bytes:
 
 
 def chain(tokens: Tokens, under: bytes, after: Sequence[bytes] = ()) -> list[bytes]:
-    """Keys of the whole pages of `tokens`, one a page. under: a `root`. after: those known already of the same tokens."""
+    """Keys of the whole pages of `tokens`, one a page. under: a `root`. after: known keys of the same tokens."""
     keys = list(after)
     for start in range(len(keys) * PAGE_TOKENS, len(tokens) - PAGE_TOKENS + 1, PAGE_TOKENS):
         above = keys[-1] if keys else b""
@@ -231,7 +231,7 @@ class Pages:
     def _let_go(self, sequence: int, page: Page) -> None:
         if len(page.holders) == 1:
             canonical = self._by_key.get(page.key) is page
-            if canonical and self._is_saved is not None and not page.saved:
+            if canonical and self._is_saved is not None and not self._is_saved(page.key):  # or not any more
                 self._save(page)
             if canonical:
                 del self._by_key[page.key]

@@ -72,6 +72,11 @@ class EngineOptions:
     log_level: str = "info"
     idle_seconds: float = 0.0
     self_test: SelfTest | None = None
+    kv_type: str = "f16"
+    host_cache_bytes: int = 0
+    disk_cache_bytes: int = 0
+    disk_cache_directory: Path | None = None
+    disk_cache_key: bytes = field(default=b"", repr=False)
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -416,4 +421,10 @@ class Router:
             threads=options.threads,
             log_level=options.log_level,
             self_test=options.self_test,
+            model_sha256=file.sha256,
+            kv_type=options.kv_type,
+            host_cache_bytes=options.host_cache_bytes,
+            disk_cache_bytes=options.disk_cache_bytes,
+            disk_cache_directory=str(options.disk_cache_directory / file.sha256) if options.disk_cache_directory else "",
+            disk_cache_key=options.disk_cache_key.hex(),
         )

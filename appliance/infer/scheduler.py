@@ -5,11 +5,11 @@
                  │  └─────────────── preempted by a higher priority ◄───────────────────┴──────────────────────┤
                  └─► QueueFull, PromptTooLong, past its deadline                      pages stay for others ◄── finish
 
-A step has at most `batch_tokens` rows of one adapter: running streams first, one row each and what is drafted for them,
-then prompt chunks in order of admission (chunked prefill, Sarathi-Serve, Agrawal et al. 2024). Admission is by pages and
-exact: prompt + max_tokens, less what is shared, are reserved, so that no step can ever find the cache full. A request
-whose leading pages another is computing waits for them instead of computing them too. Nothing that was admitted is ever
-dropped: who is preempted keeps its tokens, waits first in its line, and shares its own pages when it goes on.
+A step has at most `batch_tokens` rows of one adapter: running streams first, one row each and what is drafted for it,
+then prompt chunks in order of admission (chunked prefill, Sarathi-Serve, Agrawal et al. 2024). Admission is by pages
+and exact: prompt + max_tokens, less what is shared, are reserved, so that no step can ever find the cache full. A
+request whose leading pages another is computing waits for them instead of computing them too. Nothing that was admitted
+is ever dropped: who is preempted keeps its tokens, waits first in its line, and shares its own pages when it goes on.
 """
 
 import heapq
@@ -129,9 +129,7 @@ class Scheduler:
         """pages: of the cache. sequences: that run at once. sequence_ids: running and idle together (at most 256).
         most_cached: pages that idle prefixes may keep, by default all. saved: whether the tiers below hold a page."""
         assert sequence_ids >= sequences
-        self.pages = Pages(
-            pages, sequence_ids, most_cached=pages if most_cached is None else most_cached, saved=saved
-        )
+        self.pages = Pages(pages, sequence_ids, most_cached=pages if most_cached is None else most_cached, saved=saved)
         self.preemptions = 0
         self._limit, self._batch_tokens, self._queue = sequences, batch_tokens, queue
         self._shares, self._saved = shares_prefixes, saved if shares_prefixes else None
@@ -164,7 +162,8 @@ class Scheduler:
     @property
     def streaming(self) -> list[int]:
         """Requests that may be given drafts now."""
-        return [request for request, work in self._running.items() if work.streaming and work.known - work.computed == 1]
+        running = self._running.items()
+        return [request for request, work in running if work.streaming and work.known - work.computed == 1]
 
     def check_queue(self) -> None:
         """Raises QueueFull where `submit` would."""
@@ -177,7 +176,8 @@ class Scheduler:
         most = self.pages.total * PAGE_TOKENS
         if prompt_tokens + max_tokens > most:
             raise PromptTooLong(
-                f"The prompt has {prompt_tokens} tokens and may be answered with {max_tokens}; the context holds {most}."
+                f"The prompt has {prompt_tokens} tokens and may be answered with {max_tokens}; "
+                f"the context holds {most}."
             )
 
     def submit(self, order: Order, now_seconds: float) -> None:
@@ -226,6 +226,11 @@ class Scheduler:
         Returns how many of its drafts hold; the cells of the others are given back.
         """
         work = self._running[request]
+        self._counters.charge(work.tenant, OUTPUT_WEIGHT * len(tokens))
+        if len(tokens) == 1 and not len(work.drafted) and work.known < len(work.tokens):  # the usual step
+            work.tokens[work.known] = tokens[0]
+            work.known += 1
+            return 0
         new = np.asarray(tokens, np.int32)[: len(work.tokens) - work.known]
         both = min(len(new), len(work.drafted))
         different = np.flatnonzero(new[:both] != work.drafted[:both])
@@ -237,7 +242,6 @@ class Scheduler:
         work.drafted = work.drafted[:0]
         work.tokens[work.known : work.known + len(new)] = new
         work.known += len(new)
-        self._counters.charge(work.tenant, OUTPUT_WEIGHT * len(new))
         return right
 
     def finish(self, request: int, now_seconds: float) -> Account:

@@ -4,7 +4,8 @@ A guess is accepted where it is the very token that the model's own draw gives (
 how fast an answer comes, never what it is: exact also while sampling, as draws are functions of (logits, tokens, seed).
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +18,10 @@ from appliance.infer.scheduler import Chunk
 from appliance.types import Sampling
 
 MAX_DRAFT_TOKENS = 32
-_FIRST_DRAFT_TOKENS = 4
 _NGRAMS = (4, 2)  # tried in this order: two tokens alone are often chance
-_LEAST_RATE, _RATE_MEMORY = 0.2, 0.8
+_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, MAX_DRAFT_TOKENS)
+_FIRST_CHANCE, _FIRST_COST, _TRIED = 0.7, 0.1, 3
+_MEMORY, _LEAST_GAIN = 0.7, 1.05
 _FIRST_PAUSE, _LAST_PAUSE = 16, 1024
 
 
@@ -37,33 +39,62 @@ class Drafter(Protocol):
 
 
 class Pace:
-    """How many tokens are worth guessing at: twice as many after a draft that held whole, few after one that did not,
-    none for a while when most guesses fail. A pause doubles each time until a draft holds."""
+    """How many tokens are worth guessing at, for one answer, from what guesses have gained and cost so far.
 
-    def __init__(self) -> None:
-        self._length = _FIRST_DRAFT_TOKENS
-        self._rate = 2 * _LEAST_RATE
-        self._paused = 0
-        self._pause = _FIRST_PAUSE
+    With a chance p that a guess holds where those before it did, and the cost c of a guess in steps without any, n
+    guesses give (1 - p^(n+1)) / (1 - p) tokens for 1 + c n steps; the n of the greatest ratio is chosen (Leviathan et
+    al., "Fast inference from transformers via speculative decoding", 2023). c is near 0 where memory bounds a step, as
+    on a GPU, and near 1 where arithmetic does. Where no guess pays, a few are tried after a while, twice as long each
+    time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._chance = _FIRST_CHANCE
+        self._costs: dict[int, float] = {}  # of a guess, by how many are made: more are often cheaper each
+        self._plain_seconds = 0.0  # what a step without guesses takes; 0 for not known yet
+        self._began = 0.0
+        self._paused, self._pause = 1, _FIRST_PAUSE  # the first step shows what one costs without guesses
 
     @property
     def tokens(self) -> int:
-        return 0 if self._paused else self._length
+        return 0 if self._paused else self._best(self._costs) or max(_TRIED, self._best({}))
 
-    def went_on(self, tokens: int) -> None:
-        """The answer went on by so many tokens."""
-        self._paused = max(0, self._paused - tokens)
+    def begin(self) -> None:
+        """A step begins, with what guessing itself costs."""
+        self._began = self._clock()
 
-    def verified(self, drafted: int, accepted: int) -> None:
-        """Of `drafted` tokens, so many were right."""
-        self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * accepted / drafted
-        if accepted == drafted:
-            self._length, self._pause = min(2 * max(self._length, drafted), MAX_DRAFT_TOKENS), _FIRST_PAUSE
+    def end(self, drafted: int, accepted: int, gained: int) -> None:
+        """The step that began has checked so many guesses, of which so many held; the answer went on by `gained`."""
+        seconds, self._began = self._clock() - self._began if self._began else 0.0, 0.0
+        self._paused = max(0, self._paused - gained)
+        if not drafted:
+            self._plain_seconds = _mixed(self._plain_seconds, seconds)
+            return
+        self._chance = _mixed(self._chance, accepted / min(accepted + 1, drafted))
+        if seconds and self._plain_seconds:
+            length = max(length for length in _LENGTHS if length <= drafted)
+            cost = max(0.001, (seconds / self._plain_seconds - 1) / drafted)
+            self._costs[length] = _mixed(self._costs.get(length, 0.0), cost)
+        if self._best(self._costs):
+            self._pause = _FIRST_PAUSE
         else:
-            self._length = max(accepted + 1, 2)
-        if self._rate < _LEAST_RATE:
             self._paused, self._pause = self._pause, min(2 * self._pause, _LAST_PAUSE)
-            self._rate, self._length = 2 * _LEAST_RATE, _FIRST_DRAFT_TOKENS
+
+    def _best(self, costs: Mapping[int, float]) -> int:
+        """The best number of guesses, where each costs as known for as many or the next fewer; 0 where none pays."""
+        chance, cost = min(self._chance, 0.999), _FIRST_COST
+        best, most = 0, _LEAST_GAIN
+        for guesses in _LENGTHS:
+            cost = costs.get(guesses, cost)
+            gain = (1 - chance ** (guesses + 1)) / (1 - chance) / (1 + cost * guesses)
+            if gain > most:
+                best, most = guesses, gain
+        return best
+
+
+def _mixed(known: float, new: float) -> float:
+    return _MEMORY * known + (1 - _MEMORY) * new if known else new
 
 
 class PromptLookup:

@@ -15,6 +15,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 import structlog
@@ -27,6 +28,7 @@ NONCE_BYTES = 12
 OVERHEAD_BYTES = len(MAGIC) + len(VERSION) + NONCE_BYTES + 16
 SUFFIX, TEMPORARY = ".page", ".part"
 LEAST_BACKLOG_BYTES = 64 << 20
+LEAST_FREE_BYTES = 512 << 20
 log = structlog.get_logger()
 
 
@@ -55,7 +57,7 @@ class DiskTier:
     def write(self, key: bytes, data: Buffer) -> None:
         """Keep a page, durably, at the cost of those least recently used."""
         size = len(data) + OVERHEAD_BYTES
-        if key in self._sizes or size > self._most_bytes:
+        if key in self._sizes or size > self._most_bytes or not self._has_room(size):
             return
         self._make_room(size)
         temporary = self._directory / f"{key.hex()}{TEMPORARY}"
@@ -96,6 +98,13 @@ class DiskTier:
             self._drop(key)
             return None
 
+    def touch(self, keys: Iterable[bytes]) -> None:
+        """These were used now, in this order."""
+        with self._lock:
+            for key in keys:
+                if key in self._sizes:
+                    self._sizes.move_to_end(key)
+
     def _find(self) -> None:
         found = []
         for entry in os.scandir(self._directory):
@@ -120,6 +129,13 @@ class DiskTier:
     def _make_room(self, size: int) -> None:
         while self._bytes + size > self._most_bytes and self._sizes:
             self._drop(next(iter(self._sizes)))
+
+    def _has_room(self, size: int) -> bool:
+        """A cache never takes the last of a disk that others keep data on."""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self._directory)
+            return disk.f_bavail * disk.f_frsize - size >= LEAST_FREE_BYTES
+        return True
 
     def _drop(self, key: bytes) -> None:
         with self._lock:
@@ -184,13 +200,23 @@ class Tiers:
         return data
 
     def warm(self, keys: Iterable[bytes]) -> None:
-        """Bring what leads `keys` from files to memory, as far as half of it goes, so that `get` need not wait."""
+        """Bring what leads `keys` from files to memory, as far as half of it goes, so that `get` need not wait.
+
+        All of it counts as used now, the first page last: what makes room for others is then a prefix's end.
+        """
+        leading = list(takewhile(self.holds, keys))
         size = 0
-        for key in keys:
-            data = self.get(key) if self.holds(key) else None
+        for key in leading:
+            data = self.get(key)
             size += len(data) if data is not None else 0
             if data is None or size > self._most_bytes // 2:
-                return
+                break
+        with self._change:
+            for key in reversed(leading):
+                if key in self._host:
+                    self._host.move_to_end(key)
+        if self._disk is not None:
+            self._disk.touch(reversed(leading))
 
     def close(self) -> None:
         """Returns when all that was put is written, or could not be."""

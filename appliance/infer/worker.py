@@ -1,7 +1,8 @@
 """The engine worker, a process a model: `python -m appliance.infer.worker`, spoken to as `protocol.py` says.
 
-It proves its whole path on the starter model, loads its own, and serves appliance.engine.v1 until it is killed. It dies
-with its parent, leaves no core dump, and listens on a socket that only its user can open.
+It proves its whole path on the starter model, loads its own, and serves appliance.engine.v1 until it is told to end. It
+dies with its parent, leaves no core dump, and listens on a socket that only its user can open. As the composition root
+of its process it alone, of infer/, knows the vault: it makes the cipher of the prefixes on disk.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import structlog
 from appliance.errors import ApplianceError, SelfTestFailed
 from appliance.gen.engine.v1 import engine_pb2 as pb
 from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
-from appliance.infer import llama, protocol
+from appliance.infer import llama, paged, protocol
 from appliance.infer.engine import Deliver, Engine, Piece
 from appliance.infer.pages import PAGE_TOKENS
 from appliance.infer.speculate import DraftModel
@@ -34,7 +35,11 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def main() -> None:
-    """Run until killed. Exits EXIT_LOAD_FAILED or EXIT_SELF_TEST_FAILED after saying why on stdout."""
+    """Run until SIGTERM, which keeps what is warm, or a kill.
+
+    Exits EXIT_LOAD_FAILED or EXIT_SELF_TEST_FAILED after saying why on stdout. Always by os._exit: finalizers of native
+    libraries have nothing to save.
+    """
     parent = os.getppid()
     report = _take_stdout()
     _harden(parent)
@@ -42,19 +47,20 @@ def main() -> None:
     _log_to_stderr(spec.log_level)
     try:
         llama.init()
+        attention = _attention(spec.attention)
         if spec.self_test:
-            run_self_test(spec.self_test, _threads(spec.threads))
+            run_self_test(spec.self_test, _threads(spec.threads), attention)
         model = llama.Model(spec.model_path)
         Path(spec.socket_path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         Path(spec.socket_path).unlink(missing_ok=True)
-        asyncio.run(_serve(spec, model, report))
+        asyncio.run(_serve(spec, model, attention, report))
+        os._exit(0)
     except ApplianceError as error:
         _say(report, {"state": "failed", "reason": error.reason, "message": str(error)})
-        # not sys.exit: finalizers of native libraries have nothing to save here
         os._exit(protocol.EXIT_SELF_TEST_FAILED if isinstance(error, SelfTestFailed) else protocol.EXIT_LOAD_FAILED)
 
 
-def run_self_test(test: protocol.SelfTest, threads: int) -> None:
+def run_self_test(test: protocol.SelfTest, threads: int, attention: str = "") -> None:
     """Known prompt, known label, through the very engine that will serve. Raises SelfTestFailed."""
     pieces: list[Piece] = []
     try:
@@ -65,7 +71,9 @@ def run_self_test(test: protocol.SelfTest, threads: int) -> None:
     def post(made: list[tuple[Deliver, Piece]]) -> None:
         pieces.extend(piece for _, piece in made)
 
-    engine = Engine(model, cells=2048, sequences=1, batch_tokens=512, queue=1, threads=threads, post=post)
+    engine = Engine(
+        model, cells=2048, sequences=1, batch_tokens=512, queue=1, threads=threads, post=post, attention=attention
+    )
     try:
         engine.submit(Generation(test.prompt, Sampling(temperature=0.0), test.labels), pieces.append)
         engine.run_until_idle()
@@ -167,7 +175,7 @@ def _joined(texts: Sequence[Text]) -> Text:
     return Text("".join(text.text for text in texts), tuple(choice for text in texts for choice in text.choices))
 
 
-async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> None:
+async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, report: int) -> None:
     loop = asyncio.get_running_loop()
     engine = Engine(
         model,
@@ -180,6 +188,7 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> 
         kv_type=spec.kv_type,
         identity=_identity(spec),
         tiers=_tiers(spec),
+        attention=attention,
         speculate_below_streams=spec.speculate_below_streams,
         draft_model=_draft_model(spec, model),
     )
@@ -189,9 +198,11 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, report: int) -> 
     await server.start()
     os.chmod(spec.socket_path, 0o600)
     engine.start()
-    loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(server.stop(grace=None)))
+    terminated = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, terminated.set)
     _say(report, {"state": "ready"})
-    await server.wait_for_termination()
+    await terminated.wait()
+    await server.stop(grace=None)
     await asyncio.to_thread(engine.close)  # what is warm goes to disk
 
 
@@ -227,6 +238,16 @@ def _post(loop: asyncio.AbstractEventLoop, pieces: list[tuple[Deliver, Piece]]) 
             to(piece)
 
     loop.call_soon_threadsafe(deliver)
+
+
+def _attention(asked: str) -> str:
+    """Which kernels compute attention from here on, and why it is the stock ones where it is."""
+    if asked == "stock":
+        return f"{paged.STOCK}: as configured"
+    attention = paged.register()
+    if asked == "none":
+        paged.leave_out(True)
+    return attention
 
 
 def _threads(asked: int) -> int:

@@ -94,7 +94,7 @@ class Asker:
             pieces = _unanswered(Finish(FinishReason.STOP))
         elif file:
             generation = Generation((), sampling, prefix_salt=prefix_salt)
-            pieces = self._generate(collection, question, groups, passages, file, generation)
+            pieces = self._generate(collection, question, groups, passages, file, generation, model)
         else:
             pieces = self._quote(collection, question, groups, passages)
         async with aclosing(pieces):  # type: ignore[type-var]
@@ -165,9 +165,10 @@ class Asker:
         passages: Sequence[Passage],
         file: ModelFile,
         generation: Generation,
+        alias: str,
     ) -> AsyncIterator[AskPiece]:
         answer, finish = "", Finish(FinishReason.STOP)
-        pieces = self._write(question, passages, file, generation)
+        pieces = self._write(question, passages, file, generation, alias)
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 if isinstance(piece, Finish):
@@ -182,13 +183,13 @@ class Asker:
         yield AskFinish(backed, finish)
 
     async def _write(
-        self, question: str, passages: Sequence[Passage], file: ModelFile, generation: Generation
+        self, question: str, passages: Sequence[Passage], file: ModelFile, generation: Generation, alias: str
     ) -> AsyncIterator[Text | Finish]:
         """The model's answer, from as many of the best passages as fit into its context."""
         count = len(passages)
         while True:
             prompt = self._composer.ask(file.scaffold, question, passages[:count])
-            pieces = self._generator.generate(file.name, replace(generation, prompt=prompt))
+            pieces = self._generator.generate(file.name, replace(generation, prompt=prompt), alias=alias)
             try:
                 async with aclosing(pieces):  # type: ignore[type-var]
                     async for piece in pieces:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import structlog
 
@@ -98,7 +99,7 @@ def settled(before: Mapping[str, Seen], now: Mapping[str, Seen]) -> tuple[str, .
     )
 
 
-async def take_in(store: ModelStore, path: Path, progress: Progress, **more: str) -> ModelFile:
+async def take_in(store: ModelStore, path: Path, progress: Progress, **more: Any) -> ModelFile:
     """`store.add` in a thread. Cancelling, once or often, waits until the thread has cleaned up. Raises as `add`."""
     loop, cancelled = asyncio.get_running_loop(), Event()
 
@@ -173,17 +174,17 @@ class ImportFolder:
     def import_path(self, path: Path, base: str = "", kind: ModelKind | None = None) -> Job:
         """Start a job that takes a file of this machine into the store, or every GGUF of a folder; they stay there.
 
-        base: the model that an adapter belongs to, where it fits several.
+        base: the model that an adapter belongs to, where it fits several. kind: of a folder with an ONNX model.
         """
         outcomes: list[ImportedFile] = []
 
         async def work(progress: Progress) -> None:
-            sizes = await asyncio.to_thread(_models_of, path)
+            sizes = {path: 0} if kind else await asyncio.to_thread(_models_of, path)
             done, total, faults = 0, sum(sizes.values()), []
             for file, size in sizes.items():
                 part = _Part(progress, done, total, printable(file.name))
                 try:
-                    model = await self._add(file, part, base)
+                    model = await self._add(file, part, base, kind)
                     outcomes.append(ImportedFile(printable(str(file)), model.name))
                 except Refused as error:
                     faults.append(error)
@@ -218,9 +219,9 @@ class ImportFolder:
         self._under_way[name] = (seen, job.id)
         return job
 
-    async def _add(self, path: Path, progress: Progress, base: str = "") -> ModelFile:
+    async def _add(self, path: Path, progress: Progress, base: str = "", kind: ModelKind | None = None) -> ModelFile:
         async with self._one_at_a_time:
-            return await take_in(self._store, path, progress, base=base)
+            return await take_in(self._store, path, progress, base=base, kind=kind)
 
     def _settle_ended(self) -> None:
         """Jobs that ended without moving their file hold it back, so that it is not tried at every look."""
@@ -261,7 +262,9 @@ def _models_of(path: Path) -> Mapping[Path, int]:
         raise ModelMissing(f"The folder {gguf.shown(str(path), 400)} cannot be read: {error.strerror}.") from None
     found = [path / name for name in names if name.lower().endswith(SUFFIX) and not name.startswith(".")]
     if not found:
-        raise ModelMissing(f"The folder {gguf.shown(str(path), 400)} has no {SUFFIX} file.")
+        raise ModelMissing(
+            f"The folder {gguf.shown(str(path), 400)} has no {SUFFIX} file; an ONNX model needs its kind named."
+        )
     return {file: _size(file) for file in sorted(found, key=_is_adapter)}
 
 
@@ -334,7 +337,7 @@ def _plain_name(name: str) -> str:
 
 
 def _refused_name(name: str, source: str) -> str:
-    """A resource name of its own: no stored model has a `_` in its name, no other file this digest of where it lies."""
+    """A resource name of its own: no stored model's name has this `_`, no other file this digest of where it lies."""
     digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
     return f"{slug(_plain_name(name).removesuffix(SUFFIX)) or 'model'}_refused_{digest}"
 

@@ -1,6 +1,7 @@
 """The content-addressed store of model files.
 
-    <root>/blobs/<sha256>   the bytes, read-only; written under another name, flushed, then renamed
+    <root>/blobs/<sha256>   the bytes, read-only; written under another name, flushed, then renamed; of an ONNX model a
+                            folder of its two files, and the hash over theirs
     <root>/index.json       {"signature": hex, "models": [...]}: this box's signature over what it took in, and as what
     <root>/pins.json        {"signature": hex, "pinned": [name, ...]}
 
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
@@ -25,7 +26,15 @@ from typing import Any, BinaryIO
 
 import structlog
 
-from appliance.errors import DiskFull, InvalidArgument, ModelDamaged, ModelInUse, NotFound
+from appliance.errors import (
+    DiskFull,
+    InvalidArgument,
+    ModelDamaged,
+    ModelInUse,
+    ModelMissing,
+    ModelUnsupported,
+    NotFound,
+)
 from appliance.models import gguf
 from appliance.models.judge import judge
 from appliance.models.signed import SignedFile, flush_directory
@@ -36,6 +45,8 @@ CHUNK_BYTES = 4 << 20
 SPARE_BYTES = 256 << 20  # a model must not take the disk's last bytes from the knowledge base
 MAX_NAME_CHARACTERS = 64
 TEMPORARY = ".incoming-"
+ONNX_PARTS = ("model.onnx", "tokenizer.json")
+ONNX_KINDS = {ModelKind.EMBEDDING, ModelKind.RERANKER}
 log = structlog.get_logger()
 
 Report = Callable[[int, int], None]
@@ -52,7 +63,7 @@ class ModelStore:
         self._pins = SignedFile(root / "pins.json", keyring, "pinned", "model pins 1")
         self._built_in = {file.name: file for file in built_in}
         self._lock = threading.Lock()
-        self._verified: dict[str, Stamp] = {}
+        self._verified: dict[str, tuple[Stamp, ...]] = {}
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, ModelFile] = {file.name: file for file in self._read_index()}
         self._pinned: frozenset[str] = frozenset(self._pins.read() or ())
@@ -77,14 +88,23 @@ class ModelStore:
             self._write_pins(self._pinned | {name} if pinned else self._pinned - {name})
 
     def add(
-        self, path: Path, report: Report = lambda done, total: None, *, base: str = "", name: str = ""
+        self,
+        path: Path,
+        report: Report = lambda done, total: None,
+        *,
+        base: str = "",
+        name: str = "",
+        kind: ModelKind | None = None,
     ) -> ModelFile:
         """Take a GGUF into the store, a model or an adapter; bytes that are there already give the model they are.
 
         `report(done_bytes, total_bytes)` is called for each chunk; what it raises ends the import without a trace.
-        base: of an adapter, else the one model that it fits. name: else the header's. Raises ModelMissing,
-        ModelDamaged, ModelUnsupported, AdapterMismatch, NotFound (the base), DiskFull.
+        base: of an adapter, else the one model that it fits. name: else the header's. kind: EMBEDDING or RERANKER,
+        where the path is a folder with an ONNX model and its tokenizer.json; these are hashed and not parsed. Raises
+        ModelMissing, ModelDamaged, ModelUnsupported, AdapterMismatch, NotFound (the base), DiskFull.
         """
+        if kind is not None:
+            return self._add_onnx(path, kind, report, name)
         with gguf.open_regular(path) as source:
             self._judge(source, base)
             self._require_space(os.fstat(source.fileno()).st_size)
@@ -114,14 +134,15 @@ class ModelStore:
         the next start: bits that rot on the disk after the hash, and a write by one who sets the kernel's clock back.
         Raises ModelMissing, ModelDamaged.
         """
-        with gguf.open_regular(Path(file.path)) as blob:
-            stamp = _stamp(blob)
-            if self._verified.get(file.sha256) == stamp:
+        with ExitStack() as opened:
+            blobs = [opened.enter_context(gguf.open_regular(path)) for path in _parts(file)]
+            stamps = tuple(map(_stamp, blobs))
+            if self._verified.get(file.sha256) == stamps:
                 return
-            digest = hashlib.file_digest(blob, "sha256").hexdigest()
-            if digest != file.sha256 or _stamp(blob) != stamp:
+            digest = _digest([hashlib.file_digest(blob, "sha256").digest() for blob in blobs])
+            if digest != file.sha256 or tuple(map(_stamp, blobs)) != stamps:
                 raise ModelDamaged(f"The file of models/{file.name} is not what was imported: its sha256 differs.")
-            self._verified[file.sha256] = stamp
+            self._verified[file.sha256] = stamps
 
     def delete(self, name: str) -> None:
         """Forget a model and remove its file; a worker that has it loaded keeps its mapping.
@@ -142,6 +163,43 @@ class ModelStore:
                 _remove(Path(file.path))
             self._verified.pop(file.sha256, None)
 
+    def _add_onnx(self, folder: Path, kind: ModelKind, report: Report, name: str) -> ModelFile:
+        with ExitStack() as opened:
+            sources = [opened.enter_context(gguf.open_regular(path)) for path in _onnx_parts(folder)]
+            sizes = [os.fstat(source.fileno()).st_size for source in sources]
+            self._require_space(sum(sizes))
+            temporary = self._blobs / f"{TEMPORARY}{secrets.token_hex(8)}"
+            opened.callback(_remove, temporary)
+            with _disk_full_named():
+                temporary.mkdir(mode=0o700)
+                digests: list[bytes] = []
+                done = 0
+
+                def tell(at: int, _: int) -> None:
+                    report(done + at, sum(sizes))
+
+                for source, part in zip(sources, ONNX_PARTS, strict=True):
+                    with open(temporary / part, "x+b") as target:
+                        digests.append(bytes.fromhex(_copy(source, target, tell)))
+                        done += target.tell()
+                        os.fsync(target.fileno())
+                    (temporary / part).chmod(0o400)
+                flush_directory(temporary)
+            sha256 = _digest(digests)
+            file = ModelFile(
+                name=name or slug(folder.name) or "model",
+                kind=kind,
+                path=str(self._blobs / sha256),
+                architecture="onnx",
+                sha256=sha256,
+                size_bytes=done,
+                source=gguf.printable(folder.name),
+                create_time=datetime.now(UTC),
+            )
+            if Path(file.path).is_dir():  # a rename takes the place of an empty folder only
+                _remove(Path(file.path))
+            return self._keep(temporary, file)
+
     def _judge(self, file: BinaryIO, base: str) -> tuple[gguf.Header, ModelFile]:
         file.seek(0)
         header = gguf.parse(file)
@@ -155,7 +213,7 @@ class ModelStore:
             if file.base:
                 self.get(file.base)  # it may have been deleted meanwhile
             file = known or replace(file, name=self._free_name(file))
-            temporary.chmod(0o400)
+            temporary.chmod(0o700 if temporary.is_dir() else 0o400)
             temporary.rename(file.path)  # also over a blob of that name, which may be damaged: this copy is not
             flush_directory(self._blobs)
             if known is not None:
@@ -180,12 +238,8 @@ class ModelStore:
         """A temporary file beside the blobs, gone at the end unless it was renamed."""
         temporary = self._blobs / f"{TEMPORARY}{secrets.token_hex(8)}"
         try:
-            with open(temporary, "x+b") as target:
+            with _disk_full_named(), open(temporary, "x+b") as target:
                 yield target, temporary
-        except OSError as error:
-            if error.errno not in (ENOSPC, EDQUOT):
-                raise
-            raise DiskFull("The disk became full while the model was copied.") from None
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -210,6 +264,40 @@ class ModelStore:
         for path in self._blobs.iterdir():
             if path.name.startswith(TEMPORARY) or (indexed and path.name not in kept):
                 _remove(path)
+
+
+@contextmanager
+def _disk_full_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT):
+            raise
+        raise DiskFull("The disk became full while the model was copied.") from None
+
+
+def _onnx_parts(folder: Path) -> Sequence[Path]:
+    """The model and the tokenizer of a folder. Raises ModelMissing, ModelUnsupported."""
+    try:
+        models = sorted(name for name in os.listdir(folder) if name.endswith(".onnx"))
+    except OSError as error:
+        raise ModelMissing(f"The folder {gguf.shown(str(folder), 400)} cannot be read: {error.strerror}.") from None
+    if len(models) != 1:
+        raise ModelUnsupported(
+            f"The folder {gguf.shown(str(folder), 400)} has {len(models)} .onnx files; one is taken."
+        )
+    return folder / models[0], folder / ONNX_PARTS[1]
+
+
+def _parts(file: ModelFile) -> Sequence[Path]:
+    """The files of a blob, in the order of its hash."""
+    blob = Path(file.path)
+    return [blob / part for part in ONNX_PARTS] if file.kind in ONNX_KINDS else [blob]
+
+
+def _digest(digests: Sequence[bytes]) -> str:
+    """The hash of one file, or over those of several."""
+    return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _copy(source: BinaryIO, target: BinaryIO, report: Report) -> str:

@@ -35,8 +35,8 @@ class ToolStyle:
     id where `call_ids`. result: around each result, "{id}" stands for the call's id; a JSON string where
     `result_quoted`. result_turn: the turn of one result; None: all of them stand in one turn of the user.
 
-    opens, close: what begins a call in an answer, and what may end one; control tokens do not show in an answer. marks:
-    what untrusted text must not spell.
+    opens, close: what begins a call in an answer, and what may end one; control tokens do not show in an answer. stops:
+    where an answer goes on to invent a result. marks: what untrusted text must not spell.
     """
 
     offer: Around
@@ -53,6 +53,7 @@ class ToolStyle:
     result_turn: Around | None = None
     opens: tuple[str, ...] = ("<tool_call>",)
     close: str = "</tool_call>"
+    stops: tuple[str, ...] = ("<tool_response>",)
     marks: tuple[str, ...] = (
         "<tools>",
         "</tools>",
@@ -91,6 +92,7 @@ LLAMA3 = ToolStyle(
     result_turn=Around("<|start_header_id|>ipython<|end_header_id|>\n\n", "<|eot_id|>"),
     opens=("<|python_tag|>",),
     close=";",
+    stops=(),
     marks=(),
 )
 # mistral-common, src/mistral_common/tokens/tokenizers/instruct.py: versions 3 and 7.
@@ -107,6 +109,7 @@ MISTRAL_V3 = ToolStyle(
     result_turn=Around("", ""),
     opens=("[TOOL_CALLS]", '[{"name":'),
     close="",
+    stops=(),
     marks=("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
 )
 MISTRAL_V3_TEKKEN = replace(

@@ -2,8 +2,9 @@
 
     slots/file.key   the root key in the clear: a FILE KEY SLOT, for boxes that unlock without a person
     signing.key      the box's Ed25519 key, wrapped under the root key
+    cache/key        of the prefix caches, wrapped under the root key (see `cache_key`)
 
-Both are magic(8) version(2, big-endian) kind(2) payload sha256(32 of all before it). The digest tells a damaged file
+All are magic(8) version(2, big-endian) kind(2) payload sha256(32 of all before it). The digest tells a damaged file
 from a foreign one; it protects no secret.
 """
 
@@ -19,6 +20,7 @@ MAGIC = b"APPLKEY\n"
 VERSION = (1).to_bytes(2, "big")
 KIND_ROOT_IN_CLEAR = (1).to_bytes(2, "big")
 KIND_SIGNING = (2).to_bytes(2, "big")
+KIND_CACHE = (3).to_bytes(2, "big")
 _HEAD_BYTES = len(MAGIC) + 4
 _DIGEST_BYTES = 32
 

@@ -3,8 +3,8 @@
 // The C interface at the end is all that appliance/infer/paged.py calls.
 #include "attention.h"
 #include "ggml_backend_abi.h"
+#include "trial.h"
 
-#include "ggml-alloc.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 
@@ -24,6 +24,7 @@ using namespace paged;
 
 std::atomic<bool> claims{true};     // off: every op falls through to ggml's own kernel
 std::atomic<bool> free_values{false};  // on: results are zeros at no cost, to measure what the rest costs
+std::atomic<bool> registered{false};
 std::atomic<long long> computed{0};
 const Kernels * chosen = nullptr;
 
@@ -199,49 +200,37 @@ ggml_backend_reg make_registry() {
 ggml_backend_device DEVICE = make_device();
 ggml_backend_reg REGISTRY = make_registry();
 
-// One attention, by our backend and by ggml's own, through the tables that ggml will call. The largest difference, relative
-// to the largest value; infinite where ggml does not see us as we are.
-float differ_from_ggml(ggml_type type, int key_size, int group, int rows) {
-    const int cells = 4 * PAGE_CELLS, kv_heads = 2, heads = kv_heads * group;
-    const size_t overhead = ggml_tensor_overhead() * 16 + ggml_graph_overhead();
-    ggml_context * ctx = ggml_init({overhead, nullptr, true});
-    ggml_tensor * q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, key_size, rows, heads);
-    ggml_tensor * k = ggml_new_tensor_3d(ctx, type, key_size, cells, kv_heads);
-    ggml_tensor * v = ggml_new_tensor_3d(ctx, type, key_size, cells, kv_heads);
-    ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, cells, rows);
-    ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f / std::sqrt(float(key_size)), 0.0f, 0.0f);
-    ggml_cgraph * graph = ggml_new_graph(ctx);
-    ggml_build_forward_expand(graph, out);
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type());
+bool run_trial(const Trial & trial, bool ours, int threads, float * out) {
+    ggml_backend_t backend = ours ? ggml_backend_dev_init(&DEVICE, nullptr) : ggml_backend_cpu_init();
+    ours ? set_threads(backend, threads) : ggml_backend_cpu_set_n_threads(backend, threads);
+    const bool done = run(trial, backend, ggml_backend_get_device(backend), out);
+    ggml_backend_free(backend);
+    return done;
+}
+
+// One attention by our backend and by ggml's own, through the tables that ggml calls. The largest difference, relative to
+// the largest value; infinite where ggml does not see us as we are.
+float differ_from_ggml(ggml_type type, int rows) {
+    constexpr int CELLS = 4 * PAGE_CELLS, SIZE = 64, KV_HEADS = 2, HEADS = 8;
     uint32_t random = 1;
     const auto next = [&] { return float(int(random = random * 1664525u + 1013904223u) >> 8) / (1 << 22); };
-    for (ggml_tensor * t : {q, k, v}) {
-        std::vector<float> values(ggml_nelements(t));
-        for (float & x : values) x = next();
-        if (t->type == GGML_TYPE_F32) std::memcpy(t->data, values.data(), ggml_nbytes(t));
-        else ggml_quantize_chunk(t->type, values.data(), t->data, 0, ggml_nrows(t), t->ne[0], nullptr);
+    std::vector<float> q(size_t(rows) * HEADS * SIZE), k(size_t(CELLS) * KV_HEADS * SIZE), v(k.size()), results[2];
+    for (auto * values : {&q, &k, &v})
+        for (float & x : *values) x = next();
+    std::vector<uint16_t> mask(size_t(rows) * CELLS);
+    for (size_t i = 0; i < mask.size(); i++) mask[i] = i % CELLS == 0 || next() > -1.0f ? 0 : 0xFC00;
+    const Trial trial = {q.data(), k.data(), v.data(), mask.data(), nullptr, rows, CELLS, HEADS, KV_HEADS, SIZE, SIZE, type, type, 0.125f, 0, 0};
+    for (const bool ours : {true, false}) {
+        results[ours].resize(q.size());
+        if (!run_trial(trial, ours, 1, results[ours].data())) return INFINITY;
     }
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cells; c++)
-            ((ggml_fp16_t *) mask->data)[r * cells + c] = ggml_fp32_to_fp16(c == r || next() > -1.0f ? 0.0f : -INFINITY);
-    std::vector<float> results[2];
-    ggml_backend_t backends[2] = {ggml_backend_dev_init(&DEVICE, nullptr), ggml_backend_cpu_init()};
-    bool seen = ggml_backend_dev_supports_op(&DEVICE, out);
-    for (int i = 0; i < 2; i++) {
-        std::memset(out->data, 0xFF, ggml_nbytes(out));
-        seen = seen && ggml_backend_graph_compute(backends[i], graph) == GGML_STATUS_SUCCESS;
-        results[i].assign((float *) out->data, (float *) out->data + ggml_nelements(out));
-        ggml_backend_free(backends[i]);
-    }
-    ggml_backend_buffer_free(buffer);
-    ggml_free(ctx);
     float most = 0, apart = 0;
-    for (size_t i = 0; i < results[0].size(); i++) {
-        most = std::max(most, std::fabs(results[1][i]));
+    for (size_t i = 0; i < q.size(); i++) {
+        most = std::max(most, std::fabs(results[0][i]));
         const float here = std::fabs(results[0][i] - results[1][i]);
         apart = std::max(apart, std::isfinite(here) ? here : INFINITY);
     }
-    return seen ? apart / most : INFINITY;
+    return apart / most;
 }
 
 }  // namespace
@@ -261,15 +250,23 @@ EXPORT const char * paged_attention_register(void) {
         } else {
             for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_F32})
                 for (const int rows : {1, 24})
-                    if (const float apart = differ_from_ggml(type, 64, 4, rows); !(apart < 0.01f)) {
+                    if (const float apart = differ_from_ggml(type, rows); !(apart < 0.01f)) {
                         std::snprintf(text, sizeof(text), "the self-test is off by %g (%s, %d rows)", apart, ggml_type_name(type), rows);
                         why = text;
                         return;
                     }
             ggml_backend_register(&REGISTRY);
+            registered = true;
         }
     });
     return why.c_str();
+}
+
+EXPORT bool paged_attention_registered(void) { return registered; }
+
+// One attention on given numbers, by our backend or by ggml's. False where ours does not claim it.
+EXPORT bool paged_attention_trial(const Trial * trial, bool ours, int threads, float * out) {
+    return run_trial(*trial, ours, threads, out);
 }
 
 // Whether ops are claimed from now on, in graphs that are built from now on.
@@ -285,6 +282,14 @@ EXPORT bool paged_attention_use(const char * name) {
     for (const Kernels * k : kernels())
         if (std::strcmp(k->name, name) == 0) return chosen = k, true;
     return false;
+}
+
+// Reads memory and does nothing with it: what a bench compares with.
+EXPORT uint64_t paged_attention_read(const uint64_t * data, size_t bytes, int threads) {
+    uint64_t sum = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum)
+    for (size_t i = 0; i < bytes / 8; i++) sum += data[i];
+    return sum;
 }
 
 // The best kernels here, "" for none.

@@ -155,13 +155,14 @@ template <class I> void unpack(const Rows & from, uint64_t seen, float * to) {
 // Tiles in f32. Another Wide has the same functions.
 template <class I> class WideF32 {
 public:
-    // q: f32 [queries][key_size], all that the part will ask with.
-    void queries(const float * q, size_t, int key_size, int value_size) {
+    // q: f32 [heads][each][key_size], all that the part will ask with.
+    void queries(const float * q, int, int, int key_size, int value_size) {
         q_ = q, key_size_ = key_size, value_size_ = value_size;
         rows_.resize(size_t(PAGE_CELLS) * key_size), k_.resize(size_t(PAGE_CELLS) * key_size), v_.resize(size_t(PAGE_CELLS) * value_size);
     }
 
-    void page(const Rows & k, const Rows & v, uint64_t seen) {
+    // The page of a KV head, counted from the part's first.
+    void page(int, const Rows & k, const Rows & v, uint64_t seen) {
         unpack<I>(k, seen, rows_.data());
         for (int i = 0; i < key_size_; i++)
             for (int cell = 0; cell < PAGE_CELLS; cell++) k_[size_t(i) * PAGE_CELLS + cell] = rows_[size_t(cell) * key_size_ + i];
@@ -311,7 +312,7 @@ private:
                     float * to = queries_.data() + size_t(number(head, row) + g) * a_.key_size;
                     for (int i = 0; i < a_.key_size; i += I::W) I::store(to + i, I::mul(I::load(from + i), I::all(scale)));
                 }
-        wide_.queries(queries_.data(), count, a_.key_size, a_.value_size);
+        wide_.queries(queries_.data(), part_.head_end - part_.head, rows_ * group_, a_.key_size, a_.value_size);
     }
 
     int number(int head, int row) const { return ((head - part_.head) * rows_ + row - part_.row) * group_; }
@@ -357,7 +358,7 @@ private:
     void wide(int cell, int head, const Ref * begin, const Ref * end) {
         uint64_t any = 0;
         for (const Ref * ref = begin; ref < end; ref++) any |= ref->seen;
-        wide_.page(keys(cell, head), vals(cell, head), any);
+        wide_.page(head - part_.head, keys(cell, head), vals(cell, head), any);
         scores_.resize(size_t(std::max(group_, BLOCK_QUERIES)) * PAGE_CELLS);
         int at[BLOCK_QUERIES];
         float fades[BLOCK_QUERIES];

@@ -1,40 +1,47 @@
 // AVX-512 with VNNI: tiles in 16-bit integers, whose products cost half of f32's.
 //
 // VPDPWSSD multiplies pairs of int16 and adds into int32. A row of K, of Q or of V gets its own scale; so does each row
-// of weights in each page. Steps of 1/5792 of a row's largest element (at 64 elements; 1/4095 at 128) and sums without
-// any rounding make that as exact as f16: bf16's products cost the same and keep 8 bits.
+// of weights in each page. Steps of some 1/10000 of a row's largest element, and sums without any rounding, make that as
+// exact as f16 arithmetic: bf16's products cost the same and keep 8 bits.
 #include "kernel.h"
 
 namespace paged {
 namespace {
 
-constexpr float WEIGHT_STEPS = 8191, VALUE_STEPS = 4095;  // 64 products of these stay below 2^31
+constexpr float ROW_STEPS = 32700;  // the length of a row of K or Q: a product of two stays below 2^31 (Cauchy-Schwarz)
+constexpr float WEIGHT_STEPS = 8191, VALUE_STEPS = 4095;  // the largest: 64 products of these stay below 2^31
+constexpr float UNEVEN = 4;  // a page's largest value, against the mean cell's, from where weights are scaled by themselves
 
 class WideI16 {
     using I = Avx512;
 
 public:
-    void queries(const float * q, size_t count, int key_size, int value_size) {
-        key_size_ = key_size, value_size_ = value_size;
-        steps_ = std::min(8191.0f, std::floor(std::sqrt(2147483647.0f / key_size)) - 1);
-        q_.resize(count * key_size), q_scale_.resize(count);
-        for (size_t i = 0; i < count; i++) q_scale_[i] = quantize(q + i * key_size, key_size, steps_, &q_[i * key_size]);
+    void queries(const float * q, int heads, int each, int key_size, int value_size) {
+        from_ = q, each_ = each, key_size_ = key_size, value_size_ = value_size;
+        q_.resize(size_t(heads) * each * key_size), q_scale_.resize(size_t(heads) * each);
+        even_.assign(size_t(heads) * key_size, 0.0f);
         rows_.resize(size_t(PAGE_CELLS) * std::max(key_size, value_size)), small_.resize(rows_.size());
         k_.resize(size_t(PAGE_CELLS) * key_size), v_.resize(size_t(PAGE_CELLS) * value_size);
     }
 
-    void page(const Rows & k, const Rows & v, uint64_t seen) {
+    void page(int head, const Rows & k, const Rows & v, uint64_t seen) {
         unpack<I>(k, seen, rows_.data());
+        float * even = &even_[size_t(head) * key_size_];
+        if (even[0] == 0) even_out(head, even);
         for (int cell = 0; cell < PAGE_CELLS; cell++)
-            k_scale_[cell] = quantize(&rows_[size_t(cell) * key_size_], key_size_, steps_, &small_[size_t(cell) * key_size_]);
+            k_scale_[cell] = quantize(&rows_[size_t(cell) * key_size_], even, key_size_, &small_[size_t(cell) * key_size_]);
         for (int pair = 0; pair < key_size_ / 2; pair += 16)
             for (int cell = 0; cell < PAGE_CELLS; cell += 16) transpose(pair, cell);
         unpack<I>(v, seen, rows_.data());
         v_most_ = FLT_MIN;
+        float sum = 0;
+        int there = 0;
         for (int cell = 0; cell < PAGE_CELLS; cell++) {
-            v_scale_[cell] = quantize(&rows_[size_t(cell) * value_size_], value_size_, VALUE_STEPS, &small_[size_t(cell) * value_size_]);
+            v_scale_[cell] = quantize_values(&rows_[size_t(cell) * value_size_], &small_[size_t(cell) * value_size_]);
             v_most_ = std::max(v_most_, v_scale_[cell]);
+            sum += v_scale_[cell], there += v_scale_[cell] > 0;
         }
+        uneven_ = v_most_ * there > UNEVEN * sum;
         for (int cell = 0; cell < PAGE_CELLS; cell += 2)
             for (int i = 0; i < value_size_; i += 16) interleave(cell, i);
     }
@@ -54,13 +61,17 @@ public:
     }
 
     void weigh(int row, int cell, __m512 weights) {
-        const __m512 scaled = _mm512_mul_ps(weights, _mm512_mul_ps(I::load(v_scale_ + cell), steps_of_row_));
-        _mm256_store_si256((__m256i *) &weights_[row][cell], _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(scaled)));
+        const __m512 scaled = _mm512_mul_ps(weights, I::load(v_scale_ + cell));
+        if (uneven_) I::store(&scaled_[row][cell], scaled);
+        else round(row, cell, _mm512_mul_ps(scaled, steps_of_row_));
     }
 
-    void values(const int * at, int count, const float * fades, float * out) const {
+    void values(const int * at, int count, const float * fades, float * out) {
         const int32_t * rows[BLOCK_QUERIES];
-        for (int row = 0; row < count; row++) rows[row] = (const int32_t *) weights_[row];
+        for (int row = 0; row < count; row++) {
+            rows[row] = (const int32_t *) weights_[row];
+            if (uneven_) scale_by_itself(row);
+        }
         multiply(rows, count, PAGE_CELLS / 2, v_.data(), value_size_, [&](int row, int column, __m512i sum) {
             float * to = out + size_t(at[row]) * value_size_ + column;
             I::store(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), I::all(back_[row]), _mm512_mul_ps(I::load(to), I::all(fades[row]))));
@@ -68,13 +79,59 @@ public:
     }
 
 private:
-    // f32 to int16 of the row's own scale, which is returned.
-    static float quantize(const float * from, int size, float steps, int16_t * to) {
-        __m512 most = _mm512_setzero_ps();
-        for (int i = 0; i < size; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(I::load(from + i)));
-        const float scale = I::most(most) / steps;
+    void round(int row, int cell, __m512 steps) {
+        _mm256_store_si256((__m256i *) &weights_[row][cell], _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(steps)));
+    }
+
+    // Where one cell's value is far larger than the others', the most that a weight could be says little.
+    void scale_by_itself(int row) {
+        __m512 most = I::all(FLT_MIN);
+        for (int i = 0; i < PAGE_CELLS; i += 16) most = I::max(most, I::load(&scaled_[row][i]));
+        back_[row] = I::most(most) / WEIGHT_STEPS;
+        for (int i = 0; i < PAGE_CELLS; i += 16) round(row, i, _mm512_mul_ps(I::load(&scaled_[row][i]), I::all(1.0f / back_[row])));
+    }
+
+    // Some elements of keys are much larger than the rest, in every cell alike: small steps for those would be large for
+    // the others. So keys are multiplied by `even` and queries divided by it, half of the unevenness to each (SmoothQuant,
+    // Xiao et al. 2023). Taken from the first page that is met; it is exact for any, and best where pages are alike.
+    void even_out(int head, float * even) {
+        const float * q = from_ + size_t(head) * each_ * key_size_;
+        for (int i = 0; i < key_size_; i += 16) {
+            __m512 k_most = I::all(1e-10f), q_most = I::all(1e-10f);
+            for (int cell = 0; cell < PAGE_CELLS; cell++) k_most = _mm512_max_ps(k_most, _mm512_abs_ps(I::load(&rows_[size_t(cell) * key_size_ + i])));
+            for (int at = 0; at < each_; at++) q_most = _mm512_max_ps(q_most, _mm512_abs_ps(I::load(q + size_t(at) * key_size_ + i)));
+            const __m512 ratio = _mm512_min_ps(_mm512_max_ps(_mm512_div_ps(q_most, k_most), I::all(1e-6f)), I::all(1e6f));
+            I::store(even + i, _mm512_sqrt_ps(ratio));
+        }
+        std::vector<float> odd(key_size_);
+        for (int i = 0; i < key_size_; i++) odd[i] = 1.0f / even[i];
+        for (int at = 0; at < each_; at++)
+            q_scale_[size_t(head) * each_ + at] =
+                quantize(q + size_t(at) * key_size_, odd.data(), key_size_, &q_[(size_t(head) * each_ + at) * key_size_]);
+    }
+
+    // f32 times `factors` to int16; returns the row's scale.
+    static float quantize(const float * from, const float * factors, int size, int16_t * to) {
+        __m512 squares = _mm512_setzero_ps();
+        for (int i = 0; i < size; i += 16) {
+            const __m512 x = _mm512_mul_ps(I::load(from + i), I::load(factors + i));
+            squares = _mm512_fmadd_ps(x, x, squares);
+        }
+        const float scale = std::sqrt(I::sum(squares)) / ROW_STEPS;
         const __m512 back = I::all(scale > FLT_MIN ? 1.0f / scale : 0.0f);
-        for (int i = 0; i < size; i += 16)
+        for (int i = 0; i < size; i += 16) {
+            const __m512 x = _mm512_mul_ps(_mm512_mul_ps(I::load(from + i), I::load(factors + i)), back);
+            _mm256_storeu_si256((__m256i *) (to + i), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+        }
+        return scale;
+    }
+
+    float quantize_values(const float * from, int16_t * to) const {
+        __m512 most = _mm512_setzero_ps();
+        for (int i = 0; i < value_size_; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(I::load(from + i)));
+        const float scale = I::most(most) / VALUE_STEPS;
+        const __m512 back = I::all(scale > FLT_MIN ? 1.0f / scale : 0.0f);
+        for (int i = 0; i < value_size_; i += 16)
             _mm256_storeu_si256((__m256i *) (to + i), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(I::load(from + i), back))));
         return scale;
     }
@@ -148,13 +205,16 @@ private:
             for (int i = 0; i < V; i++) store(row + r, column + 16 * i, sums[r][i]);
     }
 
-    int key_size_ = 0, value_size_ = 0;
-    float steps_ = 0, v_most_ = 0;
+    const float * from_ = nullptr;
+    int each_ = 0, key_size_ = 0, value_size_ = 0;
+    float v_most_ = 0;
+    bool uneven_ = false;
     std::vector<int16_t> q_, small_;
-    std::vector<float> q_scale_, rows_;
+    std::vector<float> q_scale_, even_, rows_;
     std::vector<int32_t> k_, v_;  // [key_size / 2][PAGE_CELLS] and [PAGE_CELLS / 2][value_size] pairs of int16
     float k_scale_[PAGE_CELLS], v_scale_[PAGE_CELLS], back_[BLOCK_QUERIES];
     __m512 steps_of_row_;
+    float scaled_[BLOCK_QUERIES][PAGE_CELLS];
     alignas(64) int16_t weights_[BLOCK_QUERIES][PAGE_CELLS];
 };
 

@@ -100,6 +100,18 @@ async def test_calls_are_pieces_of_their_own_and_say_so_at_the_end() -> None:
     assert generator.asked[0].constraint is None
 
 
+async def test_an_answer_ends_where_it_would_invent_a_result() -> None:
+    chat, generator = speaking()
+    await read(chat.stream(APP, replace(OFFER, sampling=Sampling(stop=("x",)))))
+    assert generator.asked[0].sampling.stop == ("x", "<tool_response>")
+    chat, generator = speaking()
+    await read(chat.stream(APP, replace(OFFER, sampling=Sampling(stop=tuple("abcdefgh")))))
+    assert generator.asked[0].sampling.stop == tuple("abcdefgh")
+    chat, generator = speaking()
+    await read(chat.stream(APP, replace(OFFER, tool_choice=REQUIRED)))
+    assert generator.asked[0].sampling.stop == ()
+
+
 async def test_a_call_that_is_cut_off_is_text_and_the_end_says_length() -> None:
     chat, _ = speaking(CALL[:40], Finish(FinishReason.LENGTH))
     found = await read(chat.stream(APP, OFFER))
@@ -229,6 +241,13 @@ def schema_of(text: str) -> Constraint:
         ({"tool_choice": REQUIRED}, "tool_choice: requires a call, and there are no tools"),
         ({"tools": (WEATHER,), "tool_choice": ToolChoice(ToolMode.REQUIRED, "x")}, "tool_choice: names 'x'"),
         ({"tools": (WEATHER,), "tool_choice": ToolChoice(name="weather")}, "tool_choice: a named tool"),
+        (
+            {
+                "tools": tuple(Tool(f"t{n}", "", '{"x": "' + "x" * 3000 + '"}') for n in range(30)),
+                "tool_choice": REQUIRED,
+            },
+            "tools: have schemas that are larger",
+        ),
         ({"tools": (WEATHER,), "constraint": GRAMMAR}, "response_format: a grammar cannot go with tools"),
     ],
 )

@@ -168,7 +168,7 @@ async def worker(path: Path, *, context: int, **options: int | str) -> AsyncIter
             disk_cache_key=bytes(32).hex(),
             **options,  # type: ignore[arg-type]
         )
-        supervisor = Supervisor("bench", spec, backoff=Backoff(first_seconds=3600.0, most_seconds=3600.0))
+        supervisor = Supervisor("bench", spec, backoff=Backoff(3600.0, 3600.0, most_failed_loads=1))
         try:
             await supervisor.start()
             yield Worker(supervisor)

@@ -1,8 +1,9 @@
 """The serving workload beside llama-server: `python -m tests.bench.serving [--rounds N] [--threads N …]`.
 
 16 requests, 8 at once: a 512-token prefix that all share, 512 to 1024 tokens of their own, 64 tokens out, f16 KV. Our
-side is the real worker over its socket; the peer is llama-server linked to the same libraries, once as it comes (a
-unified cache) and once with its best flags (streams). Rounds are interleaved, every run starts a fresh process, and
+side is the real worker over its socket, also with q8_0 KV, and once with an attention that costs nothing and says
+nothing (the floor). The peer is llama-server linked to the same libraries, once as it comes (a unified cache) and once
+with its best flags (streams). Rounds are interleaved, every run starts a fresh process, and
 processor time is the server process's own, from /proc, so that the clients' cost counts for neither.
 """
 
@@ -18,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import llama_cpp as native
@@ -42,7 +43,8 @@ SERVERS = {
     "llama-server unified": ["--kv-unified"],
     "llama-server streams": ["--no-kv-unified", "--flash-attn", "on"],
 }
-OURS = "appliance worker"
+OURS, Q8, FLOOR = "appliance", "appliance, q8_0 KV", "no attention (floor)"
+WORKERS: dict[str, dict[str, str]] = {OURS: {}, Q8: {"kv_type": "q8_0"}, FLOOR: {"attention": "none"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,15 @@ async def measure(pid: int, ask: Ask, work: Sequence[tuple[str, Sequence[int]]])
     return Run(wall, cpu, first, sum(inputs), sum(outputs))
 
 
-async def run_ours(path: Path, texts: Sequence[str], threads: int) -> tuple[Run, list[list[int]]]:
+async def run_ours(
+    path: Path, texts: Sequence[str], threads: int, options: dict[str, str]
+) -> tuple[Run, list[list[int]]]:
     """The worker's figures, and the workload's token ids for the peer."""
     with tempfile.TemporaryDirectory() as scratch:
         spec = LaunchSpec(
             str(path), f"{scratch}/engine.sock", CONTEXT, sequences=AT_ONCE, threads=threads, log_level="warning"
         )
+        spec = replace(spec, **options)  # type: ignore[arg-type]
         supervisor = Supervisor("bench", spec)
 
         async def ask(text: str, ids: Sequence[int]) -> tuple[float, int, int]:
@@ -218,10 +223,11 @@ def _complete(port: int, ids: Sequence[int]) -> tuple[float, int, int]:
 
 async def bench(rounds: int, threads: int) -> dict[str, list[Run]]:
     path, texts = model(), prompts()
-    runs: dict[str, list[Run]] = {name: [] for name in (OURS, *SERVERS)}
+    runs: dict[str, list[Run]] = {name: [] for name in (*WORKERS, *SERVERS)}
     for number in range(rounds):
-        ours, tokens = await run_ours(path, texts, threads)
-        runs[OURS].append(ours)
+        for name, options in WORKERS.items():
+            ours, tokens = await run_ours(path, texts, threads, options)
+            runs[name].append(ours)
         work = list(zip(texts, tokens, strict=True))
         for name, flags in SERVERS.items():
             runs[name].append(await run_server(path, work, threads, flags))
@@ -238,16 +244,20 @@ async def bench(rounds: int, threads: int) -> dict[str, list[Run]]:
 
 def figures(runs: dict[str, list[Run]]) -> dict[str, float]:
     """Ratios within a round; the median over rounds."""
-    cpu: dict[str, list[float]] = {"best": [], "unified": []}
+    cpu: dict[str, list[float]] = {"best": [], "unified": [], "floor": [], "q8_0": []}
     first: list[float] = []
-    for ours, unified, streams in zip(*(runs[name] for name in (OURS, *SERVERS)), strict=True):
+    for ours, q8, floor, unified, streams in zip(*(runs[name] for name in (*WORKERS, *SERVERS)), strict=True):
         best = max(unified, streams, key=lambda run: run.tokens_per_cpu_s)
+        cpu["floor"].append(ours.tokens_per_cpu_s / floor.tokens_per_cpu_s)
+        cpu["q8_0"].append(q8.tokens_per_cpu_s / best.tokens_per_cpu_s)
         cpu["best"].append(ours.tokens_per_cpu_s / best.tokens_per_cpu_s)
         cpu["unified"].append(ours.tokens_per_cpu_s / unified.tokens_per_cpu_s)
         first.append(ours.ttft_p50 / best.ttft_p50)
     return {
         "tokens_per_cpu_s_vs_best": round(statistics.median(cpu["best"]), 3),
         "tokens_per_cpu_s_vs_unified": round(statistics.median(cpu["unified"]), 3),
+        "share_of_floor": round(statistics.median(cpu["floor"]), 3),
+        "q8_0_tokens_per_cpu_s_vs_best": round(statistics.median(cpu["q8_0"]), 3),
         "ttft_p50_vs_best": round(statistics.median(first), 3),
     }
 

@@ -150,8 +150,7 @@ def test_ten_thousand_requests_are_refused_at_once_and_those_in_the_queue_are_se
         try:
             taken.append(engine.submit(request))
         except QueueFull as error:
-            refused += 1
-            assert error.retry_after_seconds > 0
+            refused += error.retry_after_seconds > 0
     assert (len(taken), refused) == (8, 9_992)
     assert time.process_time() - began < 5
     engine.engine.run_until_idle()

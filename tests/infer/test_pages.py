@@ -69,10 +69,12 @@ def test_what_is_reserved_is_never_given_twice() -> None:
 
 
 def test_a_page_is_saved_before_it_goes_and_once() -> None:
-    pages = Pages(3, 4, most_cached=3, saved=lambda key: key == b"known")
+    below = {b"known"}
+    pages = Pages(3, 4, most_cached=3, saved=below.__contains__)
     pages.retire(fill(pages, [b"known", b"b", b"c"], 3))
     assert [move for move in pages.take_moves(1) if isinstance(move, Save)] == [Save(3, 1, b"b")]
     assert pages.pending
+    below.add(b"b")
     fill(pages, [b"x", b"y", b"z"], 3)
     moves = pages.take_moves(0)
     assert [move for move in moves if isinstance(move, Save)] == [Save(3, 2, b"c")]
@@ -86,10 +88,10 @@ class Device(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pages = Pages(self.TOTAL, self.IDS, most_cached=8, saved=lambda key: False)
+        self.pages = Pages(self.TOTAL, self.IDS, most_cached=8, saved=lambda key: key in self.saved)
+        self.saved: dict[bytes, list[bytes]] = {}
         self.cells: dict[int, list[bytes]] = {}  # what the cache holds by sequence, told by moves and completions
         self.running: dict[int, tuple[list[bytes], int]] = {}  # keys to come, pages reserved in all
-        self.saved: dict[bytes, list[bytes]] = {}
 
     def follow(self) -> None:
         for move in self.pages.take_moves(2):
@@ -104,7 +106,9 @@ class Device(RuleBasedStateMachine):
                 self.saved[move.key] = self.cells[move.sequence][: move.page + 1]
 
     @precondition(lambda self: len(self.running) < self.IDS - 1)
-    @rule(tenant=st.sampled_from([b"one", b"two"]), prompt=st.lists(st.integers(0, 1), max_size=5), more=st.integers(1, 3))
+    @rule(
+        tenant=st.sampled_from([b"one", b"two"]), prompt=st.lists(st.integers(0, 1), max_size=5), more=st.integers(1, 3)
+    )
     def admit(self, tenant: bytes, prompt: list[int], more: int) -> None:
         tokens = np.repeat(np.array(prompt, np.int32), PAGE_TOKENS)
         keys = chain(tokens, root(tenant, b"m", ""))
@@ -125,7 +129,8 @@ class Device(RuleBasedStateMachine):
         keys, room = self.running[sequence]
         held = len(self.cells.setdefault(sequence, []))
         if held < room:
-            key = keys[held] if held < len(keys) else chain(np.full(64, held, np.int32), self.cells[sequence][-1] if held else b"")[0]
+            before = self.cells[sequence][-1] if held else b""
+            key = keys[held] if held < len(keys) else chain(np.full(64, held, np.int32), before)[0]
             self.pages.complete(sequence, key)
             self.cells[sequence].append(key)
 
@@ -147,7 +152,7 @@ class Device(RuleBasedStateMachine):
             assert pages.used == 0, "nothing leaks"
         held = {key for cells in self.cells.values() for key in cells}
         assert len(held) <= pages.used + pages.cached
-        assert {key for key in pages._by_key} <= held, "nothing is found that is not there"
+        assert set(pages._by_key) <= held, "nothing is found that is not there"
         ids = [*pages._ids, *pages._tables]
         assert sorted(ids) == list(range(self.IDS)), "each sequence id is free or taken, once"
 

@@ -175,6 +175,26 @@ async def test_a_killed_worker_takes_its_calls_with_it_and_comes_back(supervise:
     assert other.state is ModelState.READY
 
 
+async def test_an_engine_tells_of_itself_at_once_and_until_it_dies(supervise: Start) -> None:
+    supervisor = supervise()
+    with pytest.raises(ModelRestarting):
+        await anext(supervisor.watch())
+    await supervisor.start()
+    await answer(supervisor, greedy("hello"))
+    states = supervisor.watch()
+    first = await anext(states)
+    assert (first.requests_total, first.generated_tokens_total, first.running) == (1, 12, 0)
+    assert first.pages_total > 0
+    await until(lambda: supervisor.stats is not None)
+    assert supervisor.pid
+    os.kill(supervisor.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        async for _ in states:
+            pass
+    await until(lambda: supervisor.state is not ModelState.READY)
+    assert supervisor.stats is None
+
+
 @pytest.mark.parametrize(
     ("healthy_seconds", "pauses"), [(3600.0, [0.5, 1.0, 2.0, 3.0, 3.0]), (0.0, [0.5, 0.5, 0.5, 0.5, 0.5])]
 )
@@ -197,6 +217,19 @@ async def test_a_worker_that_never_loads_is_given_up_after_some_tries(
         await supervisor.start()
     assert supervisor.state is ModelState.FAILED
     assert [slept.get_nowait() for _ in range(slept.qsize())] == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("number", ["ABRT", "SEGV", "BUS", "ILL", "FPE"])
+async def test_a_file_that_native_code_dies_of_is_damaged_and_not_tried_again(
+    supervise: Start, worker: Worker, slept: Slept, number: str
+) -> None:
+    worker(f"kill -{number} $$")
+    supervisor = supervise()
+    with pytest.raises(
+        ModelDamaged, match=f"was ended by SIG{number} while it loaded model llama: the file is damaged"
+    ):
+        await supervisor.start()
+    assert (supervisor.state, supervisor.pid, slept.qsize()) == (ModelState.FAILED, None, 0)
 
 
 @pytest.mark.parametrize("line", ["no JSON", "{}", "[]", '{"state": "failed"}', '{"state": "failed", "reason": []}'])

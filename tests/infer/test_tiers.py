@@ -196,3 +196,20 @@ def test_host_memory_never_holds_more_than_its_bound(puts: list[tuple[int, int]]
         tiers.put(key(number), page(number, size))
         assert tiers._host_bytes == sum(map(len, tiers._host.values())) <= 2000
     tiers.close()
+
+
+def test_what_makes_room_in_a_prefix_that_was_asked_for_is_its_end() -> None:
+    tiers = Tiers(3000)
+    for number in range(3):
+        tiers.put(key(number), page(number))
+    tiers.warm(map(key, range(3)))
+    tiers.put(key(9), page(9))
+    assert [number for number in range(3) if tiers.holds(key(number))] == [0, 1]
+    tiers.close()
+
+
+def test_a_cache_leaves_the_last_of_the_disk_to_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.infer.tiers.LEAST_FREE_BYTES", 1 << 60)
+    tier = disk(tmp_path)
+    tier.write(key(1), page(1))
+    assert key(1) not in tier

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,7 +220,7 @@ async def test_cancelling_an_import_even_twice_waits_for_its_thread_and_leaves_t
     copying, go_on = threading.Event(), threading.Event()
     add = box.store.add
 
-    def slow(path: Path, report: Report, **more: str) -> object:
+    def slow(path: Path, report: Report, **more: Any) -> object:
         def wait(done: int, total: int) -> None:
             copying.set()
             assert go_on.wait(10)
@@ -249,7 +250,7 @@ async def test_cancelling_an_import_even_twice_waits_for_its_thread_and_leaves_t
 
 
 async def test_a_full_disk_keeps_the_file_and_tries_again_later(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, report: object, **more: str) -> object:
+    def full(path: Path, report: object, **more: Any) -> object:
         raise DiskFull("The disk is full.")
 
     with monkeypatch.context() as patch:

@@ -18,11 +18,13 @@ from appliance.errors import (
     NotFound,
     StoreDamaged,
 )
+from appliance.infer.onnx import OnnxReranker
 from appliance.models import store as store_module
 from appliance.models.store import ModelStore
 from appliance.types import ModelFile, ModelKind
 from appliance.vault.keyring import FileKeyring
 from tests.models.headers import write_chat
+from tests.onnx_models import write_reranker
 
 STARTER = ModelFile("starter", ModelKind.POINTER, "/nowhere", "llama", "0" * 64, 1, "part of the appliance")
 
@@ -244,3 +246,67 @@ def test_imports_at_the_same_time_lose_none(
     for thread in threads:
         thread.join()
     assert len(store.list()) - 1 == len(ModelStore(root, keyring).list()) == len(list((root / "blobs").iterdir())) == 4
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_onnx_model_and_its_tokenizer_are_one_model(
+    store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path
+) -> None:
+    folder = write_reranker(tmp_path / "Cross Encoder")
+    told: list[tuple[int, int]] = []
+    file = store.add(folder, lambda done, total: told.append((done, total)), kind=ModelKind.RERANKER)
+    assert (file.name, file.kind, file.architecture) == ("cross-encoder", ModelKind.RERANKER, "onnx")
+    assert told[-1] == (file.size_bytes, file.size_bytes)
+    stored = Path(file.path)
+    assert file.sha256 == OnnxReranker(stored / "model.onnx", stored / "tokenizer.json").identity
+    assert ModelStore(root, keyring).list() == (file,)
+    store.verify(file)
+    assert store.add(folder, kind=ModelKind.RERANKER) == file
+    store.delete(file.name)
+    assert list((root / "blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["model.onnx", "tokenizer.json"])
+def test_a_changed_part_of_an_onnx_model_is_found_and_mended(store: ModelStore, tmp_path: Path, part: str) -> None:
+    file = store.add(write_reranker(tmp_path / "r"), kind=ModelKind.RERANKER)
+    store.verify(file)
+    (Path(file.path) / part).chmod(0o600)
+    (Path(file.path) / part).write_bytes(b"damage")
+    with pytest.raises(ModelDamaged, match="models/r "):
+        store.verify(file)
+    assert store.add(tmp_path / "r", kind=ModelKind.RERANKER) == file
+    store.verify(file)
+
+
+def test_a_folder_that_holds_no_onnx_model_leaves_nothing(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    folder = write_reranker(tmp_path / "r")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelMissing, match="tokenizer"):
+        store.add(folder, kind=ModelKind.EMBEDDING)
+    (folder / "other.onnx").write_bytes(b"x")
+    with pytest.raises(ModelUnsupported, match=r"2 \.onnx files"):
+        store.add(folder, kind=ModelKind.EMBEDDING)
+    with pytest.raises(ModelMissing):
+        store.add(tmp_path / "none", kind=ModelKind.EMBEDDING)
+    assert list((root / "blobs").iterdir()) == []
+
+
+# --- pins -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pin_is_kept_over_a_restart_and_goes_with_its_model(
+    store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path
+) -> None:
+    file = store.add(write_chat(tmp_path / "a.gguf"))
+    store.pin(file.name)
+    store.pin("starter")
+    again = ModelStore(root, keyring, built_in=(STARTER,))
+    assert (again.pinned(file.name), again.pinned("starter"), again.pinned("none")) == (True, True, False)
+    again.pin("starter", False)
+    again.delete(file.name)
+    assert again.add(tmp_path / "a.gguf").name == file.name
+    assert not again.pinned(file.name)
+    with pytest.raises(NotFound):
+        store.pin("none")

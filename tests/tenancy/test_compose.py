@@ -8,7 +8,7 @@ import pytest
 from appliance.errors import InvalidArgument
 from appliance.tenancy.compose import INSTRUCTION, ScaffoldComposer
 from appliance.tenancy.scaffolds import SCAFFOLDS
-from appliance.types import Message, Origin, Passage, Segment, Span, Speaker
+from appliance.types import Message, Origin, Passage, Segment, Span, Speaker, ToolCall
 
 S, U, A = Speaker.SYSTEM, Speaker.USER, Speaker.ASSISTANT
 TALK = [Message(S, "Be brief."), Message(U, "Hi"), Message(A, "Hello!"), Message(U, "Who are you?")]
@@ -91,6 +91,20 @@ def test_every_word_keeps_the_origin_of_its_speaker(composer: ScaffoldComposer, 
     assert said(segments, Origin.TENANT) == "Be brief."
     assert said(segments, Origin.USER) == "HiHello!Who are you?"
     assert all(segment.text for segment in segments)
+
+
+def test_thoughts_are_left_out_once_the_user_has_spoken_again(composer: ScaffoldComposer) -> None:
+    talk = [Message(U, "Hi"), Message(A, "<think>\nWho?\n</think>\n\nHello <think>!"), Message(U, "And?")]
+    assert said(composer.chat("chatml", talk), Origin.USER) == "HiHello <think>!And?"
+    unclosed = [talk[0], Message(A, "<think>\nWho?"), talk[2]]
+    assert said(composer.chat("chatml", unclosed), Origin.USER) == "Hi<think>\nWho?And?"
+
+
+def test_thoughts_before_calls_are_kept_while_the_calls_are_answered(composer: ScaffoldComposer) -> None:
+    asked = Message(A, "<think>Time?</think>", (ToolCall("1", "time", "{}"),))
+    talk = [Message(U, "When?"), asked, Message(Speaker.TOOL, "noon", tool_call_id="1")]
+    assert "<think>Time?</think>" in said(composer.chat("chatml", talk), Origin.USER)
+    assert "<think>" not in text(composer.chat("chatml", [*talk, Message(A, "Noon."), Message(U, "Sure?")]))
 
 
 def test_no_text_of_a_caller_becomes_scaffold(composer: ScaffoldComposer) -> None:

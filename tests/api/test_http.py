@@ -1,0 +1,286 @@
+"""The door in front of every HTTP call: keys, rights, limits, clients that go or do not read, drain, TLS."""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from appliance.access import ca
+from appliance.api import http_server
+from appliance.api.http import Limits
+from appliance.errors import PortInUse
+from appliance.types import AppScope, Text
+from tests.api.http_box import STOP, HttpBox, eventually, serving
+
+HELLO = {"model": "writer", "messages": [{"role": "user", "content": "Good morning."}]}
+CHAT = "/v1/chat/completions"
+
+
+@asynccontextmanager
+async def wire(served: HttpBox) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A bare connection."""
+    host, _, port = served.server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=served.trust())
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+def request(served: HttpBox, body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {served.token}\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
+# --- who --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer", "Basic YTpi", "Bearer nobody.secret", "Bearer é"])
+async def test_a_call_without_a_good_key_is_unauthorised(served: HttpBox, authorization: str) -> None:
+    headers = {b"authorization": authorization.encode("latin-1")} if authorization else {}
+    async with served.http("") as client:
+        answer = await client.post(CHAT, json=HELLO, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("authentication_error", "key_refused")
+    assert "appliance apps create" in error["message"]
+    assert served.generator.asked == []
+
+
+async def test_an_expired_key_is_refused(tmp_path: Path, served: HttpBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = served.key(AppScope.INFERENCE)
+    monkeypatch.setattr(served.keys, "_clock", lambda: datetime.now(UTC) + timedelta(days=91))
+    async with served.http(token) as client:
+        answer = await client.post(CHAT, json=HELLO)
+    assert (answer.status_code, "expired" in answer.text) == (401, True)
+
+
+async def test_a_key_revoked_amid_a_stream_is_refused_at_the_next_call(served: HttpBox) -> None:
+    token, go = served.key(AppScope.INFERENCE), asyncio.Event()
+    served.generator.pieces.append([Text("one"), go, Text("two"), STOP])
+    async with served.http(token) as client:
+        async with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as answer:
+            lines = answer.aiter_lines()
+            assert "one" in await anext(lines)
+            served.keys.revoke(token.partition(".")[0])
+            go.set()
+            assert "data: [DONE]" in [line async for line in lines]
+        refused = await client.post(CHAT, json=HELLO)
+    assert (refused.status_code, "revoked" in refused.text) == (401, True)
+
+
+@pytest.mark.parametrize(
+    ("scope", "opens"),
+    [
+        (AppScope.INFERENCE, {CHAT, "/v1/models"}),
+        (AppScope.KNOWLEDGE, {"/mcp"}),
+        (AppScope.METRICS, {"/metrics"}),
+    ],
+)
+async def test_a_key_opens_its_scopes_and_no_other(served: HttpBox, scope: AppScope, opens: set[str]) -> None:
+    served.generator.say("x")
+    async with served.http(served.key(scope)) as client:
+        answers = {
+            CHAT: await client.post(CHAT, json=HELLO),
+            "/v1/models": await client.get("/v1/models"),
+            "/metrics": await client.get("/metrics"),
+            "/mcp": await client.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        }
+    assert {path for path, answer in answers.items() if answer.status_code != 403} == opens
+
+
+async def test_an_app_key_has_the_rights_of_an_app_and_no_more(served: HttpBox) -> None:
+    from appliance.access.roles import ALLOWED
+    from appliance.api.http import SCOPES, _allow
+    from appliance.errors import Forbidden
+
+    key = served.keys.authenticate(served.token)
+    opened = set()
+    for method in ALLOWED:
+        try:
+            _allow(key, method)
+            opened.add(method.rpartition("/")[2])
+        except Forbidden:
+            continue
+    assert {"Chat", "Embed", "Search", "Ask", "ListModels", "GetStatus"} <= opened
+    assert not opened & {"CreateAppKey", "DeleteCollection", "IngestFolder", "LoadModel", "WatchHealth", "ListJobs"}
+    assert set(SCOPES.values()) == set(AppScope)
+
+
+async def test_one_line_of_log_names_caller_method_and_outcome_and_no_content(served: HttpBox) -> None:
+    served.generator.say("the answer's words")
+    with capture_logs() as lines:
+        async with served.http() as client:
+            await client.post(CHAT, json=HELLO)
+            await client.post(CHAT, json={"messages": "Good morning."})
+    calls = [line for line in lines if line["event"] == "call"]
+    assert [line["outcome"] for line in calls] == ["OK", "INVALID_ARGUMENT"]
+    assert calls[0]["method"] == "/appliance.v1.InferenceService/Chat"
+    assert calls[0]["who"] == f"tenants/default/users/crm (app) by key {served.token.partition('.')[0]}"
+    told = json.dumps(lines, default=str)
+    assert served.token.partition(".")[2] not in told
+    assert "morning" not in told
+    assert "answer's words" not in told
+
+
+# --- how much ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_path_or_verb_that_is_not_there_is_told_in_the_same_shape(served: HttpBox) -> None:
+    async with served.http() as client:
+        missing, verb = await client.get("/v1/files"), await client.get(CHAT)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (verb.status_code, verb.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+@pytest.mark.parametrize("size", [9_000, 20_000, 200_000])
+async def test_too_many_header_bytes_are_refused(served: HttpBox, size: int) -> None:
+    async with served.http() as client:
+        try:
+            answer = await client.post(CHAT, json=HELLO, headers={"x-padding": "a" * size})
+        except httpx.HTTPError:
+            return  # the connection was closed while it still sent
+    assert answer.status_code in (400, 413)
+    assert served.generator.asked == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_is_too_large_is_refused_before_it_is_parsed(tmp_path: Path, chunked: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 1024
+
+    async with serving(tmp_path, Limits(body_bytes=32 << 10)) as served, served.http() as client:
+        answer = await client.post(CHAT, content=chunks() if chunked else b"x" * (64 << 10))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    async with serving(tmp_path, Limits(body_seconds=0.05)) as served, wire(served) as (reader, writer):
+        writer.write(request(served, HELLO)[:-5])
+        assert b"504" in await reader.readline()
+
+
+async def test_a_call_that_takes_too_long_ends_and_frees_its_sequence(tmp_path: Path) -> None:
+    async with serving(tmp_path, Limits(call_seconds=0.2)) as served:
+        served.generator.pieces.append([asyncio.Event()])
+        served.generator.pieces.append([Text("one"), asyncio.Event()])
+        async with served.http() as client:
+            early = await client.post(CHAT, json=HELLO)
+            late = await client.post(CHAT, json=HELLO | {"stream": True})
+    assert (early.status_code, early.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert late.status_code == 200
+    assert json.loads(late.text.split("data: ")[-1])["error"]["code"] == "deadline_exceeded"
+    assert served.generator.closed == 2
+    assert served.generator.asked[0].deadline_seconds == 0.2
+
+
+# --- clients that go, or do not read ----------------------------------------------------------------------------------
+
+
+async def test_a_client_gone_amid_a_stream_frees_the_sequence(served: HttpBox) -> None:
+    served.generator.pieces.append([Text("one"), asyncio.Event()])
+    with capture_logs() as lines:
+        async with served.http() as client, client.stream("POST", CHAT, json=HELLO | {"stream": True}) as answer:
+            assert "one" in await anext(answer.aiter_lines())
+        await eventually(lambda: served.generator.closed == 1)
+        await eventually(lambda: any(line["event"] == "call" for line in lines))
+    assert [line["outcome"] for line in lines if line["event"] == "call"] == ["CANCELLED"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_gone_before_the_first_piece_frees_the_sequence(served: HttpBox, stream: bool) -> None:
+    served.generator.pieces.append([asyncio.Event()])
+    async with wire(served) as (_, writer):
+        writer.write(request(served, HELLO | {"stream": stream}))
+        await eventually(lambda: served.generator.asked)
+    await eventually(lambda: served.generator.closed == 1)
+
+
+async def test_a_client_that_never_reads_its_stream_is_let_go(tmp_path: Path) -> None:
+    async with serving(tmp_path, Limits(stall_seconds=0.2)) as served:
+        served.generator.pieces.append([*(Text("x" * 100_000) for _ in range(1000)), STOP])
+        async with wire(served) as (reader, writer):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            with capture_logs() as lines:
+                writer.write(request(served, HELLO | {"stream": True}))
+                await eventually(lambda: any(line["event"] == "call" for line in lines))
+    assert served.generator.closed == 1
+    assert [line["outcome"] for line in lines if line["event"] == "call"] == ["CANCELLED"]
+
+
+async def test_who_connects_and_sends_no_request_is_let_go(served: HttpBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.1)
+    async with wire(served) as (silent, _), wire(served) as (slow, writer):
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        async with asyncio.timeout(20):
+            assert await silent.read() == b""
+            assert await slow.read() == b""
+
+
+# --- stopping, and certificates ---------------------------------------------------------------------------------------
+
+
+async def test_draining_lets_a_stream_finish_and_takes_no_new_call(served: HttpBox) -> None:
+    go = asyncio.Event()
+    served.generator.pieces.append([Text("one"), go, Text("two"), STOP])
+    async with served.http() as client, client.stream("POST", CHAT, json=HELLO | {"stream": True}) as answer:
+        lines = answer.aiter_lines()
+        assert "one" in await anext(lines)
+        drained = asyncio.create_task(served.server.drain(20))
+        await asyncio.sleep(0.3)
+        assert not drained.done()
+        async with served.http() as other:
+            with pytest.raises(httpx.ConnectError):
+                await other.get("/v1/models")
+        go.set()
+        assert "data: [DONE]" in [line async for line in lines]
+        await drained
+
+
+async def test_a_stream_that_outlasts_the_grace_is_ended_and_freed(served: HttpBox) -> None:
+    served.generator.pieces.append([Text("one"), asyncio.Event()])
+    async with served.http() as client, client.stream("POST", CHAT, json=HELLO | {"stream": True}) as answer:
+        assert "one" in await anext(answer.aiter_lines())
+        began = time.monotonic()
+        await served.server.drain(0)
+        assert time.monotonic() - began < 20
+    assert served.generator.closed == 1
+
+
+async def test_a_renewed_certificate_is_shown_to_the_next_connection(served: HttpBox) -> None:
+    async def serial() -> int:
+        async with wire(served) as (_, writer):
+            shown = writer.get_extra_info("ssl_object").getpeercert()
+            return int(shown["serialNumber"], 16)
+
+    first = await serial()
+    ca.server_files(served.data_dir)[0].unlink()
+    ca.prepare(served.data_dir, "127.0.0.1")
+    served.server.renew()
+    assert await serial() != first
+
+
+async def test_a_client_that_trusts_another_authority_does_not_get_in(served: HttpBox) -> None:
+    async with httpx.AsyncClient(base_url=served.url, trust_env=False, verify=ssl.create_default_context()) as client:
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.get("/v1/models")
+
+
+async def test_a_port_in_use_is_named(served: HttpBox, tmp_path: Path) -> None:
+    files = ca.server_files(tmp_path)
+    other = http_server.HttpServer([], None, None, None, *files)  # type: ignore[arg-type]
+    with pytest.raises(PortInUse, match=served.server.address):
+        await other.start(served.server.address)

@@ -1,0 +1,112 @@
+"""An application with a key calls a real box by OpenAI's protocol and by MCP, with their real clients."""
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from mcp.client import Client as McpClient
+from mcp.client.streamable_http import streamable_http_client
+
+from appliance.types import AppScope, JobState, ModelKind
+from tests import gguf_models
+from tests.daemon import Daemon, eventually, running
+
+pytestmark = pytest.mark.long
+HELLO: Any = [{"role": "user", "content": "Good morning."}]
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("box")
+    with running(folder / "data", "--model-context-tokens=1024", "--inference-threads=1") as started:
+        (folder / "badges.txt").write_text("Badges expire after 90 days. Visitors sign the book at the gate.")
+        with started.client() as client:
+            job = client.ingest_folder(str(folder / "badges.txt"), "handbook")
+            assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
+            gguf_models.write_llama(folder / "tiny.gguf", seed=1)
+            shutil.copy(folder / "tiny.gguf", started.data_dir / "import" / ".tiny.gguf")
+            (started.data_dir / "import" / ".tiny.gguf").rename(started.data_dir / "import" / "tiny.gguf")
+            eventually(lambda: any(model.kind is ModelKind.CHAT for model in client.models()))
+        yield started
+
+
+def key(box: Daemon, *scopes: AppScope) -> str:
+    with box.client() as client:
+        return client.create_app_key("crm", scopes)[1]
+
+
+def url(box: Daemon) -> str:
+    return f"https://{(box.data_dir / 'http-endpoint').read_text()}"
+
+
+def http(box: Daemon, token: str) -> httpx2.AsyncClient:
+    trust = ssl.create_default_context(cafile=str(box.data_dir / "clients" / "local" / "ca.pem"))
+    bearer = {"authorization": f"Bearer {token}"}
+    return httpx2.AsyncClient(verify=trust, trust_env=False, headers=bearer, timeout=120)
+
+
+async def test_openais_client_chats_streams_and_embeds(box: Daemon) -> None:
+    token = key(box, AppScope.INFERENCE)
+    async with http(box, token) as connection:
+        client = openai.AsyncOpenAI(base_url=f"{url(box)}/v1", api_key=token, http_client=connection, max_retries=0)
+        models = [model.id async for model in client.models.list()]
+        chat, embedder = sorted(models, key=lambda name: "minilm" in name.lower())
+        asked: Any = {"model": chat, "messages": HELLO, "temperature": 0, "max_tokens": 8}
+        whole = await client.chat.completions.create(**asked)
+        assert whole.usage is not None
+        assert 0 < whole.usage.completion_tokens <= 8
+        stream = await client.chat.completions.create(**asked, stream=True)
+        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert "".join(pieces) == whole.choices[0].message.content
+        response = await client.responses.create(model=chat, input="Good morning.", temperature=0, max_output_tokens=8)
+        assert response.output_text == whole.choices[0].message.content
+        vectors = await client.embeddings.create(model=embedder, input=["a badge", "a gate"])
+        assert np.linalg.norm(np.array(vectors.data[0].embedding)) == pytest.approx(1, abs=1e-3)
+
+
+async def test_an_mcp_client_finds_and_asks_with_citations(box: Daemon) -> None:
+    async with (
+        http(box, key(box, AppScope.KNOWLEDGE)) as connection,
+        McpClient(streamable_http_client(f"{url(box)}/mcp", http_client=connection)) as client,
+    ):
+        found = await client.call_tool("search", {"query": "When do badges expire?", "collection": "handbook"})
+        assert "90 days" in found.structured_content["passages"][0]["quote"]
+        answer = await client.call_tool("ask", {"question": "When do badges expire?", "collection": "handbook"})
+        assert not answer.is_error
+        assert answer.structured_content["mode"] == "generate"
+
+
+async def test_metrics_tell_what_was_served(box: Daemon) -> None:
+    async with http(box, key(box, AppScope.METRICS)) as connection:
+        answer = await connection.get(f"{url(box)}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "appliance_request_success_total{" in answer.text
+    assert "appliance_num_requests_running{" in answer.text
+    assert "appliance_host_memory_available_bytes" in answer.text
+
+
+def test_the_command_line_makes_lists_and_revokes_a_key_that_is_refused_from_then_on(box: Daemon) -> None:
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "appliance.cli.main", f"--data-dir={box.data_dir}", "apps", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    async def status() -> int:
+        async with http(box, token) as connection:
+            return (await connection.get(f"{url(box)}/v1/models")).status_code
+
+    token = run("create", "crm").strip()
+    assert asyncio.run(status()) == 200
+    id = token.partition(".")[0]
+    assert id in {found["id"] for found in json.loads(run("list", "--json"))["keys"]}
+    run("revoke", id, "--yes")
+    assert asyncio.run(status()) == 401
+    assert token.partition(".")[2] not in box.log()
