@@ -20,6 +20,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ("listen = 5", "listen"),
         ('listen = "nowhere"', "listen"),
         ('listen = "127.0.0.1:99999"', "listen"),
+        ('http_listen = "7432"', "http_listen"),
         ('drain_seconds = "soon"', "drain_seconds"),
         ("drain_seconds = -1", "drain_seconds"),
         ("model_queue = true", "model_queue"),
@@ -33,6 +34,10 @@ def test_a_wrong_option_is_named(tmp_path: Path, text: str, named: str) -> None:
         load({"data_dir": str(tmp_path)}, {})
 
 
+def test_the_http_port_may_be_switched_off(tmp_path: Path) -> None:
+    assert load({"data_dir": str(tmp_path), "http_listen": ""}, {}).http_listen == ""
+
+
 def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "appliance.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigInvalid, match=r"appliance\.toml"):
@@ -42,3 +47,8 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
 def test_every_option_has_a_sentence_that_explains_it() -> None:
     for item in Config.__dataclass_fields__.values():
         assert item.metadata["doc"].endswith("."), item.name
+
+
+def test_a_cache_type_that_the_engine_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(ConfigInvalid, match=r"^model_kv_type: "):
+        Config(model_kv_type="q4")

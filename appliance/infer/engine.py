@@ -163,7 +163,7 @@ class Engine:
                 self._tiers.warm(pages.chain(prompt, root))
             with self._wake:
                 return self._submit(generation, prompt, max_tokens, root, _Stream(answer, deliver, adapter))
-        except ApplianceError:
+        except Exception:
             self._adapters.release(adapter)
             answer.close()
             raise
@@ -254,10 +254,11 @@ class Engine:
                 pieces.append((self._forget(request).deliver, late))
         self._move(step.moves)
         if step.chunks:
-            self._adapters.apply(self._context, step.adapter)
-            ready = time.monotonic()
-            rows = self._context.compute(step.chunks)
-            self._totals.compute_seconds_total += time.monotonic() - ready
+            with self._adapters.native:
+                self._adapters.apply(self._context, step.adapter)
+                ready = time.monotonic()
+                rows = self._context.compute(step.chunks)
+                self._totals.compute_seconds_total += time.monotonic() - ready
             self._totals.steps_total += 1
             self._advance(step.chunks, rows, pieces)
         if pieces:

@@ -370,7 +370,7 @@ class Context:
     def logits(self, row: int) -> Floats:
         """float32 [vocabulary] of a row that samples; a view, good until the next `compute`."""
         first = native.llama_get_logits_ith(self._native, row).contents
-        return np.frombuffer(self._row.from_address(ctypes.addressof(first)), np.float32)
+        return np.frombuffer(memoryview(self._row.from_address(ctypes.addressof(first))), np.float32)
 
     def close(self) -> None:
         self._lists[:] = self._own_lists

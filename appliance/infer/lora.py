@@ -17,11 +17,14 @@ class _Entry:
 
 
 class Adapters:
-    """Safe to use from many threads; a load holds up only those who need an adapter too."""
+    """Safe to use from many threads. `native` is to be held while the model computes: llama.cpp lists adapters
+    in the model, so a load goes between two steps."""
 
     def __init__(self, model: Model) -> None:
+        self.native = threading.Lock()
         self._model = model
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._lock = threading.Lock()  # of what follows; held for moments, taken last
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._applied = ""
 
@@ -33,30 +36,37 @@ class Adapters:
         if adapter is None:
             return ""
         key = f"{adapter.sha256}*{adapter.scale!r}"
-        with self._lock:
+        with self._loading:
             if key not in self._entries:
-                self._make_room()
-                self._entries[key] = _Entry(LoadedAdapter(self._model, adapter))
-            self._entries[key].users += 1
-            self._entries.move_to_end(key)
+                self._load(key, adapter)
+            with self._lock:
+                self._entries[key].users += 1
+                self._entries.move_to_end(key)
         return key
 
     def release(self, key: str) -> None:
-        with self._lock:
-            if key:
+        if key:
+            with self._lock:
                 self._entries[key].users -= 1
 
     def apply(self, context: Context, key: str) -> None:
-        """What the context computes with from now on; an adapter that everyone has released may be gone: then none."""
+        """What the context computes with from now on; an adapter that everyone has released may be gone: then none.
+
+        On the thread that computes, which holds `native`.
+        """
         if key == self._applied:
             return
         with self._lock:
             entry = self._entries.get(key)
-            context.set_adapter(entry.loaded if entry else None)
-            self._applied = key if entry else ""
+        context.set_adapter(entry.loaded if entry else None)
+        self._applied = key if entry else ""
 
-    def _make_room(self) -> None:
-        """Never the one that is applied: llama.cpp's graph points into it."""
-        unused = [key for key, entry in self._entries.items() if not entry.users and key != self._applied]
-        if len(self._entries) >= MOST_LOADED and unused:
-            self._entries.pop(unused[0]).loaded.close()
+    def _load(self, key: str, adapter: Adapter) -> None:
+        with self.native:
+            entry = _Entry(LoadedAdapter(self._model, adapter))
+            with self._lock:
+                # never the one that is applied: llama.cpp's graph points into it
+                unused = [key for key, old in self._entries.items() if not old.users and key != self._applied]
+                if len(self._entries) >= MOST_LOADED and unused:
+                    self._entries.pop(unused[0]).loaded.close()
+                self._entries[key] = entry

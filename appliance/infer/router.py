@@ -127,10 +127,7 @@ class Router:
         """
         if name:
             file = self._files.get(self._aliases.choose(name) or name)
-            base = self._base(file)
-            if base.kind is not ModelKind.CHAT:
-                raise NoChatModel(f"Model {name} is a {file.kind.value} model: it cannot chat.")
-            return replace(base, name=file.name)
+            return replace(self._chatting(file), name=file.name)
         chat = [file for file in self._files.list() if file.kind is ModelKind.CHAT]
         if not chat:
             raise NoChatModel("No chat model is imported.")
@@ -164,12 +161,13 @@ class Router:
             return await supervisor.tokenize(segments)
 
     async def _answer(self, model: str, generation: Generation) -> AsyncIterator[Text | Finish]:
-        file = self._files.get(model) if generation.labels and model else self._files.get(self.chat_model(model).name)
+        file = self._files.get(model) if model else self.chat_model("")
+        base = self._base(file) if generation.labels else self._chatting(file)
         if file.kind is ModelKind.ADAPTER:
             await asyncio.to_thread(self._files.verify, file)
             generation = replace(generation, adapter=Adapter(file.name, file.path, file.sha256))
         async with (
-            self._using(self._base(file)) as supervisor,
+            self._using(base) as supervisor,
             aclosing(supervisor.generate(generation)) as pieces,  # type: ignore[type-var]
         ):
             async for piece in pieces:
@@ -178,6 +176,13 @@ class Router:
     def _base(self, file: ModelFile) -> ModelFile:
         """The model whose worker serves a file: an adapter's base, else itself."""
         return self._files.get(file.base) if file.base else file
+
+    def _chatting(self, file: ModelFile) -> ModelFile:
+        """The model behind a file that can chat. Raises NoChatModel."""
+        base = self._base(file)
+        if base.kind is not ModelKind.CHAT:
+            raise NoChatModel(f"Model {file.name} is a {file.kind.value} model: it cannot chat.")
+        return base
 
     # --- aliases ---
 
@@ -200,7 +205,7 @@ class Router:
         """Ask a shadow the same, behind everyone else, for its tally alone."""
         started, finish, failure = self._clock(), None, None
         try:
-            if self.chat_model(shadow).scaffold != self.chat_model(model).scaffold:
+            if self._base(self._files.get(shadow)).scaffold != self._base(self._files.get(model)).scaffold:
                 return  # the prompt is not in its words
             async for piece in self._answer(shadow, replace(generation, priority=Priority.LOW)):
                 finish = piece if isinstance(piece, Finish) else None
@@ -425,6 +430,8 @@ class Router:
             kv_type=options.kv_type,
             host_cache_bytes=options.host_cache_bytes,
             disk_cache_bytes=options.disk_cache_bytes,
-            disk_cache_directory=str(options.disk_cache_directory / file.sha256) if options.disk_cache_directory else "",
+            disk_cache_directory=str(options.disk_cache_directory / file.sha256)
+            if options.disk_cache_directory
+            else "",
             disk_cache_key=options.disk_cache_key.hex(),
         )

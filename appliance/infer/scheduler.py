@@ -25,6 +25,7 @@ from appliance.infer.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, FairQueue, Tur
 from appliance.infer.pages import PAGE_TOKENS, Move, Pages, Tokens, chain
 from appliance.types import Priority
 
+NO_TOKENS: Tokens = np.empty(0, np.int32)
 NOTHING: Mapping[int, Tokens] = {}
 # pages a step that are saved, or restored, beside running streams: a page is about half a millisecond's copy
 SAVES_A_STEP, RESTORES_A_STEP, WHEN_IDLE = 4, 16, 64
@@ -84,7 +85,7 @@ class _Work:
     submitted_seconds: float
     known: int
     computed: int = 0  # tokens whose cells hold values, drafts with them, after the step that was planned last
-    drafted: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
+    drafted: Tokens = field(default_factory=lambda: NO_TOKENS)
     cached: int = 0
     sequence: int = -1
     admissions: int = 0
@@ -239,7 +240,7 @@ class Scheduler:
         if valid < work.computed:
             self.pages.trim(work.sequence, valid)
             work.computed = valid
-        work.drafted = work.drafted[:0]
+        work.drafted = NO_TOKENS
         work.tokens[work.known : work.known + len(new)] = new
         work.known += len(new)
         return right
@@ -279,8 +280,8 @@ class Scheduler:
         for work in streams:
             if not room:
                 break
-            draft = drafts.get(work.order.request, work.drafted)[: min(spare, len(work.tokens) - work.known - 1)]
-            chunks.append(self._take(work, room, draft))
+            most = max(0, min(spare, len(work.tokens) - work.known - 1))
+            chunks.append(self._take(work, room, drafts.get(work.order.request, NO_TOKENS)[:most]))
             room -= len(chunks[-1].tokens)
             spare -= len(work.drafted)
         if len(chunks) < len(streams):  # more streams than rows: those that had theirs go behind the others
@@ -289,13 +290,13 @@ class Scheduler:
         rows = room
         for work in prompts:
             if room:
-                chunks.append(self._take(work, room, work.drafted))
+                chunks.append(self._take(work, room))
                 room -= len(chunks[-1].tokens)
         if chunks:
             self._turns.charge(rows - room)
         return chunks
 
-    def _take(self, work: _Work, room: int, draft: Tokens) -> Chunk:
+    def _take(self, work: _Work, room: int, draft: Tokens = NO_TOKENS) -> Chunk:
         start, end = work.computed, min(work.known, work.computed + room)
         if end < work.known:
             work.computed = end

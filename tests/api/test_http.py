@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -277,6 +278,26 @@ async def test_a_client_that_trusts_another_authority_does_not_get_in(served: Ht
     async with httpx.AsyncClient(base_url=served.url, trust_env=False, verify=ssl.create_default_context()) as client:
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await client.get("/v1/models")
+
+
+async def test_metrics_are_told_as_a_scraper_reads_them(served: HttpBox) -> None:
+    served.generator.say("x")
+    async with served.http() as client:
+        await client.post(CHAT, json=HELLO)
+        answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert 'appliance_request_success_total{finished_reason="stop",model_name="writer"} 1.0' in answer.text
+    assert 'appliance_kv_cache_usage_perc{model_name="writer"} 0.25' in answer.text
+
+
+async def test_small_pieces_are_sent_at_once(served: HttpBox) -> None:
+    served.generator.pieces.append([Text("one"), asyncio.Event()])
+    async with wire(served) as (reader, writer):
+        writer.write(request(served, HELLO | {"stream": True}))
+        await reader.readuntil(b"one")
+        (connection,) = served.server._server.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_a_port_in_use_is_named(served: HttpBox, tmp_path: Path) -> None:

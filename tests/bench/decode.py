@@ -116,10 +116,8 @@ def main() -> None:
             for mode, seconds in steps.items():
                 attention = seconds - steps["nothing"]
                 rate = kv_bytes(sequences, tokens) / attention / 1e9 if attention > 0 else float("nan")
-                print(
-                    f"{number + 1:>5}  {shape:<6} {mode:<14}{seconds * 1e3:>11.1f}{sequences / seconds:>15.1f}{rate:>13.1f}",
-                    flush=True,
-                )
+                line = f"{seconds * 1e3:>11.1f}{sequences / seconds:>15.1f}{rate:>13.1f}"
+                print(f"{number + 1:>5}  {shape:<6} {mode:<14}{line}", flush=True)
             share = kv_bytes(sequences, tokens) / (steps["pages"] - steps["nothing"]) / read_rate
             figures.setdefault(f"decode_{shape}_vs_streams", []).append(steps["streams"] / steps["pages"])
             figures.setdefault(f"decode_{shape}_vs_unified", []).append(steps["unified"] / steps["pages"])

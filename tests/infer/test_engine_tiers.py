@@ -1,7 +1,9 @@
 """The engine's prefixes below the device, its priorities and its deadlines, on real models."""
 
+import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 
 from appliance.errors import DeadlineExceeded, ModelUnsupported, QueueFull
 from appliance.infer import llama
+from appliance.infer.engine import Deliver, Engine, Piece
 from appliance.infer.tiers import DiskTier, Tiers
-from appliance.types import Priority, Text
+from appliance.types import Finish, Priority, Text
 from appliance.vault.envelope import AesGcm
 from tests import gguf_models
 from tests.gguf_models import Shape
@@ -183,3 +186,43 @@ def test_drafts_change_no_answer(bench: MakeBench) -> None:
     assert texts[0] == texts[1]
     assert plain.engine.stats.drafted_tokens_total == 0
     assert drafted.engine.stats.drafted_tokens_total > 0
+
+
+def test_callers_on_many_threads_all_get_their_end(loaded: dict[str, llama.Model], tmp_path: Path) -> None:
+    ended: queue.SimpleQueue[Finish | Exception] = queue.SimpleQueue()
+
+    def deliver(piece: Piece) -> None:
+        if not isinstance(piece, Text):
+            ended.put(piece)
+
+    def post(pieces: list[tuple[Deliver, Piece]]) -> None:
+        for to, piece in pieces:
+            to(piece)
+
+    engine = Engine(
+        loaded["llama"],
+        cells=1024,
+        sequences=4,
+        batch_tokens=64,
+        queue=64,
+        threads=1,
+        post=post,
+        tiers=tiers(tmp_path, 1 << 18),
+    )
+    engine.start()
+
+    def call(caller: int) -> int:
+        for turn in range(8):
+            request = greedy(words(turn % 3, 100 + 20 * caller), max_tokens=1 + turn, salt=b"%d" % (caller % 2))
+            priority = Priority(1 + (turn + caller) % 3)
+            engine.submit(replace(request, priority=priority, tenant=f"tenant{caller % 3}"), deliver)
+            engine.cancel(engine.submit(request, lambda piece: None))
+        return 8
+
+    with ThreadPoolExecutor(6) as callers:
+        assert sum(callers.map(call, range(6))) == 48
+    finishes = [ended.get(timeout=30) for _ in range(48)]
+    assert all(isinstance(finish, Finish) for finish in finishes)
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+    engine.close()

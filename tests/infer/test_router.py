@@ -427,6 +427,15 @@ async def test_an_alias_leads_to_the_drawn_model_and_its_outcomes_are_counted(ro
     assert names.outcomes == [("assistant", "old", 0, 12), ("assistant", "new", 0, 12)]
 
 
+async def test_an_alias_wins_over_a_model_of_its_name_but_its_targets_are_models(route: MakeRouter) -> None:
+    names = Names()
+    names.draws = {"old": ["new", "new", "new"]}  # a model was imported under the alias's name
+    router = route(names=names)
+    assert router.chat_model("old").name == "new"
+    assert [piece async for piece in router.generate("old", greedy("hello"), alias="assistant")]
+    assert names.outcomes == [("assistant", "old", 0, 12)]
+
+
 async def test_the_boxs_errors_count_and_the_callers_do_not(route: MakeRouter, files: Files) -> None:
     names = Names()
     router = route(names=names)

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,8 +15,9 @@ from appliance.infer.answer import Answer
 from appliance.infer.pages import Trim
 from appliance.infer.scheduler import Chunk
 from appliance.infer.speculate import MAX_DRAFT_TOKENS, DraftModel, Pace, PromptLookup
-from appliance.types import Constraint, ConstraintKind, Floats, Generation, Sampling
+from appliance.types import Constraint, ConstraintKind, Floats, Generation, Origin, Sampling, Segment
 from tests import gguf_models
+from tests.infer.conftest import Bench, words
 from tests.infer.scripted import Said, Target, markov, run
 
 Models = Mapping[str, llama.Model]
@@ -229,6 +230,19 @@ def test_an_answer_whose_guesses_fail_is_hardly_drafted_for(loaded: Models) -> N
     assert len(said.tokens) == 400
     assert said.drafted < 100
     assert said.accepted == 0
+
+
+@pytest.mark.parametrize("architecture", gguf_models.ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_an_engine_says_the_same_with_guesses_as_without(
+    bench: Callable[..., Bench], architecture: str, temperature: float
+) -> None:
+    sampling = Sampling(temperature=temperature, max_tokens=100, seed=3)
+    request = Generation((Segment(Origin.USER, f"{words(0, 12)} " * 20),), sampling)
+    plain, drafted = bench(architecture, speculate_below_streams=0), bench(architecture, speculate_below_streams=1)
+    assert drafted.answer(request)[0] == plain.answer(request)[0]
+    assert plain.engine.stats.drafted_tokens_total == 0
+    assert temperature or drafted.engine.stats.accepted_tokens_total > 0
 
 
 class Computed:
