@@ -187,7 +187,7 @@ async def _persist(work: Callable[[], Awaitable[object]]) -> None:
 def build(config: Config) -> App:
     """Every part, from the bottom up. Raises what makes a start impossible: KeyUnavailable, ModelMissing, …"""
     data = config.data_dir
-    jobs, monitor, composer = JobRunner(), Monitor(), ScaffoldComposer()
+    jobs, monitor = JobRunner(), Monitor()
     keyring = FileKeyring.open(data / "keys", protects=data / "knowledge")
     files = minilm.prepare(data / "models" / "embedder")
     embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config))
@@ -202,14 +202,15 @@ def build(config: Config) -> App:
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
     caches = cache_key.load(data / "cache" / "key", keyring)
+    salt = partial(cache_key.derive, caches, "tenant salt")
+    composer = ScaffoldComposer(secret=cache_key.derive(caches, "marks of tool results"))
     router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
     measured = Metrics()
     generator = MeasuredGenerator(router, measured)
-    asker = Asker(library, embedder, generator, composer)
+    asker = Asker(library, embedder, generator, composer, salt)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
-    salt = partial(cache_key.derive, caches, "tenant salt")
     chat = Chat(generator, composer, salt)
     listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
     prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
@@ -218,7 +219,7 @@ def build(config: Config) -> App:
     services = Services(
         access=AccessService(keys),
         inference=InferenceService(chat, router, embedder, minilm.NAME),
-        knowledge=KnowledgeService(library, asker, salt),
+        knowledge=KnowledgeService(library, asker),
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
         model=ModelService(router, store, imports, aliases, requantizer, embedding),
@@ -233,7 +234,7 @@ def build(config: Config) -> App:
             embedder=embedder,
             embedder_name=minilm.NAME,
             models=Models(lambda: (embedding, *router.statuses()), lambda: (alias.name for alias in aliases.list())),
-            mcp=McpServer(library, asker, salt, ca.host_names(listen_host, http_host), version("appliance")),
+            mcp=McpServer(library, asker, ca.host_names(listen_host, http_host), version("appliance")),
             metrics=partial(_metrics, config, measured, router),
         ),
     )

@@ -229,13 +229,18 @@ def serves(client: Client, model: str) -> bool:
 
 
 def is_idle(worker: psutil.Process) -> bool:
-    """By the worker's own account."""
+    state = engine_state(worker)
+    return (state.running, state.waiting, state.preempted, state.pages_used) == (0, 0, 0, 0)
+
+
+def engine_state(worker: psutil.Process) -> pb.WatchResponse:
+    """By the worker's own account, now."""
     (path,) = {item.laddr for item in worker.net_connections("unix") if str(item.laddr).endswith(".sock")}
     with grpc.insecure_channel(f"unix:{path}") as channel:
         call = pb_grpc.EngineServiceStub(channel).Watch(pb.WatchRequest(), timeout=10)
-        state = next(call)
+        state: pb.WatchResponse = next(call)
         call.cancel()
-    return (state.running, state.waiting, state.preempted, state.pages_used) == (0, 0, 0, 0)
+    return state
 
 
 def growth(samples: Sequence[int]) -> float:

@@ -43,7 +43,6 @@ MAX_TOOLS = 64
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 100
 MAX_DESCRIPTION_CHARACTERS = 4096
-MAX_DEADLINE_SECONDS = 86_400.0
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 MAY_GO_FIRST = frozenset({Role.ADMIN, Role.OPERATOR})
 
@@ -235,8 +234,8 @@ def _require_options(principal: Principal, call: ChatCall) -> None:
     _require_constraint(call.constraint)
     if call.top_logprobs is not None and not 0 <= call.top_logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidArgument.of("top_logprobs", f"must be between 0 and {MAX_TOP_LOGPROBS}.")
-    if not 0 <= call.deadline_seconds <= MAX_DEADLINE_SECONDS:
-        raise InvalidArgument.of("deadline_seconds", f"must be between 0 and {MAX_DEADLINE_SECONDS:.0f}.")
+    if not 0 <= call.deadline_seconds <= requests.MAX_DEADLINE_SECONDS:
+        raise InvalidArgument.of("deadline_seconds", f"must be between 0 and {requests.MAX_DEADLINE_SECONDS:.0f}.")
     if call.priority is Priority.HIGH and principal.role not in MAY_GO_FIRST:
         raise Forbidden(f"The role {principal.role.value} may not ask with the priority 'high'.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from appliance.access import roles
 from appliance.api import messages, requests
-from appliance.api.chat import MAX_CHARACTERS, MAX_DEADLINE_SECONDS, Chat
+from appliance.api.chat import MAX_CHARACTERS, Chat
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument, NotFound
 from appliance.gen.v1 import inference_pb2 as pb
@@ -59,7 +59,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     embedder_name: str
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
-        call = chat_call(request, context.time_remaining() or 0.0)
+        call = chat_call(request, context.time_remaining())
         caller = roles.principal(context.auth_context())
         async with aclosing(self.chat.stream(caller, call)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
@@ -82,8 +82,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return pb.TokenizeResponse(ids=await self.generator.tokenize(model, [segment]))
 
 
-def chat_call(request: pb.ChatRequest, seconds: float) -> ChatCall:
-    """The request as our value; seconds: what is left of the call's deadline, 0 for none. Raises InvalidArgument."""
+def chat_call(request: pb.ChatRequest, seconds: float | None) -> ChatCall:
+    """The request as our value; seconds: what is left of the call's deadline. Raises InvalidArgument."""
     if request.tool_choice.mode not in TOOL_MODES:
         raise InvalidArgument.of("tool_choice.mode", "must be auto, none or required.")
     if request.priority not in PRIORITIES:
@@ -97,7 +97,7 @@ def chat_call(request: pb.ChatRequest, seconds: float) -> ChatCall:
         _constraint(request.response_format),
         request.top_logprobs if request.HasField("top_logprobs") else None,
         PRIORITIES[request.priority],
-        min(max(seconds, 0.0), MAX_DEADLINE_SECONDS),
+        requests.deadline_seconds(seconds),
     )
 
 

@@ -1,7 +1,7 @@
 """KnowledgeService: collections, documents, search and questions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -29,7 +29,6 @@ MODES = {
 class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     library: Library
     asker: Asker
-    prefix_salt: Callable[[str], bytes]
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
@@ -83,15 +82,14 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.AskResponse]:
         if request.mode not in MODES:
             raise InvalidArgument.of("mode", "must be quote or generate.")
-        caller = _caller(context)
         pieces = self.asker.ask(
+            _caller(context),
             requests.collection(request.collection, "collection"),
             requests.text(request.question, "question", MAX_QUESTION_CHARACTERS),
-            caller.groups,
             MODES[request.mode],
             requests.model_or_default(request.model),
             requests.sampling(request.sampling),
-            self.prefix_salt(caller.tenant),
+            requests.deadline_seconds(context.time_remaining()),
         )
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:

@@ -102,7 +102,6 @@ class _Tools:
 
     library: Library
     asker: Asker
-    prefix_salt: Callable[[str], bytes]
 
     async def search(self, call: Call, given: Fields) -> Json:
         call.require(SEARCH)
@@ -120,26 +119,16 @@ class _Tools:
         question = requests.text(given.text("question"), "question", MAX_QUESTION_CHARACTERS)
         collection = _collection(call, given)
         given.finish()
-        caller = call.principal
-        pieces = self.asker.ask(
-            collection,
-            question,
-            caller.groups,
-            None,
-            call.require_model(""),
-            Sampling(),
-            self.prefix_salt(caller.tenant),
-        )
+        model = call.require_model("")
+        pieces = self.asker.ask(call.principal, collection, question, None, model, Sampling(), call.deadline_seconds)
         return await _answer(pieces)
 
 
 class McpServer:
     """An endpoint of the HTTP port. hosts: the names that clients may call this machine by (against DNS rebinding)."""
 
-    def __init__(
-        self, library: Library, asker: Asker, prefix_salt: Callable[[str], bytes], hosts: Sequence[str], version: str
-    ) -> None:
-        tools = _Tools(library, asker, prefix_salt)
+    def __init__(self, library: Library, asker: Asker, hosts: Sequence[str], version: str) -> None:
+        tools = _Tools(library, asker)
         self._tools: Mapping[str, Callable[[Call, Fields], Awaitable[Json]]] = {
             "search": tools.search,
             "ask": tools.ask,

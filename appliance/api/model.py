@@ -82,6 +82,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             raise ModelInUse(f"models/{status.name} is a target of the aliases {', '.join(using)}.")
         await asyncio.to_thread(self.store.delete, status.name)  # first, so that no call can load it again
         await self.router.unload(status.name)
+        await self.router.sweep()
         return pb.DeleteModelResponse()
 
     async def PlanModel(self, request: pb.PlanModelRequest, context: Context) -> pb.PlanModelResponse:

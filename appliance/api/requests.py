@@ -19,6 +19,7 @@ DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
 APP_KEY = re.compile(r"appKeys/([a-f0-9]{1,32})")
 ALIAS = re.compile(r"aliases/([a-z0-9][a-z0-9.-]{0,63})")
+MAX_DEADLINE_SECONDS = 86_400.0
 MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 
 
@@ -51,6 +52,11 @@ def model(name: str, field: str = "name") -> str:
 def alias(name: str, field: str = "name") -> str:
     """The id in "aliases/assistant". Raises InvalidArgument."""
     return _match(ALIAS, name, field, "aliases/assistant")[1]
+
+
+def deadline_seconds(left: float | None) -> float:
+    """What is left of a call's deadline, as an engine takes it; 0 for none."""
+    return min(max(left or 0.0, 0.0), MAX_DEADLINE_SECONDS)
 
 
 def model_or_default(name: str) -> str:

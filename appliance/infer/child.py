@@ -29,4 +29,5 @@ def take_stdout() -> int:
 
 
 def say(report: int, line: dict[str, Any]) -> None:
+    """One JSON object on the stdout that was kept."""
     os.write(report, json.dumps(line).encode() + b"\n")

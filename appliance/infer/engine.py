@@ -20,7 +20,16 @@ from appliance.infer.llama import MAX_SEQUENCES, Context, Model
 from appliance.infer.lora import Adapters
 from appliance.infer.pages import PAGE_TOKENS, Copy, Move, Restore, Save, Tokens
 from appliance.infer.protocol import EXIT_ENGINE_FAILED
-from appliance.infer.scheduler import NOTHING, Account, Chunk, Order, Scheduler
+from appliance.infer.scheduler import (
+    MOST_DRAFTED,
+    NOTHING,
+    Account,
+    Chunk,
+    Order,
+    Scheduler,
+    output_rows,
+    sequence_ids,
+)
 from appliance.infer.speculate import Drafter, DraftModel, PromptLookup
 from appliance.infer.tiers import Tiers
 from appliance.types import EngineStats, Finish, FinishReason, Generation, Segment, Text, Timings, Usage
@@ -28,7 +37,6 @@ from appliance.types import EngineStats, Finish, FinishReason, Generation, Segme
 Piece = Text | Finish | ApplianceError
 Deliver = Callable[[Piece], None]
 Post = Callable[[list[tuple[Deliver, Piece]]], None]
-MOST_DRAFTED = 32  # rows of a step, all requests together
 PAGED = "paged"
 log = structlog.get_logger()
 
@@ -76,27 +84,30 @@ class Engine:
         attention: str = "",
         speculate_below_streams: int = 4,
         draft_model: DraftModel | None = None,
+        prefill_beside_streams: int = 0,
     ) -> None:
         """cells: KV cells that all sequences share. post: called once a step with what the step gave, on the engine's
         thread. identity: of model and cache, for the pages' keys. tiers, draft_model: become the engine's to close.
         attention: which kernel computes it. speculate_below_streams: no drafts where more requests run, 0 for never;
-        they come from the draft model, or else from the request's own tokens. Raises ModelTooLarge, ModelUnsupported.
+        they come from the draft model, or else from the request's own tokens. prefill_beside_streams: rows of prompts in
+        a step for which streams wait, 0 for the whole budget. Raises ModelTooLarge, ModelUnsupported.
         """
         sequences = min(sequences, MAX_SEQUENCES // 2)
-        ids = min(max(4 * sequences, 16), MAX_SEQUENCES - 1)
+        ids = sequence_ids(sequences)
         page_count = cells // PAGE_TOKENS
         shares = model.shares_prefixes(cells)
         self.model, self.cells, self._post, self._identity = model, cells, post, identity
         self._tiers = tiers if shares else None
         self._owned_tiers = tiers
-        self._speculate_below, self._draft_model = speculate_below_streams, draft_model
+        # a draft that was wrong is taken back, which a state that is recurrent or has left its window cannot be
+        self._speculate_below, self._draft_model = speculate_below_streams if shares else 0, draft_model
         self._context = Context(
             model,
             cells=cells,
             sequences=ids,
             batch_tokens=batch_tokens,
             threads=threads,
-            outputs=min(batch_tokens, sequences + MOST_DRAFTED),
+            outputs=output_rows(sequences, batch_tokens),
             kv_type=kv_type,
         )
         self._adapters = Adapters(model)
@@ -110,6 +121,7 @@ class Engine:
             # in the stock kernel every query scans idle cells too
             most_cached=page_count if attention.startswith(PAGED) else page_count // 4,
             saved=self._tiers.holds if self._tiers else None,
+            prefill_beside_streams=prefill_beside_streams,
         )
         self._totals, self._attention = _Totals(), attention
         self._streams: dict[int, _Stream] = {}

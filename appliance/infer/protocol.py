@@ -36,10 +36,14 @@ EXIT_LOAD_FAILED = 3
 EXIT_SELF_TEST_FAILED = 4
 EXIT_ENGINE_FAILED = 5
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_PENDING_REQUESTS = 100_000
 CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a restarted worker must not inherit its predecessor's reconnect backoff
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # of a flood gRPC itself would end what is beyond 1,000 without a word; the engine says QUEUE_FULL to each
+    ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
 )
 _REASON, _RETRY = "appliance-reason", "appliance-retry-after-seconds"
 
@@ -62,6 +66,7 @@ class LaunchSpec:
     of the tiers for idle prefixes, 0 for none; disk_cache_directory: this model's own; disk_cache_key: 32 bytes as hex.
     speculate_below_streams: no tokens are drafted where more requests run; draft_model_path: '' for prompt lookup.
     attention: "auto", "stock" (ggml's own kernels), or "none" (zeros: a bench's floor, never served).
+    prefill_beside_streams: rows of prompts in a step for which streams wait; 0 for all of batch_tokens.
     """
 
     model_path: str
@@ -82,6 +87,7 @@ class LaunchSpec:
     speculate_below_streams: int = 4
     draft_model_path: str = ""
     attention: str = "auto"
+    prefill_beside_streams: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=lambda origin: origin.name)

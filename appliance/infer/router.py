@@ -3,9 +3,10 @@
 import asyncio
 import copy
 import secrets
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,12 +57,23 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 class Admit(Protocol):
     """Whether a model fits: against the bytes that loaded models were promised, and those that unloading would free."""
 
-    def __call__(self, file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan: ...
+    def __call__(
+        self,
+        file: ModelFile,
+        context_tokens: int,
+        loaded_bytes: int,
+        freed_bytes: int = 0,
+        draft: ModelFile | None = None,
+    ) -> MemoryPlan:
+        """draft: the model that is loaded with it, to draft for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What every worker is started with; see config.py. idle_seconds: when one is ended, 0 for never."""
+    """What every worker is started with; see config.py. idle_seconds: when one is ended, 0 for never.
+
+    draft_model: the name of the model that drafts for the others, '' for none.
+    """
 
     socket_directory: Path
     context_tokens: int = 8192
@@ -77,16 +89,24 @@ class EngineOptions:
     disk_cache_bytes: int = 0
     disk_cache_directory: Path | None = None
     disk_cache_key: bytes = field(default=b"", repr=False)
+    attention: str = "auto"
+    speculate_below_streams: int = 4
+    draft_model: str = ""
+    prefill_beside_streams: int = 0
     backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True)
 class _Loaded:
-    """A model that has a worker, or gets one. swapped: it is being unloaded for another or for idleness."""
+    """A model that has a worker, or gets one. mapped_bytes: of the plan, those that are files' pages in memory.
+
+    swapped: it is being unloaded for another or for idleness.
+    """
 
     file: ModelFile
     supervisor: Supervisor
     planned_bytes: int
+    mapped_bytes: int
     context_tokens: int
     loading: "asyncio.Task[None]"
     last_used_seconds: float
@@ -238,6 +258,12 @@ class Router:
             loaded.unloading = loaded.unloading or asyncio.create_task(self._end(loaded))
             await asyncio.shield(loaded.unloading)  # who goes away leaves it ending
 
+    async def sweep(self) -> None:
+        """Remove from disk the warm prefixes of models that are here no longer. Unload those first."""
+        if folder := self._options.disk_cache_directory:
+            here = {file.sha256 for file in (*self._files.list(), *(loaded.file for loaded in self._loaded.values()))}
+            await asyncio.to_thread(_remove_others, folder, here)
+
     async def tend(self) -> None:
         """Unload what nobody asked for long enough, until cancelled."""
         while True:
@@ -348,16 +374,22 @@ class Router:
         for name in plan.unloads:
             self._swap_out(name)
         ending = [other.unloading for other in self._loaded.values() if other.unloading]
-        supervisor = Supervisor(
-            file.name, self._spec(file, plan.context_tokens), backoff=self._options.backoff, on_change=self._on_change
-        )
-        loading = asyncio.create_task(self._start(file, supervisor, ending))
+        spec, draft = self._spec(file, plan.context_tokens), self._draft(file)
+        supervisor = Supervisor(file.name, spec, backoff=self._options.backoff, on_change=self._on_change)
+        loading = asyncio.create_task(self._start(file, draft, supervisor, ending))
         log.info("model.planned", model=file.name, needed_bytes=plan.needed_bytes, unloads=plan.unloads)
-        loaded = _Loaded(file, supervisor, plan.needed_bytes, plan.context_tokens, loading, self._clock())
+        mapped = file.size_bytes + (draft.size_bytes if draft else 0)
+        loaded = _Loaded(file, supervisor, plan.needed_bytes, mapped, plan.context_tokens, loading, self._clock())
         self._loaded[file.name] = loaded
         return loaded
 
-    async def _start(self, file: ModelFile, supervisor: Supervisor, ending: "Sequence[asyncio.Task[None]]") -> None:
+    async def _start(
+        self,
+        file: ModelFile,
+        draft: ModelFile | None,
+        supervisor: Supervisor,
+        ending: "Sequence[asyncio.Task[None]]",
+    ) -> None:
         try:
             if ending:  # their memory is what this one was promised
                 await asyncio.wait(ending)
@@ -365,7 +397,26 @@ class Router:
         except ApplianceError as error:
             supervisor.fail(error)
             raise
+        if draft and await self._is_sound(draft):
+            supervisor.spec = replace(supervisor.spec, draft_model_path=draft.path)
         await supervisor.start()
+
+    def _draft(self, file: ModelFile) -> ModelFile | None:
+        """The model that is to draft for another. Whether it can, by its vocabulary, its worker finds out."""
+        name = self._options.draft_model
+        if not name or not self._options.speculate_below_streams or file.kind is not ModelKind.CHAT:
+            return None
+        found = next((other for other in self._files.list() if other.name == name), None)
+        return found if found and found.kind is ModelKind.CHAT and found.sha256 != file.sha256 else None
+
+    async def _is_sound(self, draft: ModelFile) -> bool:
+        """A draft model that is damaged is left out: what it would draft for serves without it."""
+        try:
+            await asyncio.to_thread(self._files.verify, draft)
+        except ApplianceError as error:
+            log.warning("draft.damaged", draft=draft.name, reason=error.reason)
+            return False
+        return True
 
     def _plan(self, file: ModelFile) -> MemoryPlan:
         """The plan with the idle models unloaded that are in its way. Raises MemoryInUse where those are not idle."""
@@ -383,11 +434,11 @@ class Router:
         holding = [other for other in self._loaded.values() if other.supervisor.error is None]
         left = [other for other in holding if other.file.name not in gone and not other.unloading]
         # weights are mapped: what their pages take counts as available already
-        freed = sum(max(0, other.planned_bytes - other.file.size_bytes) for other in holding if other not in left)
+        freed = sum(max(0, other.planned_bytes - other.mapped_bytes) for other in holding if other not in left)
         adapters = sum(other.size_bytes for other in self._files.list() if other.base == file.name)
         context = min(self._options.context_tokens, file.trained_context_tokens or self._options.context_tokens)
         whole = replace(file, size_bytes=file.size_bytes + adapters)
-        return self._admit(whole, context, sum(other.planned_bytes for other in left), freed)
+        return self._admit(whole, context, sum(other.planned_bytes for other in left), freed, self._draft(file))
 
     def _residents(self) -> list[swap.Resident]:
         """The models that hold memory and are not about to give it back."""
@@ -434,4 +485,19 @@ class Router:
             if options.disk_cache_directory
             else "",
             disk_cache_key=options.disk_cache_key.hex(),
+            attention=options.attention,
+            speculate_below_streams=options.speculate_below_streams,
+            prefill_beside_streams=options.prefill_beside_streams,
         )
+
+
+def _remove_others(folder: Path, kept: Set[str]) -> None:
+    """Remove all that lies in a folder under other names. What cannot be removed is logged and left."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if path.name not in kept:
+                try:
+                    shutil.rmtree(path)
+                    log.info("kv_disk.swept", sha256=path.name)
+                except OSError as error:
+                    log.warning("kv_disk.not_swept", sha256=path.name, error=error.strerror)

@@ -6,7 +6,8 @@
                  └─► QueueFull, PromptTooLong, past its deadline                      pages stay for others ◄── finish
 
 A step has at most `batch_tokens` rows of one adapter: running streams first, one row each and what is drafted for it,
-then prompt chunks in order of admission (chunked prefill, Sarathi-Serve, Agrawal et al. 2024). Admission is by pages
+then prompt chunks in order of admission (chunked prefill, Sarathi-Serve, Agrawal et al. 2024); fewer rows of prompts
+where streams would wait for them, as `prefill_beside_streams` says. Admission is by pages
 and exact: prompt + max_tokens, less what is shared, are reserved, so that no step can ever find the cache full. A
 request whose leading pages another is computing waits for them instead of computing them too. Nothing that was admitted
 is ever dropped: who is preempted keeps its tokens, waits first in its line, and shares its own pages when it goes on.
@@ -29,6 +30,18 @@ NO_TOKENS: Tokens = np.empty(0, np.int32)
 NOTHING: Mapping[int, Tokens] = {}
 # pages a step that are saved, or restored, beside running streams: a page is about half a millisecond's copy
 SAVES_A_STEP, RESTORES_A_STEP, WHEN_IDLE = 4, 16, 64
+MOST_DRAFTED = 32  # rows of a step, all requests together
+MOST_SEQUENCE_IDS = 255  # llama.cpp's 256, less one through which the engine saves and restores pages
+
+
+def sequence_ids(sequences: int) -> int:
+    """How many sequences hold tokens where so many run: idle prefixes need one each."""
+    return min(max(4 * sequences, 16), MOST_SEQUENCE_IDS)
+
+
+def output_rows(sequences: int, batch_tokens: int) -> int:
+    """Rows of a step that may give logits: each stream's and the drafts'; llama.cpp wants one a sequence."""
+    return max(min(batch_tokens, sequences + MOST_DRAFTED), sequence_ids(sequences) + 1)
 
 
 class Order(NamedTuple):
@@ -126,13 +139,16 @@ class Scheduler:
         shares_prefixes: bool = True,
         most_cached: int | None = None,
         saved: Callable[[bytes], bool] | None = None,
+        prefill_beside_streams: int = 0,
     ) -> None:
-        """pages: of the cache. sequences: that run at once. sequence_ids: running and idle together (at most 256).
-        most_cached: pages that idle prefixes may keep, by default all. saved: whether the tiers below hold a page."""
+        """pages: of the cache. sequences: that run at once. sequence_ids: running and idle together (at most 255).
+        most_cached: pages that idle prefixes may keep, by default all. saved: whether the tiers below hold a page.
+        prefill_beside_streams: rows of prompts in a step for which streams wait; 0: the whole budget."""
         assert sequence_ids >= sequences
         self.pages = Pages(pages, sequence_ids, most_cached=pages if most_cached is None else most_cached, saved=saved)
         self.preemptions = 0
         self._limit, self._batch_tokens, self._queue = sequences, batch_tokens, queue
+        self._prefill_beside_streams = prefill_beside_streams or batch_tokens
         self._shares, self._saved = shares_prefixes, saved if shares_prefixes else None
         self._counters, self._turns = VirtualCounters(), Turns()
         self._waiting: FairQueue[_Work] = FairQueue(self._counters)
@@ -287,7 +303,7 @@ class Scheduler:
         if len(chunks) < len(streams):  # more streams than rows: those that had theirs go behind the others
             for work in streams[: len(chunks)]:
                 self._running[work.order.request] = self._running.pop(work.order.request)
-        rows = room
+        rows = room = min(room, self._most_prefilled(len(prompts)))
         for work in prompts:
             if room:
                 chunks.append(self._take(work, room))
@@ -295,6 +311,15 @@ class Scheduler:
         if chunks:
             self._turns.charge(rows - room)
         return chunks
+
+    def _most_prefilled(self, prompts: int) -> int:
+        """Rows of prompts that a step may have: it takes as long as its rows, and all streams wait for it, of whatever
+        adapter. Where more prompts than streams wait, as many times the rows: then more is lost by making those wait.
+        """
+        streams = sum(work.streaming for work in self._running.values())
+        if not streams:
+            return self._batch_tokens
+        return max(1, prompts // streams) * self._prefill_beside_streams
 
     def _take(self, work: _Work, room: int, draft: Tokens = NO_TOKENS) -> Chunk:
         start, end = work.computed, min(work.known, work.computed + room)

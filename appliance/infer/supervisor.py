@@ -34,6 +34,8 @@ from appliance.infer import protocol
 from appliance.types import EngineStats, Finish, Generation, ModelState, Segment, Text
 
 LOAD_TIMEOUT_SECONDS = 600.0  # far more than the largest model needs from the slowest disk
+STOP_SECONDS = 5.0  # for a worker that was told to end, to write what is warm to disk
+STATS_SECONDS = 0.25  # how old what is known of an engine may be
 log = structlog.get_logger()
 # what native code dies of by itself; a kill from outside may be tried again
 _OWN_FAULTS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
@@ -89,7 +91,10 @@ class Supervisor:
             raise ModelRestarting(f"Model {self.name} was unloaded while it was being loaded.")
 
     async def stop(self) -> None:
-        """End the worker and all that it held, however it fared. Calls in flight get WorkerDied."""
+        """End the worker and all that it held, however it fared. Calls in flight get WorkerDied.
+
+        It may take STOP_SECONDS to put its warm prefixes on disk; then it is killed.
+        """
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -135,9 +140,9 @@ class Supervisor:
             raise await self._explain(error, process) from None
 
     async def watch(self) -> AsyncIterator[EngineStats]:
-        """The engine's state at once, then each second. Raises ModelRestarting, and WorkerDied when it dies."""
+        """The engine's state at once, then each STATS_SECONDS. Raises ModelRestarting, and WorkerDied when it dies."""
         stub, process = self._serving()
-        call = stub.Watch(pb.WatchRequest())
+        call = stub.Watch(pb.WatchRequest(period_seconds=STATS_SECONDS))
         try:
             async for response in call:
                 yield protocol.stats_from_pb(response)
@@ -195,9 +200,7 @@ class Supervisor:
             if error is None:
                 await self._serve_until_death(process)
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await _end(process)
             self.pid = None
             _unlink(self.spec.socket_path)
         return error, process.returncode
@@ -244,8 +247,7 @@ class Supervisor:
         finally:
             watching.cancel()
             self._stub = self._process = self.stats = None
-            if process.returncode is None:
-                process.kill()
+            await _end(process)
             # with grace: calls in flight must see the broken connection, not a channel that we closed
             await channel.close(grace=1.0)
 
@@ -261,6 +263,21 @@ class Supervisor:
             self._settled.set()
         log.info("model.state", model=self.name, state=state.value, detail=detail)
         self._on_change()
+
+
+async def _end(process: Process) -> None:
+    """SIGTERM, on which a worker keeps what is warm; SIGKILL for one that takes too long over it."""
+    try:
+        if process.returncode is None:
+            process.terminate()
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+    except TimeoutError:
+        log.warning("engine.killed", pid=process.pid, after_seconds=STOP_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 def _unlink(path: str) -> None:

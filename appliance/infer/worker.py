@@ -6,10 +6,7 @@ of its process it alone, of infer/, knows the vault: it makes the cipher of the 
 """
 
 import asyncio
-import ctypes
-import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +19,7 @@ import structlog
 from appliance.errors import ApplianceError, SelfTestFailed
 from appliance.gen.engine.v1 import engine_pb2 as pb
 from appliance.gen.engine.v1 import engine_pb2_grpc as pb_grpc
-from appliance.infer import llama, paged, protocol
+from appliance.infer import child, llama, paged, protocol
 from appliance.infer.engine import Deliver, Engine, Piece
 from appliance.infer.pages import PAGE_TOKENS
 from appliance.infer.speculate import DraftModel
@@ -30,7 +27,7 @@ from appliance.infer.tiers import DiskTier, Tiers
 from appliance.types import Finish, Generation, Sampling, Text
 from appliance.vault.envelope import AesGcm
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+log = structlog.get_logger()
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -41,8 +38,8 @@ def main() -> None:
     libraries have nothing to save.
     """
     parent = os.getppid()
-    report = _take_stdout()
-    _harden(parent)
+    report = child.take_stdout()
+    child.harden(parent)
     spec = protocol.LaunchSpec.from_json(sys.stdin.readline())
     _log_to_stderr(spec.log_level)
     try:
@@ -56,7 +53,7 @@ def main() -> None:
         asyncio.run(_serve(spec, model, attention, report))
         os._exit(0)
     except ApplianceError as error:
-        _say(report, {"state": "failed", "reason": error.reason, "message": str(error)})
+        child.say(report, {"state": "failed", "reason": error.reason, "message": str(error)})
         os._exit(protocol.EXIT_SELF_TEST_FAILED if isinstance(error, SelfTestFailed) else protocol.EXIT_LOAD_FAILED)
 
 
@@ -191,6 +188,7 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, 
         attention=attention,
         speculate_below_streams=spec.speculate_below_streams,
         draft_model=_draft_model(spec, model),
+        prefill_beside_streams=spec.prefill_beside_streams,
     )
     server = grpc.aio.server(options=protocol.CHANNEL_OPTIONS)
     pb_grpc.add_EngineServiceServicer_to_server(Service(engine), server)
@@ -200,7 +198,7 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, 
     engine.start()
     terminated = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
-    _say(report, {"state": "ready"})
+    child.say(report, {"state": "ready"})
     await terminated.wait()
     await server.stop(grace=None)
     await asyncio.to_thread(engine.close)  # what is warm goes to disk
@@ -212,16 +210,25 @@ def _identity(spec: protocol.LaunchSpec) -> bytes:
 
 
 def _draft_model(spec: protocol.LaunchSpec, target: llama.Model) -> DraftModel | None:
+    """The model that drafts, if one is to; where it cannot, that is logged, and prompts are looked up instead."""
     if not spec.draft_model_path or not spec.speculate_below_streams:
         return None
-    return DraftModel(
-        llama.Model(spec.draft_model_path),
-        target.vocabulary,
-        cells=spec.context_tokens,
-        sequences=spec.speculate_below_streams,
-        batch_tokens=spec.batch_tokens,
-        threads=_threads(spec.threads),
-    )
+    draft = None
+    try:
+        draft = llama.Model(spec.draft_model_path)
+        return DraftModel(
+            draft,
+            target.vocabulary,
+            cells=spec.context_tokens,
+            sequences=spec.speculate_below_streams,
+            batch_tokens=spec.batch_tokens,
+            threads=_threads(spec.threads),
+        )
+    except ApplianceError as error:
+        log.warning("draft.refused", reason=error.reason, why=str(error))
+        if draft is not None:
+            draft.close()
+        return None
 
 
 def _tiers(spec: protocol.LaunchSpec) -> Tiers | None:
@@ -253,27 +260,6 @@ def _attention(asked: str) -> str:
 def _threads(asked: int) -> int:
     """Threads to compute with: as asked, or one a core less one reserved."""
     return asked or max(1, len(os.sched_getaffinity(0)) - 1)
-
-
-def _take_stdout() -> int:
-    """Keep stdout for our one line: whatever native code prints goes to stderr."""
-    report = os.dup(1)
-    os.dup2(2, 1)
-    return report
-
-
-def _say(report: int, line: dict[str, str]) -> None:
-    os.write(report, json.dumps(line).encode() + b"\n")
-
-
-def _harden(parent: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.umask(0o077)
-    if os.getppid() != parent:  # it died before the prctl
-        os._exit(0)
 
 
 def _log_to_stderr(level: str) -> None:

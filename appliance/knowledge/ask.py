@@ -9,7 +9,7 @@ deleted meanwhile, or whose text is not what was cited, is not sent.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -33,6 +33,7 @@ from appliance.types import (
     ModelFile,
     Passage,
     Passages,
+    Principal,
     Sampling,
     Text,
     Timings,
@@ -45,6 +46,7 @@ NOT_ANSWERED = "Your documents do not answer this."
 QUOTE_PASSAGES = 4  # as many as quote mode's constants were fitted with
 GENERATE_PASSAGES = 6
 QUOTE_SENTENCES = 3
+MIN_DEADLINE_SECONDS = 1e-3  # 0 would mean none
 ALSO_QUOTED_FROM = 0.6  # of the best sentence's share
 
 log = structlog.get_logger()
@@ -60,30 +62,40 @@ class TokenEmbedder(Embedder, Protocol):
 class Asker:
     """Answers questions. Safe to use for many calls at once."""
 
-    def __init__(self, library: Library, embedder: TokenEmbedder, generator: Generator, composer: Composer) -> None:
+    def __init__(
+        self,
+        library: Library,
+        embedder: TokenEmbedder,
+        generator: Generator,
+        composer: Composer,
+        prefix_salt: Callable[[str], bytes],
+    ) -> None:
+        """prefix_salt: a tenant's secret; prompts share their cached prefix within it only."""
         self._library = library
         self._embedder = embedder
         self._generator = generator
         self._composer = composer
+        self._prefix_salt = prefix_salt
 
     async def ask(
         self,
+        caller: Principal,
         collection: str,
         question: str,
-        groups: frozenset[str],
         mode: AnswerMode | None,
         model: str,
         sampling: Sampling,
-        prefix_salt: bytes,
+        deadline_seconds: float = 0.0,
     ) -> AsyncIterator[AskPiece]:
         """Passages, then Text, then Citation and Unsupported, then one AskFinish; closing it closes the generation.
 
         mode None: generate where there is a chat model, else quote. model '': the default chat model.
+        deadline_seconds: from now, for the model's part of the work; 0 for none.
         Raises InvalidArgument, NotFound, NoChatModel, StoreDamaged, and as Generator.generate.
         """
         if not question.strip():
             raise InvalidArgument.of("question", "must not be empty.")
-        began = time.monotonic()
+        began, groups = time.monotonic(), caller.groups
         file = self._chat_model(mode, model)
         answering = AnswerMode.GENERATE if file else AnswerMode.QUOTE
         limit = GENERATE_PASSAGES if file else QUOTE_PASSAGES
@@ -93,7 +105,13 @@ class Asker:
         if not passages:
             pieces = _unanswered(Finish(FinishReason.STOP))
         elif file:
-            generation = Generation((), sampling, prefix_salt=prefix_salt)
+            generation = Generation(
+                (),
+                sampling,
+                prefix_salt=self._prefix_salt(caller.tenant),
+                tenant=caller.tenant,
+                deadline_seconds=deadline_seconds and max(deadline_seconds - (found - began), MIN_DEADLINE_SECONDS),
+            )
             pieces = self._generate(collection, question, groups, passages, file, generation, model)
         else:
             pieces = self._quote(collection, question, groups, passages)

@@ -1,4 +1,5 @@
 #include "attention.h"
+#include "product.h"
 
 #include <algorithm>
 #include <cmath>
@@ -86,6 +87,8 @@ void finish(const Attention & a, const std::vector<Part> & parts, const std::vec
 }
 
 }  // namespace
+
+bool multiplies() { return runs_vnni(); }
 
 const std::vector<const Kernels *> & kernels() {
     static const std::vector<const Kernels *> found = [] {

@@ -3,6 +3,7 @@
 // The C interface at the end is all that appliance/infer/paged.py calls.
 #include "attention.h"
 #include "ggml_backend_abi.h"
+#include "product.h"
 #include "trial.h"
 
 #include "ggml-cpu.h"
@@ -24,6 +25,7 @@ using namespace paged;
 
 std::atomic<bool> claims{true};     // off: every op falls through to ggml's own kernel
 std::atomic<bool> free_values{false};  // on: results are zeros at no cost, to measure what the rest costs
+std::atomic<bool> products{false};  // whether matrix products are claimed, too: since the self-test found them right
 std::atomic<bool> registered{false};
 std::atomic<long long> computed{0};
 const Kernels * chosen = nullptr;
@@ -65,9 +67,22 @@ const char * refusal(const ggml_tensor * op) {
     return nullptr;
 }
 
+constexpr int FEWEST_ROWS = 4;  // of a product that is worth a change of backends
+
+// ggml's CPU backend keeps weights in these buffers in the layout that product.h reads.
+bool is_repacked(ggml_backend_buffer_type_t type) { return std::strcmp(ggml_backend_buft_name(type), "CPU_REPACK") == 0; }
+
+bool is_ours(const ggml_tensor * op) {
+    const ggml_tensor *weights = op->src[0], *x = op->src[1];
+    return products && weights->type == GGML_TYPE_Q4_0 && weights->buffer && is_repacked(ggml_backend_buffer_get_type(weights->buffer)) &&
+           !weights->view_src && ggml_n_dims(weights) == 2 && weights->ne[1] % PRODUCT_CHANNELS == 0 && x->type == GGML_TYPE_F32 &&
+           x->ne[1] >= FEWEST_ROWS && x->ne[2] == 1 && x->ne[3] == 1 && x->nb[0] == 4 && op->nb[0] == 4;
+}
+
 // One llama.cpp context's instance.
 struct Instance {
     int threads = 1;
+    ProductScratch scratch;
     // A pass over the layers meets each layer's K once: one that was met before begins the next pass, with new masks.
     std::set<const void *> met;
     std::map<const void *, Plan> plans;
@@ -84,7 +99,14 @@ struct Instance {
         return at->second;
     }
 
-    void compute(ggml_tensor * op) {
+    void product(ggml_tensor * op) {
+        const ggml_tensor *weights = op->src[0], *x = op->src[1];
+        multiply({(const char *) weights->data, (const char *) x->data, (char *) op->data, x->nb[1], op->nb[1], int(x->ne[1]),
+                  int(weights->ne[0]), int(weights->ne[1])},
+                 threads, scratch);
+    }
+
+    void attention(ggml_tensor * op) {
         const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
         if (free_values) {
             std::memset(op->data, 0, ggml_nbytes(op));
@@ -121,7 +143,8 @@ void release(ggml_backend_t backend) {
 ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         ggml_tensor * node = ggml_graph_node(graph, i);
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) ((Instance *) backend->context)->compute(node);
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) ((Instance *) backend->context)->attention(node);
+        if (node->op == GGML_OP_MUL_MAT) ((Instance *) backend->context)->product(node);
     }
     return GGML_STATUS_SUCCESS;
 }
@@ -133,6 +156,7 @@ bool supports(ggml_backend_dev_t, const ggml_tensor * op) {
         case GGML_OP_VIEW:
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE: return true;
+        case GGML_OP_MUL_MAT: return is_ours(op);
         case GGML_OP_FLASH_ATTN_EXT: {
             const char * why = refusal(op);
             if (why) {
@@ -181,7 +205,9 @@ ggml_backend_device make_device() {
         return ggml_backend_cpu_buffer_from_ptr(ptr, size);
     };
     device.iface.supports_op = supports;
-    device.iface.supports_buft = [](ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return ggml_backend_buft_is_host(buft); };
+    device.iface.supports_buft = [](ggml_backend_dev_t, ggml_backend_buffer_type_t buft) {
+        return ggml_backend_buft_is_host(buft) || is_repacked(buft);
+    };
     return device;
 }
 
@@ -271,6 +297,9 @@ EXPORT bool paged_attention_trial(const Trial * trial, bool ours, int threads, f
 
 // Whether ops are claimed from now on, in graphs that are built from now on.
 EXPORT void paged_attention_enable(bool on) { claims = on; }
+
+// Whether matrix products are claimed, in graphs that are built from now on. False where they cannot be.
+EXPORT bool paged_attention_products(bool on) { return products = on && multiplies(); }
 
 // Zeros at no cost instead of attention: what a bench compares with. Never on in service.
 EXPORT void paged_attention_free(bool on) { free_values = on; }

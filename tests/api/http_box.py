@@ -134,13 +134,13 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
     async def scrape() -> tuple[str, bytes]:
         return CONTENT_TYPE, metrics.render({"writer": EngineStats(running=2, pages_total=8, pages_used=2)})
 
-    asker = Asker(library, embedder, measured, PlainComposer())
+    asker = Asker(library, embedder, measured, PlainComposer(), salt)
     services = HttpServices(
         chat=Chat(measured, PlainComposer(), salt),
         embedder=embedder,
         embedder_name="minilm",
         models=Models(_statuses, lambda: ["fast"]),
-        mcp=McpServer(library, asker, salt, ca.host_names("127.0.0.1"), "1"),
+        mcp=McpServer(library, asker, ca.host_names("127.0.0.1"), "1"),
         metrics=scrape,
     )
     gate = Gate(keys, limits)

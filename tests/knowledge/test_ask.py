@@ -18,6 +18,8 @@ from appliance.types import (
     NewDocument,
     Origin,
     Passages,
+    Principal,
+    Role,
     Sampling,
     Span,
     Text,
@@ -29,6 +31,7 @@ BADGES = "Visitors wear a badge at all times. A visitor badge expires after 90 d
 PUMP = "The pump weighs 12 kilograms. Its battery lasts 14 hours. A red lamp means that the motor is too hot."
 FILLER = tuple(f"Chapter {n} tells of gardens, rivers and of stones. Nothing there is of any use." for n in range(4))
 EVERYBODY = frozenset({EVERYONE})
+CALLER = Principal("acme", "eve", Role.APP)
 
 
 def document(title: str, *pages: str, readers: frozenset[str] = EVERYBODY) -> NewDocument:
@@ -44,15 +47,20 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.library.create("handbook")
-        self.asker = Asker(self.library, WordTokenEmbedder(), self.generator, PlainComposer())
+        self.asker = Asker(self.library, WordTokenEmbedder(), self.generator, PlainComposer(), str.encode)
 
     def add(self, title: str, *pages: str, readers: frozenset[str] = EVERYBODY) -> str:
         return self.library.add("handbook", document(title, *pages, readers=readers)).id
 
     def pieces(
-        self, question: str, mode: AnswerMode | None = None, model: str = "", collection: str = "handbook"
+        self,
+        question: str,
+        mode: AnswerMode | None = None,
+        model: str = "",
+        collection: str = "handbook",
+        deadline_seconds: float = 0.0,
     ) -> AsyncGenerator[AskPiece, None]:
-        asked = self.asker.ask(collection, question, EVERYBODY, mode, model, Sampling(), b"salt")
+        asked = self.asker.ask(CALLER, collection, question, mode, model, Sampling(), deadline_seconds)
         return cast(AsyncGenerator[AskPiece, None], asked)
 
     async def ask(self, question: str, mode: AnswerMode | None = None, model: str = "") -> list[AskPiece]:
@@ -264,14 +272,24 @@ async def test_an_answer_without_words_is_no_answer(desk: Desk) -> None:
     assert not finish_of(pieces).answered
 
 
-async def test_the_prompt_holds_the_passages_as_retrieved_and_the_tenant_s_salt(desk: Desk) -> None:
+async def test_the_prompt_holds_the_passages_as_retrieved_and_counts_for_the_caller_s_tenant(desk: Desk) -> None:
     desk.generator.script = [["Yes."]]
     (shown, *_) = await desk.ask("Does a badge expire?", AnswerMode.GENERATE)
     (generation,) = desk.generator.asked
     assert isinstance(shown, Passages)
     retrieved = [segment.text for segment in generation.prompt if segment.origin is Origin.RETRIEVED]
     assert retrieved == [passage.text for passage in shown.passages]
-    assert generation.prefix_salt == b"salt"
+    assert (generation.tenant, generation.prefix_salt, generation.deadline_seconds) == ("acme", b"acme", 0.0)
+
+
+async def test_the_model_has_what_the_search_left_of_the_deadline(desk: Desk) -> None:
+    desk.generator.script = [["Yes."]] * 2
+    for seconds in (60.0, 1e-9):
+        async for _ in desk.pieces("Does a badge expire?", AnswerMode.GENERATE, deadline_seconds=seconds):
+            pass
+    first, late = (generation.deadline_seconds for generation in desk.generator.asked)
+    assert 0.0 < first < 60.0
+    assert 0.0 < late < 1.0  # never none
 
 
 async def test_fewer_passages_are_given_to_a_model_with_a_short_context(desk: Desk) -> None:
