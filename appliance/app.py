@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,7 @@ from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
 from appliance.infer.quantizer import WorkerQuantizer
 from appliance.infer.router import Admit, EngineOptions, Router
+from appliance.infer.scheduler import output_rows
 from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
 from appliance.knowledge.ask import Asker
@@ -51,7 +52,17 @@ from appliance.models.requantize import Requantizer
 from appliance.models.store import ModelStore
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.tenancy.compose import ScaffoldComposer
-from appliance.types import MemoryPlan, ModelFile, ModelKind, ModelState, ModelStatus, Origin, Segment, Status
+from appliance.types import (
+    EngineStats,
+    MemoryPlan,
+    ModelFile,
+    ModelKind,
+    ModelState,
+    ModelStatus,
+    Origin,
+    Segment,
+    Status,
+)
 from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
 
@@ -95,6 +106,7 @@ class App:
             self._renew_daily,
             self._save_key_use,
             self._compact,
+            self.router.sweep,
             self.router.tend,
             partial(self.monitor.watch_host, self.config.data_dir),
         )
@@ -149,6 +161,8 @@ class App:
             self.monitor.set(findings.MODEL_REFUSED, refused)
             demoted = {f"aliases/{name}": why for name, why in self.aliases.demoted().items()}
             self.monitor.set(findings.CANARY_DEMOTED, demoted)
+            self.monitor.set(findings.ATTENTION_STOCK, _stock_attention(self.config, self.router.stats()))
+            self.monitor.set(findings.KV_DISK_FAILING, _failing_caches(self.router.stats()))
             self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
             self.monitor.set(findings.STORE_DAMAGED, damaged)
             await asyncio.sleep(1.0)
@@ -170,6 +184,17 @@ class App:
         while True:
             await asyncio.sleep(KEY_USE_SECONDS)
             await asyncio.to_thread(self.keys.save_use)
+
+
+def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict[str, str]:
+    """Why engines compute attention by ggml's own kernels, where nobody asked for these."""
+    whys = {f"models/{name}": stats.attention.partition("stock: ")[2] for name, stats in engines.items()}
+    return {} if config.model_attention == "stock" else {name: why for name, why in whys.items() if why}
+
+
+def _failing_caches(engines: Mapping[str, EngineStats]) -> dict[str, str]:
+    """Why engines do not keep idle prefixes on disk, where they are to."""
+    return {f"models/{name}": stats.disk_fault for name, stats in engines.items() if stats.disk_fault}
 
 
 async def _persist(work: Callable[[], Awaitable[object]]) -> None:
@@ -294,6 +319,10 @@ def _engine_options(config: Config, sockets: Path, caches: bytes) -> EngineOptio
         disk_cache_bytes=config.kv_disk_cache_mib << 20,
         disk_cache_directory=config.data_dir / "cache" / "kv",
         disk_cache_key=cache_key.derive(caches, "prefixes on disk"),
+        attention=config.model_attention,
+        speculate_below_streams=config.model_speculate_below,
+        draft_model=config.model_draft,
+        prefill_beside_streams=config.model_prefill_beside_streams,
     )
 
 
@@ -303,7 +332,16 @@ def admission(config: Config) -> Admit:
     A model that still loads has not taken its memory yet, and mapped weights count as available.
     """
 
-    def admit(file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan:
+    engine = plan.Engine(
+        batch_tokens=config.model_batch_tokens,
+        output_rows=output_rows(config.model_sequences, config.model_batch_tokens),
+        kv_type=config.model_kv_type,
+        host_cache_bytes=config.kv_host_cache_mib << 20,
+    )
+
+    def admit(
+        file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0, draft: ModelFile | None = None
+    ) -> MemoryPlan:
         now = host.sample(config.data_dir)
         return plan.admit(
             file,
@@ -311,7 +349,8 @@ def admission(config: Config) -> Admit:
             available_bytes=min(now.memory_available_bytes + freed_bytes, now.memory_total_bytes - loaded_bytes),
             total_bytes=now.memory_total_bytes,
             reserve_bytes=config.memory_reserve_mib << 20,
-            batch_tokens=config.model_batch_tokens,
+            engine=engine,
+            draft=draft,
         )
 
     return admit

@@ -41,6 +41,16 @@ class Config:
     model_kv_type: str = option("f16", "How keys and values are kept: f16, or q8_0 in half the memory.")
     kv_host_cache_mib: int = option(256, "Memory for a model's idle prompt prefixes; 0: none.", minimum=0)
     kv_disk_cache_mib: int = option(2048, "Disk for a model's idle prompt prefixes, encrypted; 0: none.", minimum=0)
+    model_attention: str = option(
+        "auto", "auto, or stock: slower kernels, by which a token's numbers are the same whatever shares its batch."
+    )
+    model_speculate_below: int = option(4, "Draft tokens while no more requests than this run; 0: never.", minimum=0)
+    model_draft: str = option(
+        "", "Imported model that drafts for those with its very vocabulary; empty: drafts come from the prompt alone."
+    )
+    model_prefill_beside_streams: int = option(
+        128, "Rows of prompts in a step for which running answers wait; 0: the whole token budget.", minimum=0
+    )
     model_queue: int = option(64, "Requests that may wait for a model before QUEUE_FULL.", minimum=1)
     memory_reserve_mib: int = option(1024, "Memory that a model's plan leaves to the rest of the box.", minimum=0)
     model_idle_seconds: int = option(0, "Unload a model that nobody asked for so long; 0: never.", minimum=0)
@@ -66,6 +76,10 @@ class Config:
                 raise ConfigInvalid(f"{name}: must be host:port, such as 127.0.0.1:7431.")
         if self.model_kv_type not in ("f16", "q8_0"):
             raise ConfigInvalid("model_kv_type: must be f16 or q8_0.")
+        if self.model_attention not in ("auto", "stock"):
+            raise ConfigInvalid("model_attention: must be auto or stock.")
+        if self.model_draft.startswith("models/"):
+            raise ConfigInvalid("model_draft: must be a model's name without models/ before it.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
 

@@ -325,6 +325,7 @@ class EngineStats:
     compute_seconds_total: float = 0.0  # in llama_decode
     step_seconds_total: float = 0.0  # all of it
     attention: str = ""  # "paged", or "stock" and why
+    disk_fault: str = ""  # why prefixes were not kept on disk when last one should have been
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

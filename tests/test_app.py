@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance import app
 from appliance.app import admission
 from appliance.config import Config
 from appliance.health import host
-from appliance.types import ModelFile, ModelKind
+from appliance.types import EngineStats, ModelFile, ModelKind
 
 GIB = 1 << 30
 FILE = ModelFile("big", ModelKind.CHAT, "/nowhere", "llama", "0" * 64, 10 * GIB, "a stick")
@@ -35,3 +36,41 @@ def test_memory_that_others_take_counts_too(tmp_path: Path, monkeypatch: pytest.
     admit = admission(Config(data_dir=tmp_path, memory_reserve_mib=1024))
     assert "3.0 GiB free" in admit(FILE, 1024, 0).problem
     assert "5.0 GiB free" in admit(FILE, 1024, 0, freed_bytes=2 * GIB).problem
+
+
+def test_what_the_configuration_gives_an_engine_is_in_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "sample", lambda _: NOW)
+    file = replace(FILE, kv_bytes_per_token=1 << 20)
+    small = Config(data_dir=tmp_path, kv_host_cache_mib=0)
+    needed = admission(small)(file, 1024, 0).needed_bytes
+    assert admission(replace(small, kv_host_cache_mib=100))(file, 1024, 0).needed_bytes == needed + (100 << 20)
+    assert admission(replace(small, model_kv_type="q8_0"))(file, 1024, 0).needed_bytes == needed - GIB * 30 // 64
+    assert admission(small)(file, 1024, 0, draft=FILE).needed_bytes > needed + FILE.size_bytes
+
+
+def test_the_options_of_the_configuration_reach_the_engines(tmp_path: Path) -> None:
+    config = Config(
+        data_dir=tmp_path,
+        model_attention="stock",
+        model_speculate_below=0,
+        model_draft="small",
+        model_prefill_beside_streams=64,
+    )
+    options = app._engine_options(config, tmp_path, b"")
+    assert (options.attention, options.speculate_below_streams) == ("stock", 0)
+    assert (options.draft_model, options.prefill_beside_streams) == ("small", 64)
+
+
+def test_stock_attention_that_nobody_asked_for_is_told_with_its_reason() -> None:
+    engines = {
+        "one": EngineStats(attention="paged (avx2)"),
+        "two": EngineStats(attention="stock: another ggml"),
+        "three": EngineStats(),
+    }
+    assert app._stock_attention(Config(), engines) == {"models/two": "another ggml"}
+    assert app._stock_attention(Config(model_attention="stock"), engines) == {}
+
+
+def test_a_cache_on_disk_that_fails_is_told_with_its_reason() -> None:
+    engines = {"one": EngineStats(), "two": EngineStats(disk_fault="A file cannot be written.")}
+    assert app._failing_caches(engines) == {"models/two": "A file cannot be written."}

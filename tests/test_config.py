@@ -49,6 +49,16 @@ def test_every_option_has_a_sentence_that_explains_it() -> None:
         assert item.metadata["doc"].endswith("."), item.name
 
 
-def test_a_cache_type_that_the_engine_does_not_know_is_refused_by_name() -> None:
-    with pytest.raises(ConfigInvalid, match=r"^model_kv_type: "):
-        Config(model_kv_type="q4")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("model_kv_type", "q4"),
+        ("model_attention", "none"),
+        ("model_speculate_below", -1),
+        ("model_draft", "models/small"),
+        ("model_prefill_beside_streams", -1),
+    ],
+)
+def test_what_the_engine_does_not_know_is_refused_by_name(option: str, value: object) -> None:
+    with pytest.raises(ConfigInvalid, match=rf"^{option}: "):
+        Config(**{option: value})  # type: ignore[arg-type]

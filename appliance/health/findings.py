@@ -83,6 +83,20 @@ CANARY_DEMOTED = Declared(
     title="{subject} sends nothing more to a model that failed too often",
     remedy="Roll the alias back (`appliance models alias rollback NAME`), or set its targets anew.",
 )
+ATTENTION_STOCK = Declared(
+    code="ATTENTION_STOCK",
+    severity=Severity.WARNING,
+    title="{subject} runs without paged attention, and so more slowly",
+    remedy='Reinstall this release; if these kernels are wanted, set `model_attention = "stock"`.',
+    visible_after_seconds=5.0,
+)
+KV_DISK_FAILING = Declared(
+    code="KV_DISK_FAILING",
+    severity=Severity.WARNING,
+    title="{subject} keeps no idle prefixes on disk",
+    remedy="Free space or mend the disk of the data directory, or set `kv_disk_cache_mib = 0`; answers are as before.",
+    visible_after_seconds=10.0,
+)
 
 CATALOGUE = {
     declared.code: declared
@@ -96,5 +110,7 @@ CATALOGUE = {
         MEMORY_LOW,
         MODEL_REFUSED,
         CANARY_DEMOTED,
+        ATTENTION_STOCK,
+        KV_DISK_FAILING,
     )
 }

@@ -89,8 +89,8 @@ class Engine:
         """cells: KV cells that all sequences share. post: called once a step with what the step gave, on the engine's
         thread. identity: of model and cache, for the pages' keys. tiers, draft_model: become the engine's to close.
         attention: which kernel computes it. speculate_below_streams: no drafts where more requests run, 0 for never;
-        they come from the draft model, or else from the request's own tokens. prefill_beside_streams: rows of prompts in
-        a step for which streams wait, 0 for the whole budget. Raises ModelTooLarge, ModelUnsupported.
+        they come from the draft model, or else from the request's own tokens. prefill_beside_streams: rows of prompts
+        in a step for which streams wait, 0 for the whole budget. Raises ModelTooLarge, ModelUnsupported.
         """
         sequences = min(sequences, MAX_SEQUENCES // 2)
         ids = sequence_ids(sequences)
@@ -213,6 +213,7 @@ class Engine:
                 preemptions_total=scheduler.preemptions,
                 requests_total=self._next_request,
                 attention=self._attention,
+                disk_fault=tiers.disk_fault if tiers else "",
             )
 
     def run_until_idle(self) -> None:

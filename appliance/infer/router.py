@@ -378,6 +378,8 @@ class Router:
         supervisor = Supervisor(file.name, spec, backoff=self._options.backoff, on_change=self._on_change)
         loading = asyncio.create_task(self._start(file, draft, supervisor, ending))
         log.info("model.planned", model=file.name, needed_bytes=plan.needed_bytes, unloads=plan.unloads)
+        if self._options.draft_model and not draft and file.kind is ModelKind.CHAT:
+            log.info("draft.none", model=file.name, draft=self._options.draft_model)
         mapped = file.size_bytes + (draft.size_bytes if draft else 0)
         loaded = _Loaded(file, supervisor, plan.needed_bytes, mapped, plan.context_tokens, loading, self._clock())
         self._loaded[file.name] = loaded

@@ -119,6 +119,12 @@ class Supervisor:
                 yield protocol.piece_from_pb(response)
         except grpc.aio.AioRpcError as error:
             raise await self._explain(error, process) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if process.returncode is None or (task and task.cancelling()):
+                raise
+            # a reader so slow that the dead worker's channel was closed before it read on: nobody cancelled it
+            raise self._died(process) from None
         finally:
             call.cancel()
 
@@ -166,6 +172,9 @@ class Supervisor:
             return DeadlineExceeded(f"Model {self.name} did not answer in time.")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), timeout=5)
+        return self._died(process)
+
+    def _died(self, process: Process) -> WorkerDied:
         return WorkerDied(f"The engine of model {self.name} {how(process.returncode)} while it answered.")
 
     async def _keep_alive(self) -> None:

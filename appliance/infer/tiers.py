@@ -42,10 +42,12 @@ class DiskTier:
         self._lock = threading.Lock()
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # of files, least recently used first
         self._bytes = 0
+        self.fault = ""  # why the last page that should have been kept was not
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._find()
         except OSError as error:
+            self.fault = f"The folder cannot be used: {error.strerror}."
             log.warning("kv_disk.unusable", error=error.strerror)
 
     def __len__(self) -> int:
@@ -57,7 +59,10 @@ class DiskTier:
     def write(self, key: bytes, data: Buffer) -> None:
         """Keep a page, durably, at the cost of those least recently used."""
         size = len(data) + OVERHEAD_BYTES
-        if key in self._sizes or size > self._most_bytes or not self._has_room(size):
+        if key in self._sizes or size > self._most_bytes:
+            return
+        if not self._has_room(size):
+            self.fault = f"The disk has less than {LEAST_FREE_BYTES >> 20} MiB free."
             return
         self._make_room(size)
         temporary = self._directory / f"{key.hex()}{TEMPORARY}"
@@ -72,10 +77,12 @@ class DiskTier:
                 os.fsync(file.fileno())
             temporary.rename(self._path(key))
         except OSError as error:
+            self.fault = f"A file cannot be written: {error.strerror}."
             log.warning("kv_disk.not_written", error=error.strerror)
             with contextlib.suppress(OSError):
                 temporary.unlink()
             return
+        self.fault = ""
         with self._lock:
             self._sizes[key] = size
             self._bytes += size
@@ -169,6 +176,10 @@ class Tiers:
     @property
     def disk_pages(self) -> int:
         return len(self._disk) if self._disk is not None else 0
+
+    @property
+    def disk_fault(self) -> str:
+        return self._disk.fault if self._disk is not None else ""
 
     def holds(self, key: bytes) -> bool:
         """Is the page here? Cheap. It may be found damaged, or be dropped, before it is got."""

@@ -28,6 +28,7 @@ from appliance.types import Finish, Generation, Sampling, Text
 from appliance.vault.envelope import AesGcm
 
 log = structlog.get_logger()
+GRACE_SECONDS = 0.1  # without any, gRPC tells the other side, and its log, of an error
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -200,7 +201,7 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, 
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     child.say(report, {"state": "ready"})
     await terminated.wait()
-    await server.stop(grace=None)
+    await server.stop(GRACE_SECONDS)
     await asyncio.to_thread(engine.close)  # what is warm goes to disk
 
 

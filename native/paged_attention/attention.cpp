@@ -39,9 +39,9 @@ bool runs_vnni() {
 // Parts that keep their state in cache, and at least one a thread.
 std::vector<Part> split(const Attention & a, const Plan & plan, int threads) {
     const int group = a.heads / a.kv_heads;
-    // Few rows: neighbouring heads together, as they lie side by side in memory. Many: one head, whose packed pages then
-    // serve more of them.
-    const bool many = a.rows * group >= 64;
+    // Few queries a page: neighbouring heads together, as they lie side by side in memory. Many: one head, whose packed
+    // pages then serve more of them.
+    const bool many = plan.refs.size() * group >= 64 * plan.pages.size();
     const int heads_each = many ? 1 : (a.kv_heads + threads - 1) / threads;
     const int head_parts = (a.kv_heads + heads_each - 1) / heads_each;
     const size_t row_bytes = size_t(group) * heads_each * (a.value_size + 16) * sizeof(float);
@@ -88,7 +88,16 @@ void finish(const Attention & a, const std::vector<Part> & parts, const std::vec
 
 }  // namespace
 
-bool multiplies() { return runs_vnni(); }
+const std::vector<ProductType> & product_types() {
+    static const std::vector<ProductType> found = [] {
+        std::vector<ProductType> list;
+#if defined(__x86_64__)
+        if (runs_vnni()) list.assign(PRODUCTS_AVX512_VNNI, PRODUCTS_AVX512_VNNI + PRODUCT_TYPES);
+#endif
+        return list;
+    }();
+    return found;
+}
 
 const std::vector<const Kernels *> & kernels() {
     static const std::vector<const Kernels *> found = [] {

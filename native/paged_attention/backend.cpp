@@ -25,7 +25,8 @@ using namespace paged;
 
 std::atomic<bool> claims{true};     // off: every op falls through to ggml's own kernel
 std::atomic<bool> free_values{false};  // on: results are zeros at no cost, to measure what the rest costs
-std::atomic<bool> products{false};  // whether matrix products are claimed, too: since the self-test found them right
+std::atomic<bool> products{false};  // whether matrix products are claimed, too
+std::atomic<unsigned> proven{0};    // bit i: the self-test found product_types()[i] right
 std::atomic<bool> registered{false};
 std::atomic<long long> computed{0};
 const Kernels * chosen = nullptr;
@@ -67,16 +68,24 @@ const char * refusal(const ggml_tensor * op) {
     return nullptr;
 }
 
-constexpr int FEWEST_ROWS = 4;  // of a product that is worth a change of backends
-
-// ggml's CPU backend keeps weights in these buffers in the layout that product.h reads.
+// ggml's CPU backend keeps weights in these buffers in layouts of its own, which product.h reads.
 bool is_repacked(ggml_backend_buffer_type_t type) { return std::strcmp(ggml_backend_buft_name(type), "CPU_REPACK") == 0; }
 
-bool is_ours(const ggml_tensor * op) {
+// What computes a product; nullptr where it is ggml's.
+const ProductType * product_of(const ggml_tensor * op) {
     const ggml_tensor *weights = op->src[0], *x = op->src[1];
-    return products && weights->type == GGML_TYPE_Q4_0 && weights->buffer && is_repacked(ggml_backend_buffer_get_type(weights->buffer)) &&
-           !weights->view_src && ggml_n_dims(weights) == 2 && weights->ne[1] % PRODUCT_CHANNELS == 0 && x->type == GGML_TYPE_F32 &&
-           x->ne[1] >= FEWEST_ROWS && x->ne[2] == 1 && x->ne[3] == 1 && x->nb[0] == 4 && op->nb[0] == 4;
+    if (!products || !weights->buffer || weights->view_src || ggml_backend_buffer_get_usage(weights->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS)
+        return nullptr;
+    const bool repacked = is_repacked(ggml_backend_buffer_get_type(weights->buffer));
+    if (!repacked && !ggml_backend_buffer_is_host(weights->buffer)) return nullptr;
+    if (ggml_n_dims(weights) != 2 || !ggml_is_contiguous(weights) || weights->ne[1] % PRODUCT_CHANNELS != 0) return nullptr;
+    if (x->type != GGML_TYPE_F32 || x->ne[2] != 1 || x->ne[3] != 1 || x->nb[0] != 4 || op->nb[0] != 4) return nullptr;
+    for (size_t i = 0; i < product_types().size(); i++) {
+        const ProductType & ours = product_types()[i];
+        if (proven >> i & 1 && ours.type == weights->type && ours.repacked == repacked && weights->ne[0] % ours.depth == 0)
+            return x->ne[1] >= ours.fewest_rows ? &ours : nullptr;
+    }
+    return nullptr;
 }
 
 // One llama.cpp context's instance.
@@ -101,9 +110,9 @@ struct Instance {
 
     void product(ggml_tensor * op) {
         const ggml_tensor *weights = op->src[0], *x = op->src[1];
-        multiply({(const char *) weights->data, (const char *) x->data, (char *) op->data, x->nb[1], op->nb[1], int(x->ne[1]),
-                  int(weights->ne[0]), int(weights->ne[1])},
-                 threads, scratch);
+        product_of(op)->multiply({(const char *) weights->data, (const char *) x->data, (char *) op->data, weights->nb[1], x->nb[1], op->nb[1],
+                                  int(x->ne[1]), int(weights->ne[0]), int(weights->ne[1])},
+                                 threads, scratch);
     }
 
     void attention(ggml_tensor * op) {
@@ -156,7 +165,7 @@ bool supports(ggml_backend_dev_t, const ggml_tensor * op) {
         case GGML_OP_VIEW:
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE: return true;
-        case GGML_OP_MUL_MAT: return is_ours(op);
+        case GGML_OP_MUL_MAT: return product_of(op) != nullptr;
         case GGML_OP_FLASH_ATTN_EXT: {
             const char * why = refusal(op);
             if (why) {
@@ -226,7 +235,7 @@ ggml_backend_reg make_registry() {
 ggml_backend_device DEVICE = make_device();
 ggml_backend_reg REGISTRY = make_registry();
 
-bool run_trial(const Trial & trial, bool ours, int threads, float * out) {
+template <class Trial> bool run_trial(const Trial & trial, bool ours, int threads, float * out) {
     ggml_backend_t backend = ours ? ggml_backend_dev_init(&DEVICE, nullptr) : ggml_backend_cpu_init();
     ours ? set_threads(backend, threads) : ggml_backend_cpu_set_n_threads(backend, threads);
     const bool done = run(trial, backend, ggml_backend_get_device(backend), out);
@@ -234,8 +243,19 @@ bool run_trial(const Trial & trial, bool ours, int threads, float * out) {
     return done;
 }
 
-// One attention by our backend and by ggml's own, through the tables that ggml calls. The largest difference, relative to
-// the largest value; infinite where ggml does not see us as we are.
+// The largest difference, relative to the largest value.
+float apart(const std::vector<float> & one, const std::vector<float> & other) {
+    float most = 0, difference = 0;
+    for (size_t i = 0; i < one.size(); i++) {
+        most = std::max(most, std::fabs(one[i]));
+        const float here = std::fabs(one[i] - other[i]);
+        difference = std::max(difference, std::isfinite(here) ? here : INFINITY);
+    }
+    return difference / most;
+}
+
+// One attention by our backend and by ggml's own, through the tables that ggml calls: how far they are apart; infinite
+// where ggml does not see us as we are.
 float differ_from_ggml(ggml_type type, int rows) {
     constexpr int CELLS = 4 * PAGE_CELLS, SIZE = 64, KV_HEADS = 2, HEADS = 8;
     uint32_t random = 1;
@@ -250,13 +270,39 @@ float differ_from_ggml(ggml_type type, int rows) {
         results[ours].resize(q.size());
         if (!run_trial(trial, ours, 1, results[ours].data())) return INFINITY;
     }
-    float most = 0, apart = 0;
-    for (size_t i = 0; i < q.size(); i++) {
-        most = std::max(most, std::fabs(results[0][i]));
-        const float here = std::fabs(results[0][i] - results[1][i]);
-        apart = std::max(apart, std::isfinite(here) ? here : INFINITY);
+    return apart(results[0], results[1]);
+}
+
+// One product by our backend and by ggml's own, as above.
+float product_differs_from_ggml(ggml_type type, int rows) {
+    constexpr int DEPTH = 512, CHANNELS = 64;
+    uint32_t random = 1;
+    const auto next = [&] { return float(int(random = random * 1664525u + 1013904223u) >> 8) / (1 << 22); };
+    std::vector<float> weights(size_t(DEPTH) * CHANNELS), activations(size_t(rows) * DEPTH), results[2];
+    for (auto * values : {&weights, &activations})
+        for (float & x : *values) x = next();
+    const ProductTrial trial = {weights.data(), activations.data(), rows, DEPTH, CHANNELS, type};
+    for (const bool ours : {true, false}) {
+        results[ours].resize(size_t(rows) * CHANNELS);
+        if (!run_trial(trial, ours, 1, results[ours].data())) return INFINITY;
     }
-    return apart / most;
+    return apart(results[0], results[1]);
+}
+
+// Which products are right here; those that are not are refused, and said so.
+void prove_products() {
+    products = true;
+    for (size_t i = 0; i < product_types().size(); i++) {
+        const ggml_type type = ggml_type(product_types()[i].type);
+        proven |= 1u << i;
+        for (const int rows : {5, 9})  // of all sizes of tiles
+            if (const float off = product_differs_from_ggml(type, rows); !(off < 1e-5f)) {
+                proven &= ~(1u << i);
+                const std::lock_guard<std::mutex> guard(refusals_lock);
+                refusals["products of " + std::string(ggml_type_name(type)) + " are off by " + std::to_string(off)]++;
+                break;
+            }
+    }
 }
 
 }  // namespace
@@ -281,6 +327,7 @@ EXPORT const char * paged_attention_register(void) {
                         why = text;
                         return;
                     }
+            prove_products();
             ggml_backend_register(&REGISTRY);
             registered = true;
         }
@@ -298,8 +345,22 @@ EXPORT bool paged_attention_trial(const Trial * trial, bool ours, int threads, f
 // Whether ops are claimed from now on, in graphs that are built from now on.
 EXPORT void paged_attention_enable(bool on) { claims = on; }
 
-// Whether matrix products are claimed, in graphs that are built from now on. False where they cannot be.
-EXPORT bool paged_attention_products(bool on) { return products = on && multiplies(); }
+// One product on given numbers, likewise.
+EXPORT bool paged_attention_product_trial(const ProductTrial * trial, bool ours, int threads, float * out) {
+    return run_trial(*trial, ours, threads, out);
+}
+
+// Whether matrix products are claimed, in graphs that are built from now on; they are once registered.
+EXPORT void paged_attention_products(bool on) { products = on; }
+
+// The types of weights whose products are claimed, "q4_0 q4_K", "" for none.
+EXPORT const char * paged_attention_product_types(void) {
+    static std::string names;
+    names.clear();
+    for (size_t i = 0; i < product_types().size(); i++)
+        if (proven >> i & 1) names += (names.empty() ? "" : " ") + std::string(ggml_type_name(ggml_type(product_types()[i].type)));
+    return names.c_str();
+}
 
 // Zeros at no cost instead of attention: what a bench compares with. Never on in service.
 EXPORT void paged_attention_free(bool on) { free_values = on; }

@@ -243,33 +243,38 @@ template <class I> struct Running {
 struct Softmax {
     float softcap = 0, slope = 0;  // both times log2 e
 
-    // begin(top) hears of the largest weight, then each(i, weights) gets those of cells [i, i + W). Returns how much of
-    // what was summed up before is left.
-    template <class I, class Begin, class Each>
-    float step(const float * scores, uint64_t seen, const uint16_t * bias, Running<I> & running, Begin begin, Each each) const {
-        constexpr int VECTORS = PAGE_CELLS / I::W;
-        typename I::F x[VECTORS], most = I::all(-INFINITY);
-        for (int i = 0; i < VECTORS; i++) {
-            x[i] = I::load(scores + i * I::W);
-            if (softcap != 0) x[i] = I::mul(tanh<I>(x[i]), I::all(softcap));
-            if (bias) x[i] = I::fma(I::half(bias + i * I::W), I::all(slope), x[i]);
-            if (~seen) x[i] = I::hide(x[i], unsigned(seen >> (i * I::W)) & ((1u << I::W) - 1));
-            most = I::max(most, x[i]);
+    // Makes the scores final, in place, and takes the running maximum on. Returns how much of what was summed up before is
+    // left; *top: the largest weight here. Apart from `weigh`, so that the rows of a block don't wait for one another.
+    template <class I> float limit(float * scores, uint64_t seen, const uint16_t * bias, Running<I> & running, float * top) const {
+        typename I::F most = I::all(-INFINITY);
+        const bool plain = seen == ~uint64_t(0) && !bias && softcap == 0;
+        for (int i = 0; i < PAGE_CELLS; i += I::W) {
+            auto x = I::load(scores + i);
+            if (!plain) {
+                if (softcap != 0) x = I::mul(tanh<I>(x), I::all(softcap));
+                if (bias) x = I::fma(I::half(bias + i), I::all(slope), x);
+                x = I::hide(x, unsigned(seen >> i) & ((1u << I::W) - 1));
+                I::store(scores + i, x);
+            }
+            most = I::max(most, x);
         }
         const float here = I::most(most), before = running.max;
         const float max = running.max = std::max(before, here);
         // of old and new maximum one stays, so one exponential tells both what is left and what is the largest here
-        const float other = I::sum(exp2<I>(I::all(std::min(before, here) - max))) / I::W;
-        const float fade = here > before ? other : 1.0f;
-        begin(here > before ? 1.0f : other);
+        const float other = I::first(exp2<I>(I::all(std::min(before, here) - max)));
+        *top = here > before ? 1.0f : other;
+        return here > before ? other : 1.0f;
+    }
+
+    // each(i, weights) gets those of cells [i, i + W).
+    template <class I, class Each> void weigh(const float * scores, float fade, Running<I> & running, Each each) const {
         auto total = I::mul(I::load(running.sum), I::all(fade));
-        for (int i = 0; i < VECTORS; i++) {
-            x[i] = exp2<I>(I::sub(x[i], I::all(max)));
-            total = I::add(total, x[i]);
-            each(i * I::W, x[i]);
+        for (int i = 0; i < PAGE_CELLS; i += I::W) {
+            const auto weights = exp2<I>(I::sub(I::load(scores + i), I::all(running.max)));
+            total = I::add(total, weights);
+            each(i, weights);
         }
         I::store(running.sum, total);
-        return fade;
     }
 };
 
@@ -340,10 +345,13 @@ private:
                 case Type::BF16: narrow_scores<I, Type::BF16>(k, next_k, q, group_, ref->seen, scores_.data()); break;
                 case Type::Q8_0: narrow_scores<I, Type::Q8_0>(k, next_k, q, group_, ref->seen, scores_.data()); break;
             }
+            float top;
+            for (int g = 0; g < group_; g++)
+                fades_[g] = softmax(head * group_ + g).template limit<I>(scores_.data() + g * PAGE_CELLS, ref->seen, bias(ref->row, cell),
+                                                                        running_[at + g], &top);
             for (int g = 0; g < group_; g++) {
                 float * scores = scores_.data() + g * PAGE_CELLS;
-                const auto store = [scores](int i, typename I::F weights) { I::store(scores + i, weights); };
-                fades_[g] = softmax(head * group_ + g).template step<I>(scores, ref->seen, bias(ref->row, cell), running_[at + g], [](float) {}, store);
+                Softmax().weigh<I>(scores, fades_[g], running_[at + g], [scores](int i, typename I::F weights) { I::store(scores + i, weights); });
             }
             float * out = state_.out.data() + size_t(at) * a_.value_size;
             switch (v.type) {
@@ -361,7 +369,7 @@ private:
         wide_.page(head - part_.head, keys(cell, head), vals(cell, head), any);
         scores_.resize(size_t(std::max(group_, BLOCK_QUERIES)) * PAGE_CELLS);
         int at[BLOCK_QUERIES];
-        float fades[BLOCK_QUERIES];
+        float fades[BLOCK_QUERIES], tops[BLOCK_QUERIES];
         const Ref * refs[BLOCK_QUERIES];
         const int queries = int(end - begin) * group_;
         for (int first = 0; first < queries; first += BLOCK_QUERIES) {
@@ -372,9 +380,13 @@ private:
             }
             wide_.scores(at, count, scores_.data());
             for (int i = 0; i < count; i++)
-                fades[i] = softmax(head * group_ + (first + i) % group_).template step<I>(
-                    scores_.data() + i * PAGE_CELLS, refs[i]->seen, bias(refs[i]->row, cell), running_[at[i]],
-                    [&](float top) { wide_.weights_of(i, top); }, [&](int cells, typename I::F weights) { wide_.weigh(i, cells, weights); });
+                fades[i] = softmax(head * group_ + (first + i) % group_).template limit<I>(
+                    scores_.data() + i * PAGE_CELLS, refs[i]->seen, bias(refs[i]->row, cell), running_[at[i]], &tops[i]);
+            for (int i = 0; i < count; i++) {
+                wide_.weights_of(i, tops[i]);
+                Softmax().weigh<I>(scores_.data() + i * PAGE_CELLS, fades[i], running_[at[i]],
+                                   [&](int cells, typename I::F weights) { wide_.weigh(i, cells, weights); });
+            }
             wide_.values(at, count, fades, state_.out.data());
         }
     }

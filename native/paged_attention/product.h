@@ -1,7 +1,8 @@
 // Products of many rows with quantized weights, faster than ggml's: out = activations x weights^T.
 //
-// Weights are read where ggml's CPU backend keeps them, repacked in its CPU_REPACK buffers (block_q4_0x8). Activations are
-// rounded to int8 by blocks of 32, as ggml rounds them, so results differ from ggml's in the order of sums alone.
+// Weights are read where ggml's CPU backend keeps them: as the file has them (block_q6_K, block_q8_0), or repacked in its
+// CPU_REPACK buffers (block_q4_0x8, block_q4_Kx8). Activations are rounded to int8 by blocks, as ggml rounds them. Sums of
+// a block are whole numbers, so results differ from ggml's in the order of its sums of float32 alone, if they do.
 #pragma once
 
 #include <cstddef>
@@ -10,27 +11,39 @@
 
 namespace paged {
 
-constexpr int PRODUCT_BLOCK = 32;     // elements that share a scale
 constexpr int PRODUCT_CHANNELS = 32;  // channels of a strip: a multiple of what ggml interleaves
 
 struct Product {
-    const char * weights;       // block_q4_0x8 [channels / 8][depth / 32]
+    const char * weights;       // [channels][depth] in blocks, eight channels interleaved where ggml repacked them
     const char * activations;   // f32 [rows][depth]
     char * out;                 // f32 [rows][channels]
-    size_t activation_row, out_row;  // bytes
+    size_t weight_row, activation_row, out_row;  // bytes
     int rows, depth, channels;
 };
 
-// Scratch, kept by the caller.
-struct ProductScratch {
-    std::vector<int8_t> codes;      // [rows][depth]
-    std::vector<float> scales;      // [rows][depth / 32]
-    std::vector<int32_t> offsets;   // [rows][depth / 32]: what weights' codes from 0 instead of -8 make too much
+struct alignas(64) Line {
+    char bytes[64];
 };
 
-// Whether this processor has the kernel.
-bool multiplies();
+// Scratch, kept by the caller: all rows, rounded, and a thread's strip of weights, unpacked.
+struct ProductScratch {
+    std::vector<Line> rows;
+    std::vector<std::vector<Line>> strips;
+};
 
-void multiply(const Product & product, int threads, ProductScratch & scratch);
+// One type of weights, as ggml keeps it.
+struct ProductType {
+    int type;          // ggml_type
+    bool repacked;     // eight channels interleaved, in a CPU_REPACK buffer
+    int depth;         // what a product's depth is a multiple of
+    int fewest_rows;   // from how many rows on it is faster than ggml, a change of backends included
+    void (*multiply)(const Product & product, int threads, ProductScratch & scratch);
+};
+
+constexpr int PRODUCT_TYPES = 4;
+extern const ProductType PRODUCTS_AVX512_VNNI[PRODUCT_TYPES];
+
+// What this processor has kernels for; empty where it has none.
+const std::vector<ProductType> & product_types();
 
 }  // namespace paged

@@ -1,141 +1,168 @@
 // VPDPBUSD: 64 products of unsigned and signed bytes an instruction, added into 16 sums.
 #include "product.h"
+#include "product_blocks.h"
 
-#include <immintrin.h>
+#include "ggml.h"
+
+#include <omp.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace paged {
 
 namespace {
 
-constexpr int ROWS = 6;                      // of a tile: with 32 channels 24 accumulators of 32 registers
-constexpr int BLOCK_BYTES = 16 + 128;        // ggml's block_q4_0x8: 8 scales in f16, 8 x 32 codes of 4 bits
-constexpr int STEPS = PRODUCT_BLOCK / 4;     // four elements a step
+constexpr int ROWS = 6;  // of a tile: with 32 channels 12 accumulators a sum, of 32 registers
 
-// One strip of 32 channels, unpacked: codes [depth / 32][STEPS][32 channels][4 elements] from 0 to 15, scales [depth / 32][32].
-struct Strip {
-    std::vector<uint8_t> codes;
-    std::vector<float> scales;
-
-    void take(const char * weights, int depth) {
-        const int blocks = depth / PRODUCT_BLOCK;
-        codes.resize(size_t(blocks) * STEPS * 128), scales.resize(size_t(blocks) * PRODUCT_CHANNELS);
-        for (int half = 0; half < 2; half++) {
-            const char * low = weights + size_t(2 * half) * blocks * BLOCK_BYTES;
-            const char * high = low + size_t(blocks) * BLOCK_BYTES;
-            for (int b = 0; b < blocks; b++, low += BLOCK_BYTES, high += BLOCK_BYTES) unpack(low, high, b, half);
-        }
-    }
-
-private:
-    // Sixteen channels of one block. A chunk of 64 bytes has 8 bytes of each of 8 channels: elements 8h to 8h + 7 in the
-    // low nibbles, 16 more in the high ones, as two's complement.
-    void unpack(const char * low, const char * high, int block, int half) {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        const __m512i nibble = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(8);
-        uint8_t * to = codes.data() + size_t(block) * STEPS * 128 + 64 * half;
-        for (int h = 0; h < 2; h++) {
-            const __m512i a = _mm512_loadu_si512(low + 16 + 64 * h), b = _mm512_loadu_si512(high + 16 + 64 * h);
-            const __m512i quads[2] = {_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b)};
-            for (int i = 0; i < 2; i++) {
-                const __m512i first = _mm512_and_si512(quads[i], nibble);
-                const __m512i second = _mm512_and_si512(_mm512_srli_epi16(quads[i], 4), nibble);
-                _mm512_storeu_si512(to + (2 * h + i) * 128, _mm512_xor_si512(first, sign));
-                _mm512_storeu_si512(to + (2 * h + i + 4) * 128, _mm512_xor_si512(second, sign));
-            }
-        }
-        float * scale = scales.data() + size_t(block) * PRODUCT_CHANNELS + 16 * half;
-        _mm256_storeu_ps(scale, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) low)));
-        _mm256_storeu_ps(scale + 8, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) high)));
-    }
+// What a block of one row is rounded to. offsets: what codes of weights from 0 on make too much, for each part.
+template <class Type> struct Rounded {
+    static constexpr int PARTS = Type::BLOCK / Type::PART;
+    int8_t codes[Type::BLOCK];
+    float scale;
+    int32_t offsets[PARTS];
+    int16_t sums[PARTS + PARTS % 2];
 };
 
-// A row to int8 by blocks, as ggml's quantize_row_q8_0.
-void round_row(const float * from, int depth, int8_t * codes, float * scales, int32_t * offsets) {
-    for (int b = 0; b < depth / PRODUCT_BLOCK; b++, from += PRODUCT_BLOCK, codes += PRODUCT_BLOCK) {
-        const __m512 x = _mm512_loadu_ps(from), y = _mm512_loadu_ps(from + 16);
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
-        const __m512 back = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
-        const __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(x, back)), q = _mm512_cvtps_epi32(_mm512_mul_ps(y, back));
-        _mm_storeu_si128((__m128i *) codes, _mm512_cvtepi32_epi8(p));
-        _mm_storeu_si128((__m128i *) (codes + 16), _mm512_cvtepi32_epi8(q));
-        scales[b] = _cvtsh_ss(_cvtss_sh(most / 127.0f, 0));
-        offsets[b] = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(p, q));
+inline float largest(const float * from, int count) {
+    __m512 most = _mm512_setzero_ps();
+    for (int i = 0; i < count; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(from + i)));
+    return _mm512_reduce_max_ps(most);
+}
+
+// A row to int8 by blocks, as ggml's quantize_row_q8_0 (32 elements, the scale in f16) and quantize_row_q8_K (256).
+template <class Type> void round_row(const float * from, int blocks, Rounded<Type> * to) {
+    for (int b = 0; b < blocks; b++, to++, from += Type::BLOCK) {
+        const float most = largest(from, Type::BLOCK), factor = most > 0 ? 127.0f / most : 0.0f;
+        to->scale = Type::BLOCK == 32 ? _cvtsh_ss(_cvtss_sh(most / 127.0f, 0)) : most > 0 ? 1 / factor : 0.0f;
+        for (int p = 0; p < Rounded<Type>::PARTS; p++) {
+            __m512i sum = _mm512_setzero_si512();
+            for (int i = p * Type::PART; i < (p + 1) * Type::PART; i += 16) {
+                const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + i), _mm512_set1_ps(factor)));
+                _mm_storeu_si128((__m128i *) (to->codes + i), _mm512_cvtepi32_epi8(codes));
+                sum = _mm512_add_epi32(sum, codes);
+            }
+            const int whole = _mm512_reduce_add_epi32(sum);
+            to->offsets[p] = -Type::ZERO * whole, to->sums[p] = int16_t(whole);
+        }
     }
 }
 
-// As assembly, because GCC 12 moves and spills the accumulators of the intrinsic.
+// As assembly, because GCC 12 moves and spills the accumulators of the intrinsics.
 inline void multiply_add(__m512i & sum, __m512i weights, __m512i activations) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
 }
+inline void multiply_add_pairs(__m512i & sum, __m512i left, __m512i right) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(left), "v"(right));
+}
 
-// R rows x 32 channels.
-template <int R> __attribute__((noinline)) void tile(const Strip & strip, const ProductScratch & s, int row, int depth, float * out, size_t out_row) {
-    const int blocks = depth / PRODUCT_BLOCK;
-    __m512 total[R][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) total[r][0] = total[r][1] = _mm512_setzero_ps();
-    const int8_t * codes = s.codes.data() + size_t(row) * depth;
-    const float * scales = s.scales.data() + size_t(row) * blocks;
-    const int32_t * offsets = s.offsets.data() + size_t(row) * blocks;
-    const uint8_t * weights = strip.codes.data();
-    for (int b = 0; b < blocks; b++) {
+inline __m512i four_bytes(const void * from) {
+    int32_t four;
+    std::memcpy(&four, from, 4);
+    return _mm512_set1_epi32(four);
+}
+
+// R rows x 32 channels of one block, as whole numbers.
+template <class Type, int R> inline void block_sums(const typename Type::Block & weights, const Rounded<Type> * row, size_t stride, __m512i (&whole)[R][2]) {
+    constexpr int PARTS = Rounded<Type>::PARTS, STEPS = Type::PART / 4;
+    for (int part = 0; part < PARTS; part++) {
         __m512i sum[R][2];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_set1_epi32(offsets[size_t(r) * blocks + b]);
+        for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = Type::ZERO ? _mm512_set1_epi32(row[r * stride].offsets[part]) : _mm512_setzero_si512();
 #pragma GCC unroll 8
-        for (int step = 0; step < STEPS; step++, weights += 128) {
-            const __m512i first = _mm512_loadu_si512(weights), second = _mm512_loadu_si512(weights + 64);
+        for (int step = part * STEPS; step < (part + 1) * STEPS; step++) {
+            const __m512i first = _mm512_load_si512(weights.codes[step]), second = _mm512_load_si512(weights.codes[step][16]);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                int32_t four;
-                std::memcpy(&four, codes + size_t(r) * depth + b * PRODUCT_BLOCK + 4 * step, 4);
-                const __m512i activations = _mm512_set1_epi32(four);
-                multiply_add(sum[r][0], first, activations);
-                multiply_add(sum[r][1], second, activations);
+                const __m512i activations = four_bytes(row[r * stride].codes + 4 * step);
+                multiply_add(sum[r][0], first, activations), multiply_add(sum[r][1], second, activations);
             }
         }
-        const __m512 first = _mm512_loadu_ps(&strip.scales[size_t(b) * 32]), second = _mm512_loadu_ps(&strip.scales[size_t(b) * 32 + 16]);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            const __m512 scale = _mm512_set1_ps(scales[size_t(r) * blocks + b]);
-            total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][0]), _mm512_mul_ps(first, scale), total[r][0]);
-            total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][1]), _mm512_mul_ps(second, scale), total[r][1]);
-        }
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                if constexpr (PARTS == 1) whole[r][half] = sum[r][half];
+                else {
+                    const __m512i scaled = _mm512_mullo_epi32(sum[r][half], _mm512_load_si512(&weights.part_scales[part][16 * half]));
+                    whole[r][half] = part ? _mm512_add_epi32(whole[r][half], scaled) : scaled;
+                }
+            }
+    }
+}
+
+// R rows x 32 channels. Meanwhile so many lines a block from `soon` on come into the cache.
+template <class Type, int R>
+__attribute__((noinline)) void tile(const typename Type::Block * weights, const Rounded<Type> * row, int blocks, char * out, size_t out_row,
+                                    const char * soon, int lines) {
+    __m512 total[R][2], low[R][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) total[r][0] = total[r][1] = low[r][0] = low[r][1] = _mm512_setzero_ps();
+    for (int b = 0; b < blocks; b++, weights++, row++) {
+        for (int i = 0; i < lines; i++, soon += sizeof(Line)) _mm_prefetch(soon, _MM_HINT_T1);
+        __m512i whole[R][2];
+        block_sums<Type, R>(*weights, row, blocks, whole);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                const __m512 scale = _mm512_set1_ps(row[size_t(r) * blocks].scale);
+                total[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r][half]), _mm512_mul_ps(_mm512_load_ps(weights->scales + 16 * half), scale), total[r][half]);
+                if constexpr (Type::MINS) {
+                    __m512i mins = _mm512_setzero_si512();
+#pragma GCC unroll 8
+                    for (int p = 0; p < Rounded<Type>::PARTS; p += 2)
+                        multiply_add_pairs(mins, _mm512_load_si512(weights->mins[p / 2][16 * half]), four_bytes(row[size_t(r) * blocks].sums + p));
+                    low[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(mins), _mm512_mul_ps(_mm512_load_ps(weights->min_scales + 16 * half), scale), low[r][half]);
+                }
+            }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-        float * to = (float *) ((char *) out + r * out_row);
-        _mm512_storeu_ps(to, total[r][0]), _mm512_storeu_ps(to + 16, total[r][1]);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++)
+            _mm512_storeu_ps((float *) (out + r * out_row) + 16 * half, Type::MINS ? _mm512_sub_ps(total[r][half], low[r][half]) : total[r][half]);
+}
+
+template <class Type> void multiply(const Product & p, int threads, ProductScratch & s) {
+    using Block = typename Type::Block;
+    const int blocks = p.depth / Type::BLOCK;
+    const auto lines = [](size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); };
+    s.rows.resize(std::max(s.rows.size(), lines(size_t(p.rows) * blocks * sizeof(Rounded<Type>))));
+    s.strips.resize(std::max(s.strips.size(), size_t(threads)));
+    Rounded<Type> * const rows = (Rounded<Type> *) s.rows.data();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int row = 0; row < p.rows; row++)
+            round_row<Type>((const float *) (p.activations + row * p.activation_row), blocks, rows + size_t(row) * blocks);
+        std::vector<Line> & strip = s.strips[omp_get_thread_num()];
+        strip.resize(std::max(strip.size(), lines(blocks * sizeof(Block))));
+        Block * const weights = (Block *) strip.data();
+#pragma omp for schedule(dynamic, 1)
+        for (int channel = 0; channel < p.channels; channel += PRODUCT_CHANNELS) {
+            for (int b = 0; b < blocks; b++) Type::unpack(p.weights + channel * p.weight_row, blocks, b, weights[b]);
+            const char * const next = p.weights + (channel + PRODUCT_CHANNELS) * p.weight_row;
+            const int each = channel + PRODUCT_CHANNELS < p.channels ? int(lines(PRODUCT_CHANNELS * p.weight_row) + blocks - 1) / blocks : 0;
+            const auto tiles = [&](auto compute, int from, int count) {
+                for (; from + count <= p.rows; from += count)
+                    compute(weights, rows + size_t(from) * blocks, blocks, p.out + from * p.out_row + channel * sizeof(float), p.out_row, next, from ? 0 : each);
+                return from;
+            };
+            int row = tiles(tile<Type, ROWS>, 0, ROWS);
+            row = tiles(tile<Type, 4>, row, 4);
+            row = tiles(tile<Type, 2>, row, 2);
+            tiles(tile<Type, 1>, row, 1);
+        }
     }
 }
 
 }  // namespace
 
-void multiply(const Product & p, int threads, ProductScratch & s) {
-    const int blocks = p.depth / PRODUCT_BLOCK;
-    s.codes.resize(size_t(p.rows) * p.depth), s.scales.resize(size_t(p.rows) * blocks), s.offsets.resize(size_t(p.rows) * blocks);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-#pragma omp for schedule(static)
-        for (int row = 0; row < p.rows; row++)
-            round_row((const float *) (p.activations + row * p.activation_row), p.depth, &s.codes[size_t(row) * p.depth],
-                      &s.scales[size_t(row) * blocks], &s.offsets[size_t(row) * blocks]);
-        Strip strip;
-#pragma omp for schedule(dynamic, 1)
-        for (int channel = 0; channel < p.channels; channel += PRODUCT_CHANNELS) {
-            strip.take(p.weights + size_t(channel / 8) * blocks * BLOCK_BYTES, p.depth);
-            int row = 0;
-            float * out = (float *) p.out + channel;
-            const auto at = [&](int r) { return (float *) ((char *) out + r * p.out_row); };
-            for (; row + ROWS <= p.rows; row += ROWS) tile<ROWS>(strip, s, row, p.depth, at(row), p.out_row);
-            for (; row + 2 <= p.rows; row += 2) tile<2>(strip, s, row, p.depth, at(row), p.out_row);
-            for (; row < p.rows; row++) tile<1>(strip, s, row, p.depth, at(row), p.out_row);
-        }
-    }
-}
+const ProductType PRODUCTS_AVX512_VNNI[PRODUCT_TYPES] = {
+    {GGML_TYPE_Q4_0, true, Q4_0::BLOCK, 4, multiply<Q4_0>},
+    {GGML_TYPE_Q4_K, true, Q4_K::BLOCK, 4, multiply<Q4_K>},
+    {GGML_TYPE_Q6_K, false, Q6_K::BLOCK, 4, multiply<Q6_K>},
+    {GGML_TYPE_Q8_0, false, Q8_0::BLOCK, 4, multiply<Q8_0>},
+};
 
 }  // namespace paged

@@ -41,6 +41,7 @@ struct Avx512 {
     static F min(F a, F b) { return _mm512_min_ps(a, b); }
     static F round(F a) { return _mm512_roundscale_ps(a, 0); }
     static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n whole
+    static float first(F a) { return _mm512_cvtss_f32(a); }
     static float sum(F a) { return _mm512_reduce_add_ps(a); }
     static float most(F a) { return _mm512_reduce_max_ps(a); }
     static F hide(F a, unsigned seen) { return _mm512_mask_mov_ps(all(-INFINITY), (__mmask16) seen, a); }
@@ -95,6 +96,7 @@ struct Avx2 {
         const __m256i power = _mm256_cvtps_epi32(max(n, all(-126.0f)));
         return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(power, _mm256_set1_epi32(127)), 23)));
     }
+    static float first(F a) { return _mm256_cvtss_f32(a); }
     static float sum(F a) {
         __m128 h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         h = _mm_add_ps(h, _mm_movehl_ps(h, h));
@@ -160,6 +162,7 @@ struct Neon {
         const int32x4_t power = vcvtq_s32_f32(max(n, all(-126.0f)));
         return mul(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(power, vdupq_n_s32(127)), 23)));
     }
+    static float first(F a) { return vgetq_lane_f32(a, 0); }
     static float sum(F a) { return vaddvq_f32(a); }
     static float most(F a) { return vmaxvq_f32(a); }
     static F hide(F a, unsigned seen) {

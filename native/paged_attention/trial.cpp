@@ -1,4 +1,4 @@
-// One attention on numbers that the caller gives, by a backend that the caller names, as ggml would run it: for the
+// One operation on numbers that the caller gives, by a backend that the caller names, as ggml would run it: for the
 // self-test at registration, and for the tests to compare with ggml's own kernel and with exact arithmetic.
 #include "trial.h"
 
@@ -7,6 +7,7 @@
 #include "ggml.h"
 
 #include <cstring>
+#include <vector>
 
 namespace paged {
 
@@ -23,6 +24,20 @@ void fill(ggml_tensor * t, const float * values) {
 ggml_tensor * by_head(ggml_context * ctx, ggml_tensor * cache, int size, int cells, int heads) {
     const size_t head = ggml_row_size(cache->type, size);
     return ggml_view_3d(ctx, cache, size, cells, heads, cache->nb[1], head, 0);
+}
+
+// Where llama.cpp keeps weights: in the first of the CPU's own types of buffers that it can multiply from.
+ggml_backend_buffer_type_t buffer_for(ggml_tensor * weights, const ggml_tensor * product) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t * type = extra ? extra(cpu) : nullptr; type && *type; type++) {
+        weights->buffer = ggml_backend_buft_alloc_buffer(*type, 0);
+        const bool fits = ggml_backend_dev_supports_op(cpu, product);
+        ggml_backend_buffer_free(weights->buffer);
+        weights->buffer = nullptr;
+        if (fits) return *type;
+    }
+    return ggml_backend_cpu_buffer_type();
 }
 
 }  // namespace
@@ -49,6 +64,29 @@ bool run(const Trial & t, ggml_backend_t backend, ggml_backend_dev_t device, flo
     std::memcpy(out, result->data, ggml_nbytes(result));
     ggml_backend_buffer_free(buffer);
     ggml_free(ctx);
+    return done;
+}
+
+bool run(const ProductTrial & t, ggml_backend_t backend, ggml_backend_dev_t device, float * out) {
+    ggml_context * held = ggml_init({ggml_tensor_overhead(), nullptr, true});
+    ggml_context * ctx = ggml_init({ggml_tensor_overhead() * 4 + ggml_graph_overhead(), nullptr, true});
+    ggml_tensor * weights = ggml_new_tensor_2d(held, ggml_type(t.type), t.depth, t.channels);
+    ggml_tensor * activations = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, t.depth, t.rows);
+    ggml_tensor * result = ggml_mul_mat(ctx, weights, activations);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, result);
+    ggml_backend_buffer_t weights_buffer = ggml_backend_alloc_ctx_tensors_from_buft(held, buffer_for(weights, result));
+    ggml_backend_buffer_set_usage(weights_buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type());
+    std::vector<char> quantized(ggml_nbytes(weights));
+    ggml_quantize_chunk(weights->type, t.weights, quantized.data(), 0, t.channels, t.depth, nullptr);
+    ggml_backend_tensor_set(weights, quantized.data(), 0, quantized.size());
+    std::memcpy(activations->data, t.activations, ggml_nbytes(activations));
+    std::memset(result->data, 0xFF, ggml_nbytes(result));
+    const bool done = ggml_backend_dev_supports_op(device, result) && ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS;
+    std::memcpy(out, result->data, ggml_nbytes(result));
+    ggml_backend_buffer_free(weights_buffer), ggml_backend_buffer_free(buffer);
+    ggml_free(held), ggml_free(ctx);
     return done;
 }
 

@@ -16,6 +16,15 @@ struct Trial {
     float scale, max_bias, softcap;
 };
 
+// Row-major: weights [channels][depth], quantized here to a ggml type, activations [rows][depth].
+struct ProductTrial {
+    const float *weights, *activations;
+    int rows, depth, channels, type;
+};
+
+// out [rows][channels], weights in the buffer where llama.cpp would put them. False as below.
+bool run(const ProductTrial & trial, ggml_backend_t backend, ggml_backend_dev_t device, float * out);
+
 // out [rows][heads][value_size]. False where the device doesn't support the operation.
 bool run(const Trial & trial, ggml_backend_t backend, ggml_backend_dev_t device, float * out);
 

@@ -16,6 +16,7 @@ import time
 
 import llama_cpp as native
 import numpy as np
+import structlog
 
 from appliance.infer import llama, paged
 from tests.bench import report, serving
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     if arguments.measure:
         mode, *numbers = arguments.measure
         found = read_seconds(int(numbers[0])) if mode == "read" else step_seconds(mode, *map(int, numbers))

@@ -27,7 +27,9 @@ class NoAliases:
         raise AssertionError("there are no aliases")
 
 
-def fits(file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan:
+def fits(
+    file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0, draft: ModelFile | None = None
+) -> MemoryPlan:
     return MemoryPlan(file.name, context_tokens, file.size_bytes, 1 << 40, 1 << 40)
 
 

@@ -36,7 +36,7 @@ from appliance.types import (
     Tally,
     Text,
 )
-from tests.infer.conftest import greedy
+from tests.infer.conftest import greedy, words
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -98,9 +98,18 @@ class Plan:
     def __init__(self, most: int = 1_000_000) -> None:
         self.most = most
         self.asked: list[tuple[str, int, int]] = []
+        self.drafts: dict[str, str] = {}  # who was to draft for whom
 
-    def __call__(self, file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0) -> MemoryPlan:
+    def __call__(
+        self,
+        file: ModelFile,
+        context_tokens: int,
+        loaded_bytes: int,
+        freed_bytes: int = 0,
+        draft: ModelFile | None = None,
+    ) -> MemoryPlan:
         self.asked.append((file.name, context_tokens, loaded_bytes))
+        self.drafts[file.name] = draft.name if draft else ""
         free = self.most - loaded_bytes
         problem = "" if free >= 1000 else f"Model {file.name} needs 1000 bytes; {free} are free."
         return MemoryPlan(file.name, context_tokens, 1000, free, self.most, problem)
@@ -149,6 +158,7 @@ async def route(files: Files, tmp_path: Path) -> AsyncIterator[MakeRouter]:
         idle_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         context_tokens: int = 1024,
+        **changes: object,
     ) -> Router:
         options = EngineOptions(
             tmp_path / "engines",
@@ -158,6 +168,7 @@ async def route(files: Files, tmp_path: Path) -> AsyncIterator[MakeRouter]:
             log_level="warning",
             backoff=Backoff(first_seconds=0.05),
             idle_seconds=idle_seconds,
+            **changes,  # type: ignore[arg-type]
         )
         made.append(Router(files, options, plan or Plan(), names or Names(), on_change, clock))
         return made[-1]
@@ -485,3 +496,88 @@ async def test_the_state_of_each_engine_is_known_while_it_serves(route: MakeRout
     assert router.stats()["old"].running == 0
     await router.unload("old")
     assert router.stats() == {}
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------------
+
+
+async def drafted_tokens(router: Router, model: str) -> int:
+    """After an answer that goes round in circles, so that any drafter has something to go by."""
+    assert (await answer(router, model, greedy("the badge " * 40, max_tokens=200))).usage.output_tokens == 200
+    return (await anext(router._loaded[model].supervisor.watch())).drafted_tokens_total
+
+
+async def test_the_configured_model_drafts_for_another_and_counts_in_its_plan(
+    route: MakeRouter, files: Files, models: dict[str, Path]
+) -> None:
+    files.files["small"] = model_file("small", models["llama"], 2)
+    plan = Plan()
+    router = route(plan, draft_model="small")
+    assert await drafted_tokens(router, "old") > 0
+    spec = router._loaded["old"].supervisor.spec
+    assert (spec.draft_model_path, plan.drafts["old"]) == (str(models["llama"]), "small")
+    assert "small" in files.verified
+
+
+async def test_nobody_drafts_for_itself_for_a_pointer_or_where_speculation_is_off(
+    route: MakeRouter, files: Files
+) -> None:
+    plan = Plan()
+    router = route(plan, draft_model="new")
+    for name in ("new", "pointer", "old"):
+        router.plan(name)
+    assert plan.drafts == {"new": "", "pointer": "", "old": "new"}
+    for options in ({"draft_model": "new", "speculate_below_streams": 0}, {"draft_model": "gone"}):
+        route(plan, **options).plan("old")
+        assert plan.drafts["old"] == ""
+
+
+async def test_a_draft_model_with_another_vocabulary_hinders_nobody(
+    route: MakeRouter, capfd: pytest.CaptureFixture[str]
+) -> None:
+    router = route(draft_model="new")
+    assert await drafted_tokens(router, "old") > 0  # from the prompt alone
+    await router.unload("old")
+    assert '"event": "draft.refused"' in capfd.readouterr().err
+
+
+async def test_a_damaged_draft_model_never_reaches_the_engine(
+    route: MakeRouter, files: Files, models: dict[str, Path]
+) -> None:
+    files.files["small"] = model_file("small", models["llama"], 2)
+    files.damaged = {"small"}
+    router = route(draft_model="small")
+    assert (await answer(router, "old")).usage.output_tokens == 12
+    assert router._loaded["old"].supervisor.spec.draft_model_path == ""
+
+
+# --- prefixes on disk -------------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_router_leaves_warm_prefixes_and_a_sweep_only_those_of_models_that_are_here(
+    route: MakeRouter, files: Files, tmp_path: Path
+) -> None:
+    kv = tmp_path / "kv"
+    options = {"disk_cache_directory": kv, "disk_cache_bytes": 1 << 24, "disk_cache_key": bytes(32)}
+    router = route(**options)
+    for name in ("old", "new"):
+        await answer(router, name, greedy(words(0, 200)))
+    await router.close()
+    assert {folder.name for folder in kv.iterdir()} == {"old-1", "new-9"}
+    assert len(list((kv / "old-1").glob("*.page"))) == 3
+    (kv / "elsewhere").symlink_to(tmp_path)
+    (kv / "a-file").touch()
+    router = route(**options)
+    await router.load("new")
+    del files.files["old"], files.files["new"]
+    await router.sweep()
+    assert {folder.name for folder in kv.iterdir()} == {"new-9", "elsewhere", "a-file"}, "loaded, or not its own"
+    await router.unload("new")
+    await router.sweep()
+    assert not list(kv.glob("*-?"))
+    assert (kv / "elsewhere").resolve() == tmp_path
+
+
+async def test_a_sweep_needs_no_folder(route: MakeRouter, tmp_path: Path) -> None:
+    await route().sweep()
+    await route(disk_cache_directory=tmp_path / "none").sweep()

@@ -551,3 +551,42 @@ def test_thousands_of_requests_of_every_kind_all_end_and_leave_nothing_behind() 
     assert pages.free + pages.cached == pages.total
     assert simulation.scheduler.preemptions > 0
     assert not simulation.scheduler._coming
+
+
+def prompt_rows(step: Step, streams: int) -> int:
+    return sum(len(chunk.tokens) for chunk in step.chunks[streams:])
+
+
+def test_beside_streams_a_step_has_only_so_many_rows_of_prompts_and_alone_the_whole_budget() -> None:
+    simulation = Simulation(4096, prefill_beside_streams=32)
+    simulation.submit(1, prompt(1, 300), 20)
+    assert [prompt_rows(simulation.step(), 0) for _ in range(3)] == [128, 128, 44]
+    simulation.submit(2, prompt(2, 1000), 5)
+    steps = [simulation.step() for _ in range(12)]
+    assert {(len(step.chunks[0].tokens), prompt_rows(step, 1)) for step in steps} == {(1, 32)}
+    while len(simulation.outputs[1]) < 20:
+        simulation.step()
+    assert prompt_rows(simulation.step(), 0) == 128, "nobody waits for it any more"
+    simulation.run()
+    assert [len(simulation.outputs[request]) for request in (1, 2)] == [20, 5]
+
+
+def test_where_more_prompts_than_streams_wait_they_get_as_many_times_the_rows() -> None:
+    simulation = Simulation(8192, sequences=8, prefill_beside_streams=32)
+    simulation.submit(1, prompt(1, 10), 200)
+    simulation.step()
+    found = []
+    for request in range(2, 8):
+        simulation.submit(request, prompt(request, 1000), 100)
+        found.append(prompt_rows(simulation.step(), 1))
+    assert found == [32, 64, 96, 127, 127, 127]
+
+
+def test_streams_of_another_adapter_wait_for_a_step_too() -> None:
+    simulation = Simulation(4096, prefill_beside_streams=32)
+    simulation.submit(1, prompt(1, 10), 100)
+    simulation.step()
+    simulation.submit(2, prompt(2, 1000), 5, adapter="a")
+    rows = [prompt_rows(step, 0) for step in (simulation.step() for _ in range(20)) if step.adapter == "a"]
+    assert rows
+    assert set(rows) == {32}

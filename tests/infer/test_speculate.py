@@ -245,6 +245,18 @@ def test_an_engine_says_the_same_with_guesses_as_without(
     assert temperature or drafted.engine.stats.accepted_tokens_total > 0
 
 
+@pytest.mark.parametrize("kind", ["recurrent", "hybrid"])
+def test_nothing_is_drafted_for_a_state_that_cannot_go_back(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    request = Generation((Segment(Origin.USER, f"{words(0, 12)} " * 20),), Sampling(temperature=0.0, max_tokens=50))
+    expected = bench("llama").answer(request)[0]
+    monkeypatch.setattr(f"appliance.infer.llama.native.llama_model_is_{kind}", lambda _: True)
+    made = bench("llama")
+    assert made.answer(request)[0] == expected
+    assert made.engine.stats.drafted_tokens_total == 0
+
+
 class Computed:
     """A real model as a target: its context computes the whole sequence anew at each row."""
 

@@ -359,6 +359,32 @@ async def test_stopping_ends_the_process_and_its_calls(supervise: Start) -> None
     assert supervisor.state is ModelState.STORED
 
 
+async def test_a_worker_is_told_to_end_and_given_the_time_to(supervise: Start, worker: Worker, tmp_path: Path) -> None:
+    worker(f"""trap 'sleep 0.2; touch {tmp_path}/saved; exit 0' TERM; echo '{{"state": "ready"}}'
+        while :; do sleep 0.05; done""")
+    supervisor = supervise()
+    await supervisor.start()
+    await supervisor.stop()
+    assert (tmp_path / "saved").exists()
+    assert supervisor.pid is None
+
+
+async def test_a_worker_that_does_not_end_when_told_to_is_killed(
+    supervise: Start, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.infer.supervisor.STOP_SECONDS", 0.1)
+    worker("""trap '' TERM; echo '{"state": "ready"}'; exec sleep 1000""")
+    supervisor = supervise()
+    await supervisor.start()
+    pid = supervisor.pid
+    assert pid
+    async with asyncio.timeout(20):
+        await supervisor.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert supervisor.state is ModelState.STORED
+
+
 async def test_a_worker_may_be_stopped_while_it_loads(supervise: Start) -> None:
     supervisor = supervise()
     starting = asyncio.create_task(supervisor.start())

@@ -136,8 +136,10 @@ def test_a_full_disk_costs_the_page_and_nothing_else(
     assert key(1) not in tier
     assert not list(tmp_path.iterdir())
     assert warnings.events == ["kv_disk.not_written"]
+    assert Tiers(0, tier).disk_fault == "A file cannot be written: No space left on device."
     tier.write(key(1), page(1))
     assert tier.read(key(1)) == page(1)
+    assert Tiers(0, tier).disk_fault == ""
 
 
 def test_a_directory_that_cannot_be_made_is_only_a_warning(tmp_path: Path, warnings: Warnings) -> None:
@@ -213,3 +215,4 @@ def test_a_cache_leaves_the_last_of_the_disk_to_data(tmp_path: Path, monkeypatch
     tier = disk(tmp_path)
     tier.write(key(1), page(1))
     assert key(1) not in tier
+    assert "less than" in tier.fault

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import DeadlineExceeded, ModelRestarting
+from appliance.errors import DeadlineExceeded, ModelRestarting, WorkerDied
 from appliance.infer.protocol import LaunchSpec
 from appliance.infer.supervisor import Backoff, Supervisor
 from appliance.infer.worker import Outbox
@@ -107,6 +107,17 @@ async def test_sigterm_keeps_what_runs_and_ends_the_worker_quietly(spec: LaunchS
             await ask(supervisor, PROMPT)
     finally:
         await supervisor.stop()
+
+
+async def test_stopping_a_worker_keeps_what_runs(spec: LaunchSpec, tmp_path: Path) -> None:
+    supervisor = Supervisor("llama", spec)
+    await supervisor.start()
+    stream = supervisor.generate(replace(PROMPT, sampling=replace(PROMPT.sampling, max_tokens=3500)))
+    await anext(stream)
+    await supervisor.stop()
+    assert len(list((tmp_path / "kv").glob("*.page"))) >= 6
+    with pytest.raises(WorkerDied, match="exited with code 0"):
+        [piece async for piece in stream]
 
 
 async def test_a_damaged_cache_on_disk_stops_nobody(spec: LaunchSpec, tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ from tests.daemon import Daemon, running
 
 pytestmark = pytest.mark.long
 DISK_MIB = 96
-MOUNT = f'mount -t tmpfs -o size={DISK_MIB}m tmpfs "$0" && exec "$@"'
+MOUNT = 'mount -t tmpfs -o size={}m tmpfs "$0" && exec "$@"'
 
 
-def small_disk(data_dir: Path) -> list[str]:
+def small_disk(data_dir: Path, mib: int = DISK_MIB) -> list[str]:
     """A command that runs another with a small disk of its own at `data_dir`, which nobody else sees."""
     data_dir.mkdir()
     namespaces = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
-    return ["unshare", *namespaces, "sh", "-c", MOUNT, str(data_dir)]
+    return ["unshare", *namespaces, "sh", "-c", MOUNT.format(mib), str(data_dir)]
 
 
 def fill(box: Daemon, leave_bytes: int) -> Path:
@@ -25,7 +25,7 @@ def fill(box: Daemon, leave_bytes: int) -> Path:
     ballast = box.files / "ballast"
     disk = os.statvfs(box.files)
     with open(ballast, "wb") as file:
-        file.write(b"\0" * max(0, disk.f_bavail * disk.f_bsize - leave_bytes))
+        os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_bsize - leave_bytes))
     return ballast
 
 

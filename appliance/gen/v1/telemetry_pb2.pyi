@@ -218,6 +218,7 @@ class EngineState(_message.Message):
     COMPUTE_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
     ATTENTION_FIELD_NUMBER: _builtins.int
+    DISK_FAULT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"models/qwen3-14b-q4" """
     running: _builtins.int
@@ -246,6 +247,8 @@ class EngineState(_message.Message):
     step_seconds_total: _builtins.float
     attention: _builtins.str
     """"paged", or "stock" and why"""
+    disk_fault: _builtins.str
+    """why prefixes were not kept on disk when last one should have been"""
     def __init__(
         self,
         *,
@@ -269,10 +272,11 @@ class EngineState(_message.Message):
         compute_seconds_total: _builtins.float = ...,
         step_seconds_total: _builtins.float = ...,
         attention: _builtins.str = ...,
+        disk_fault: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens_total", b"accepted_tokens_total", "attention", b"attention", "cached_tokens_total", b"cached_tokens_total", "compute_seconds_total", b"compute_seconds_total", "disk_pages", b"disk_pages", "drafted_tokens_total", b"drafted_tokens_total", "generated_tokens_total", b"generated_tokens_total", "host_pages", b"host_pages", "model", b"model", "pages_cached", b"pages_cached", "pages_total", b"pages_total", "pages_used", b"pages_used", "preempted", b"preempted", "preemptions_total", b"preemptions_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "step_seconds_total", b"step_seconds_total", "steps_total", b"steps_total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens_total", b"accepted_tokens_total", "attention", b"attention", "cached_tokens_total", b"cached_tokens_total", "compute_seconds_total", b"compute_seconds_total", "disk_fault", b"disk_fault", "disk_pages", b"disk_pages", "drafted_tokens_total", b"drafted_tokens_total", "generated_tokens_total", b"generated_tokens_total", "host_pages", b"host_pages", "model", b"model", "pages_cached", b"pages_cached", "pages_total", b"pages_total", "pages_used", b"pages_used", "preempted", b"preempted", "preemptions_total", b"preemptions_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "step_seconds_total", b"step_seconds_total", "steps_total", b"steps_total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
