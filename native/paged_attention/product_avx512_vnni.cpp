@@ -126,6 +126,8 @@ __attribute__((noinline)) void tile(const typename Type::Block * weights, const 
 template <class Type> void multiply(const Product & p, int threads, ProductScratch & s) {
     using Block = typename Type::Block;
     const int blocks = p.depth / Type::BLOCK;
+    static constexpr decltype(&tile<Type, 1>) compute[ROWS] = {tile<Type, 1>, tile<Type, 2>, tile<Type, 3>, tile<Type, 4>, tile<Type, 5>, tile<Type, ROWS>};
+    const int tiles = (p.rows + ROWS - 1) / ROWS;  // of sizes as equal as may be
     const auto lines = [](size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); };
     s.rows.resize(std::max(s.rows.size(), lines(size_t(p.rows) * blocks * sizeof(Rounded<Type>))));
     s.strips.resize(std::max(s.strips.size(), size_t(threads)));
@@ -143,15 +145,11 @@ template <class Type> void multiply(const Product & p, int threads, ProductScrat
             for (int b = 0; b < blocks; b++) Type::unpack(p.weights + channel * p.weight_row, blocks, b, weights[b]);
             const char * const next = p.weights + (channel + PRODUCT_CHANNELS) * p.weight_row;
             const int each = channel + PRODUCT_CHANNELS < p.channels ? int(lines(PRODUCT_CHANNELS * p.weight_row) + blocks - 1) / blocks : 0;
-            const auto tiles = [&](auto compute, int from, int count) {
-                for (; from + count <= p.rows; from += count)
-                    compute(weights, rows + size_t(from) * blocks, blocks, p.out + from * p.out_row + channel * sizeof(float), p.out_row, next, from ? 0 : each);
-                return from;
-            };
-            int row = tiles(tile<Type, ROWS>, 0, ROWS);
-            row = tiles(tile<Type, 4>, row, 4);
-            row = tiles(tile<Type, 2>, row, 2);
-            tiles(tile<Type, 1>, row, 1);
+            for (int t = 0; t < tiles; t++) {
+                const int row = p.rows * t / tiles, end = p.rows * (t + 1) / tiles;
+                compute[end - row - 1](weights, rows + size_t(row) * blocks, blocks, p.out + row * p.out_row + channel * sizeof(float), p.out_row,
+                                       next, t == 0 ? each : 0);
+            }
         }
     }
 }
