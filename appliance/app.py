@@ -67,7 +67,7 @@ from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
 
 PARSERS = "appliance.ingest.extract"
-RENEW_SECONDS, COMPACT_SECONDS, KEY_USE_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0
+RENEW_SECONDS, COMPACT_SECONDS, SAVE_KEYS_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0
 STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
@@ -104,7 +104,7 @@ class App:
             self.imports.run,
             self._watch_parts,
             self._renew_daily,
-            self._save_key_use,
+            self._save_keys,
             self._compact,
             self.router.sweep,
             self.router.tend,
@@ -125,7 +125,7 @@ class App:
         await self.router.close()
         await self.extractor.close()
         await asyncio.to_thread(self.library.close)
-        await asyncio.to_thread(self.keys.save_use)
+        await asyncio.to_thread(self.keys.save)
         self.sockets.cleanup()
 
     async def _open_collections(self) -> None:
@@ -179,11 +179,11 @@ class App:
             await asyncio.sleep(RENEW_SECONDS)
             await asyncio.to_thread(self.renew)
 
-    async def _save_key_use(self) -> None:
+    async def _save_keys(self) -> None:
         """Times of last use are kept in memory by the calls, and written here."""
         while True:
-            await asyncio.sleep(KEY_USE_SECONDS)
-            await asyncio.to_thread(self.keys.save_use)
+            await asyncio.sleep(SAVE_KEYS_SECONDS)
+            await asyncio.to_thread(self.keys.save)
 
 
 def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict[str, str]:
@@ -223,7 +223,12 @@ def build(config: Config) -> App:
         seal_passages=config.seal_passages,
         cache_bytes=config.search_cache_mib << 20,
     )
-    store = ModelStore(data / "models", keyring, built_in=(starter.model_file(),))
+    store = ModelStore(
+        data / "models",
+        keyring,
+        built_in=(starter.model_file(),),
+        taken=lambda name: name == minilm.NAME or name in aliases,
+    )
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
     caches = cache_key.load(data / "cache" / "key", keyring)

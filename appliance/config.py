@@ -49,7 +49,7 @@ class Config:
         "", "Imported model that drafts for those with its very vocabulary; empty: drafts come from the prompt alone."
     )
     model_prefill_beside_streams: int = option(
-        128, "Rows of prompts in a step for which running answers wait; 0: the whole token budget.", minimum=0
+        256, "Rows of prompts in a step for which running answers wait; 0: the whole token budget.", minimum=0
     )
     model_queue: int = option(64, "Requests that may wait for a model before QUEUE_FULL.", minimum=1)
     memory_reserve_mib: int = option(1024, "Memory that a model's plan leaves to the rest of the box.", minimum=0)

@@ -47,6 +47,8 @@ from typing import ClassVar
 
 from grpc import StatusCode
 
+MAX_MESSAGE_CHARACTERS = 1000  # gRPC drops an error whose metadata passes 8 KiB
+
 
 class ApplianceError(Exception):
     """An error that a caller is told about. `str(error)` is one or two plain sentences without secrets or content."""
@@ -56,6 +58,13 @@ class ApplianceError(Exception):
     remedy: ClassVar[str] = "Look at the daemon's log; if it happens again, report it with the log."
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
+    names_files: ClassVar[bool] = False  # of the box: the words are for those who run it
+
+    def told(self, runs_the_box: bool) -> tuple[str, str]:
+        """Message and remedy for a caller; one who does not run the box learns nothing of its files."""
+        if self.names_files and not runs_the_box:
+            return f"The box cannot do this now: {self.reason}.", "Ask who runs the box."
+        return str(self)[:MAX_MESSAGE_CHARACTERS], self.remedy
 
 
 class Refused(ApplianceError):
@@ -133,6 +142,7 @@ class NoChatModel(Refused):
 
 class ModelMissing(Refused):
     reason = "MODEL_MISSING"
+    names_files = True
     code = StatusCode.NOT_FOUND
     remedy = "Check the path; import the model again."
     exit_code = 4
@@ -285,12 +295,14 @@ class SandboxUnavailable(Broken):
 
 class DiskFull(Broken):
     reason = "DISK_FULL"
+    names_files = True
     code = StatusCode.RESOURCE_EXHAUSTED
     remedy = "Free space on the data directory's disk, then ingest again: what was acknowledged is kept."
 
 
 class KeyUnavailable(Broken):
     reason = "KEY_UNAVAILABLE"
+    names_files = True
     code = StatusCode.FAILED_PRECONDITION
     remedy = "Restore the key slot from its backup; without it the data cannot be read."
     exit_code = 7
@@ -298,6 +310,7 @@ class KeyUnavailable(Broken):
 
 class StoreDamaged(Broken):
     reason = "STORE_DAMAGED"
+    names_files = True
     code = StatusCode.DATA_LOSS
     remedy = "Restore the named file from a peer or a backup, then start again."
     exit_code = 7

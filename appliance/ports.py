@@ -39,6 +39,7 @@ from appliance.types import (
 )
 
 Buffer = bytes | bytearray | memoryview
+Count = Callable[[str, Tally], None]
 
 
 class Embedder(Protocol):
@@ -109,8 +110,9 @@ class Aliases(Protocol):
     def shadows(self, name: str) -> tuple[str, ...]:
         """Models that are asked too, for their tallies alone."""
 
-    def count(self, name: str, model: str, outcome: Tally) -> None:
-        """Add what became of a request; may take weight from a target that fails too often."""
+    def counter(self, name: str) -> Count:
+        """Where the outcomes of a request that begins now are counted, by model; it may take weight from a target that
+        fails too often. It counts nothing once the targets were set anew, nor where there is no such alias."""
 
 
 class Reranker(Protocol):
@@ -130,7 +132,7 @@ class Quantizer(Protocol):
     async def quantize(self, source: Path, target: Path, storage: str, report: Callable[[int, int], None]) -> None:
         """Write `target` anew. storage: such as Q8_0. report: tensors done and in all. Cancelling ends the process.
 
-        Raises InvalidArgument, ModelDamaged, WorkerDied.
+        Raises ModelDamaged, DiskFull, WorkerDied.
         """
 
 

@@ -4,7 +4,9 @@ A key is `id.secret`. The secret is 256 random bits, told once, at creation; kep
 box's keyring wraps (RFC 7693). A slow hash such as argon2 is for secrets that can be guessed: 2^256 can't be, and this
 one is computed at every call.
 
-    <data>/access/apps.json   {"hash_key": wrapped, base64; "keys": [{id, hash, tenant, user, …}]}, replaced in one step
+    <data>/access/apps.json   {"signature": hex, "hash_key": wrapped, base64; "keys": [{id, hash, tenant, user, …}]}
+
+The file is signed by the box and replaced in one step: who can write it can still give no key another owner or right.
 """
 
 import base64
@@ -13,7 +15,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +25,7 @@ import structlog
 
 from appliance.access.ca import write_private
 from appliance.access.roles import identity_uri
-from appliance.errors import InvalidArgument, KeyRefused, NotFound, StoreDamaged
+from appliance.errors import DiskFull, InvalidArgument, KeyRefused, NotFound, StoreDamaged
 from appliance.ports import Keyring
 from appliance.types import AppKey, AppScope, Principal
 
@@ -31,6 +33,7 @@ DEFAULT_LIFETIME = timedelta(days=90)
 SHORTEST_LIFETIME, LONGEST_LIFETIME = timedelta(minutes=1), timedelta(days=366)
 USE_IS_COARSE = timedelta(hours=1)
 CONTEXT = b"appliance app keys"
+PURPOSE = b"app keys 1\n"  # no other thing that this box signs can stand in for the file
 UNKNOWN = "The app key is not one of this box."
 log = structlog.get_logger()
 
@@ -46,15 +49,16 @@ class AppKeys:
 
     def __init__(self, path: Path, keyring: Keyring, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Raises StoreDamaged where the file is not what was written for this box."""
-        self._path, self._clock = path, clock
-        self._lock = threading.Lock()
-        self._unsaved_use = False
+        self._path, self._keyring, self._clock = path, keyring, clock
+        self._lock = threading.Lock()  # of what is in memory; never held while the disk is waited for
+        self._writing = threading.Lock()  # taken before the other
+        self._unsaved = False
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists():
-            self._wrapped, self._stored = _read(path)
+            self._wrapped, self._stored = _read(path, keyring)
         else:
-            self._wrapped, self._stored = keyring.wrap(keyring.new_key(), CONTEXT), {}
-            self._save()
+            self._wrapped, self._stored = keyring.wrap(keyring.new_key(), CONTEXT), dict[str, _Stored]()
+            self._write(self._stored)
         self._hash_key = keyring.unwrap(self._wrapped, CONTEXT)
 
     def create(
@@ -65,7 +69,7 @@ class AppKeys:
         models: Collection[str] = (),
         lifetime: timedelta = DEFAULT_LIFETIME,
     ) -> tuple[AppKey, str]:
-        """A new key and its token `id.secret`, which is kept nowhere. Raises InvalidArgument."""
+        """A new key and its token `id.secret`, which is kept nowhere. Raises InvalidArgument, DiskFull."""
         if not scopes:
             raise InvalidArgument.of("scopes", "must name at least one: inference, knowledge or metrics.")
         if not SHORTEST_LIFETIME <= lifetime <= LONGEST_LIFETIME:
@@ -86,8 +90,11 @@ class AppKeys:
             collections=frozenset(collections),
             models=frozenset(models),
         )
-        with self._lock:
-            self._put(_Stored(key, self._hash(secret)))
+        stored = _Stored(key, self._hash(secret))
+        with self._writing:
+            self._write(self._snapshot() | {key.id: stored})
+            with self._lock:
+                self._stored[key.id] = stored
         log.info("access.app_key_made", key=key.id, user=key.user, tenant=key.tenant)
         return key, f"{key.id}.{secret}"
 
@@ -98,15 +105,20 @@ class AppKeys:
         return tuple(sorted(found, key=lambda key: (key.create_time, key.id), reverse=True))
 
     def revoke(self, id: str) -> AppKey:
-        """Refuse the key from here on; durable when this returns. Doing so again changes nothing. Raises NotFound."""
+        """Refuse the key from here on; durable when this returns. Doing so again changes nothing.
+
+        Raises NotFound; DiskFull, and then the key is refused for as long as this process lives, which tries again.
+        """
         with self._lock:
             stored = self._stored.get(id)
             if stored is None:
                 raise NotFound(f"There is no app key {id}.")
             if stored.key.revoke_time is None:
                 stored = replace(stored, key=replace(stored.key, revoke_time=self._clock()))
-                self._put(stored)
+                self._stored[id] = stored
+                self._unsaved = True
                 log.info("access.app_key_revoked", key=id)
+        self.save()
         return stored.key
 
     def authenticate(self, token: str) -> AppKey:
@@ -125,33 +137,40 @@ class AppKeys:
             if key.last_use_time is None or now - key.last_use_time >= USE_IS_COARSE:
                 key = replace(key, last_use_time=now)
                 self._stored[id] = replace(stored, key=key)
-                self._unsaved_use = True
+                self._unsaved = True
         return key
 
-    def save_use(self) -> None:
-        """Write times of last use that are not on disk yet. Blocks."""
-        with self._lock:
-            if self._unsaved_use:
-                self._save()
+    def save(self) -> None:
+        """Write what is not on disk yet: times of last use, a revocation that found no room. Blocks. Raises DiskFull."""
+        with self._writing:
+            with self._lock:
+                unsaved, self._unsaved = self._unsaved, False
+            try:
+                if unsaved:
+                    self._write(self._snapshot())
+            except BaseException:
+                self._unsaved = True
+                raise
 
     def _hash(self, secret: str) -> bytes:
         return hashlib.blake2b(secret.encode("utf-8", "replace"), key=self._hash_key, digest_size=32).digest()
 
-    def _put(self, stored: _Stored) -> None:
-        """Take a key in, in memory too only once it is on disk."""
-        before = self._stored
-        self._stored = before | {stored.key.id: stored}
-        try:
-            self._save()
-        except OSError:
-            self._stored = before
-            raise
+    def _snapshot(self) -> dict[str, _Stored]:
+        with self._lock:
+            return dict(self._stored)
 
-    def _save(self) -> None:
-        keys = [_record(stored) for stored in self._stored.values()]
-        text = json.dumps({"hash_key": base64.b64encode(self._wrapped).decode(), "keys": keys}, indent=1)
-        write_private(self._path, text.encode())
-        self._unsaved_use = False
+    def _write(self, stored: Mapping[str, _Stored]) -> None:
+        keys = [_record(one) for one in stored.values()]
+        content = {"hash_key": base64.b64encode(self._wrapped).decode(), "keys": keys}
+        signature = self._keyring.sign(_signed(content)).hex()
+        try:
+            write_private(self._path, json.dumps({"signature": signature} | content, indent=1).encode())
+        except OSError as error:
+            raise DiskFull(f"The app keys cannot be written: {error.strerror or 'the disk failed'}.") from error
+
+
+def _signed(content: Mapping[str, Any]) -> bytes:
+    return PURPOSE + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _record(stored: _Stored) -> dict[str, Any]:
@@ -171,14 +190,16 @@ def _record(stored: _Stored) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, _Stored]]:
+def _read(path: Path, keyring: Keyring) -> tuple[bytes, dict[str, _Stored]]:
     """The wrapped hash key, and the keys by id. Raises StoreDamaged."""
     try:
         content = json.loads(path.read_bytes())
+        signature = content.pop("signature")
+        keyring.verify(_signed(content), bytes.fromhex(signature))
         stored = [_restore(record) for record in content["keys"]]
         return base64.b64decode(content["hash_key"], validate=True), {one.key.id: one for one in stored}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreDamaged(f"{path} is not a file of app keys.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, StoreDamaged):
+        raise StoreDamaged(f"{path} is not what this box wrote.") from None
 
 
 def _restore(record: dict[str, Any]) -> _Stored:

@@ -39,11 +39,13 @@ from appliance.types import (
 
 MAX_CHARACTERS = 4_000_000
 MAX_MESSAGES = 10_000
+MAX_CALLS = 128  # of one message
 MAX_TOOLS = 64
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 100
 MAX_DESCRIPTION_CHARACTERS = 4096
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+ANY_JSON_OBJECT = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
 MAY_GO_FIRST = frozenset({Role.ADMIN, Role.OPERATOR})
 
 
@@ -162,10 +164,9 @@ def _offered(call: ChatCall) -> Sequence[Tool]:
 
 def _constraint(style: ToolStyle, call: ChatCall, tools: Sequence[Tool]) -> Constraint | None:
     """What the answer must be: a call where one is required; a call or the asked-for JSON where both may come."""
-    required = call.tool_choice.mode is ToolMode.REQUIRED
-    if not (required or call.constraint):
+    if not (call.tool_choice.mode is ToolMode.REQUIRED or call.constraint):
         return None
-    made = calls.constraint(style, tools, None if required else call.constraint)
+    made = calls.constraint(style, tools, call.constraint)
     if len(made.text) > MAX_SCHEMA_BYTES:
         raise InvalidArgument.of("tools", f"have schemas that are larger than {MAX_SCHEMA_BYTES} bytes together.")
     return made
@@ -188,6 +189,9 @@ def _require_message_texts(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages):
         _require_text(f"messages[{number}].text", message.text)
         characters += len(message.text)
+        if len(message.tool_calls) > MAX_CALLS:
+            problem = f"has {len(message.tool_calls)} calls; at most {MAX_CALLS} are taken."
+            raise InvalidArgument.of(f"messages[{number}].tool_calls", problem)
         for call in message.tool_calls:
             _require_text(f"messages[{number}].tool_calls", call.name + call.arguments)
             characters += len(call.name) + len(call.arguments)
@@ -220,6 +224,8 @@ def _require_tool_choice(call: ChatCall) -> None:
     choice = call.tool_choice
     if choice.mode is ToolMode.REQUIRED and not call.tools:
         raise InvalidArgument.of("tool_choice", "requires a call, and there are no tools.")
+    if choice.mode is ToolMode.REQUIRED and call.constraint:
+        raise InvalidArgument.of("response_format", "cannot bind an answer that must be a call; leave out one of them.")
     if choice.name and choice.mode is not ToolMode.REQUIRED:
         raise InvalidArgument.of("tool_choice", "a named tool goes with the mode 'required' only.")
     if choice.name and choice.name not in {tool.name for tool in call.tools}:

@@ -1,25 +1,66 @@
 """A JSON request, read field by field; what nobody has read is refused, so that nothing is silently ignored."""
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
+from appliance.api import requests
 from appliance.errors import InvalidArgument
 
 T = TypeVar("T")
+MAX_VALUES = 200_000  # tens of milliseconds to parse: it stops all else, and no thread helps while the GIL is held
 
 
 def parse(body: bytes) -> "Fields":
-    """Raises InvalidArgument where the body is no JSON object."""
+    """Raises InvalidArgument where the body is no JSON object, has too many values, or text that is no Unicode."""
+    if _count(body) > MAX_VALUES:
+        raise InvalidArgument(f"The request has more than {MAX_VALUES} values.")
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        _require_unicode(value)
     except (ValueError, RecursionError):
         raise InvalidArgument("The request is not valid JSON.") from None
     return Fields(value)
 
 
-def _refuse_constant(name: str) -> None:
+def _count(body: bytes) -> int:
+    """At least as many values as the JSON has, without building them: commas and brackets outside its strings."""
+    if len(body) <= MAX_VALUES:
+        return 0
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if unescaped.count(b'"') > 8 * MAX_VALUES:
+        return MAX_VALUES + 1
+    outside = b"".join(unescaped.split(b'"')[::2])
+    return sum(map(outside.count, (b",", b"[", b"{")))
+
+
+def _refuse(name: str) -> None:
     raise ValueError(name)  # NaN and Infinity are no JSON (RFC 8259)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("too large for a number")
+    return number
+
+
+def _require_unicode(value: Any) -> None:
+    """Raises InvalidArgument, naming the place, for half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        left = [("", value)]
+        while left:
+            where, item = left.pop()
+            if isinstance(item, str):
+                requests.require_unicode(item, where)
+            elif isinstance(item, dict):
+                requests.require_unicode("".join(item), where or "body")
+                left += [(f"{where}.{name}" if where else name, part) for name, part in item.items()]
+            elif isinstance(item, list):
+                left += [(f"{where}[{index}]", part) for index, part in enumerate(item)]
 
 
 class Fields:
@@ -60,11 +101,14 @@ class Fields:
     def object(self, name: str) -> "Fields | None":
         return Fields(self._left.pop(name), f"{self.where}{name}.") if name in self._left else None
 
-    def items(self, name: str) -> list[Any]:
-        return self._take(name, list, "a list", [])
+    def items(self, name: str, most: int = MAX_VALUES) -> list[Any]:
+        found: list[Any] = self._take(name, list, "a list", [])
+        if len(found) > most:
+            raise self.refusal(name, f"has {len(found)} items; at most {most} are taken.")
+        return found
 
-    def objects(self, name: str) -> Iterator["Fields"]:
-        for index, item in enumerate(self.items(name)):
+    def objects(self, name: str, most: int = MAX_VALUES) -> Iterator["Fields"]:
+        for index, item in enumerate(self.items(name, most)):
             yield Fields(item, f"{self.where}{name}[{index}].")
 
     def choice(self, name: str, choices: Collection[str], default: str | None = None) -> str:

@@ -8,27 +8,33 @@ The rights are those of the gRPC method that does the same (`access.roles`), and
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from grpc import StatusCode
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.access import roles
 from appliance.access.apps import AppKeys
+from appliance.api import requests
 from appliance.errors import (
     ApplianceError,
+    Broken,
     Busy,
     Cancelled,
     DeadlineExceeded,
+    DiskFull,
     Draining,
     Forbidden,
+    InvalidArgument,
     KeyRefused,
+    QueueFull,
+    Refused,
     RequestTooLarge,
     Unauthenticated,
 )
@@ -53,6 +59,7 @@ HTTP_STATUS: Mapping[StatusCode, int] = {  # google.rpc.Code's own mapping
     StatusCode.UNAVAILABLE: 503,
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
+KEY_REMEDY = "Ask an administrator for an app key that opens this."
 log = structlog.get_logger()
 
 Answer = ASGIApp
@@ -62,10 +69,16 @@ Shape = Callable[[ApplianceError], Any]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one call may take. stall_seconds: how long a client may leave a piece of its answer unread."""
+    """What one call may take. stall_seconds: how long a client may leave a piece of its answer unread.
+
+    all_bodies_bytes: of all calls together, where a body of up to small_body_bytes doesn't count: a few large ones must
+    not keep everyone else out.
+    """
 
     header_bytes: int = 8 << 10
     body_bytes: int = 16 << 20
+    all_bodies_bytes: int = 128 << 20
+    small_body_bytes: int = 64 << 10
     body_seconds: float = 60.0
     call_seconds: float = 600.0
     stall_seconds: float = 30.0
@@ -82,6 +95,8 @@ class Call:
     body: bytes = b""
     path: Mapping[str, str] | None = None
     deadline_seconds: float = 0.0
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the caller called our fields: {"max_tokens": "max_output_tokens"}; a field that is not in it has one name."""
 
     @property
     def principal(self) -> Principal:
@@ -94,11 +109,18 @@ class Call:
         _allow(self.key, method)
 
     def require_model(self, model: str) -> str:
-        """The model to ask: the one named, or for '' the key's own. Raises Forbidden for one outside the key."""
+        """The model to ask: the one named, or for '' the key's only one, where it has any.
+
+        Raises InvalidArgument; Forbidden for one outside the key.
+        """
         assert self.key is not None
+        if model and not requests.MODEL.fullmatch(f"models/{model}"):
+            raise InvalidArgument.of("model", "must be a name such as 'qwen3'.")
         if self.key.models and model not in self.key.models:
+            if not model and len(self.key.models) > 1:
+                raise InvalidArgument.of("model", "is missing: the app key opens several.")
             if not model:
-                return min(self.key.models)
+                return next(iter(self.key.models))
             raise Forbidden(f"The app key {self.key.id} is not for the model {model}.")
         return model
 
@@ -111,11 +133,12 @@ class Call:
 
 
 class Gate:
-    """Admits calls. `drain` refuses new ones from then on."""
+    """Admits calls. `drain` refuses new ones from then on. Belongs to one event loop."""
 
     def __init__(self, keys: AppKeys, limits: Limits = Limits()) -> None:
         self.keys, self.limits = keys, limits
         self._draining = False
+        self._bodies_bytes = 0  # of large bodies, of all calls that run
 
     def drain(self) -> None:
         self._draining = True
@@ -132,6 +155,25 @@ class Gate:
         if self._draining:
             raise Draining("The daemon is stopping.")
         _allow(call.key, call.method)
+
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """A body is held inside the block: tell how many bytes it has by now. Raises QueueFull where all are too many."""
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            counted = size if size > self.limits.small_body_bytes else 0
+            if self._bodies_bytes + counted - held > self.limits.all_bodies_bytes:
+                raise QueueFull("Too many large requests are being read.")
+            self._bodies_bytes += counted - held
+            held = counted
+
+        try:
+            yield grow
+        finally:
+            self._bodies_bytes -= held
 
 
 def _allow(key: AppKey | None, method: str) -> None:
@@ -156,9 +198,11 @@ class Endpoint:
         began, call, out = time.monotonic(), Call(self.method), _Out(send, self.gate.limits.stall_seconds)
         try:
             await self._serve(scope, receive, out, call)
+            if out.status >= 400 and call.outcome == "OK":
+                call.outcome = Refused.reason  # by an application inside, in its own words
         except ApplianceError as error:
             call.outcome = error.reason
-            await self._fail(error, scope, out)
+            await self._fail(_renamed(error, call.names), scope, out)
         except asyncio.CancelledError:
             call.outcome = Cancelled.reason
             raise
@@ -173,12 +217,13 @@ class Endpoint:
     async def _serve(self, scope: Scope, receive: Receive, out: "_Out", call: Call) -> None:
         limits = self.gate.limits
         self.gate.admit(Headers(scope=scope), call)
-        call.body = await _read_body(receive, limits)
-        call.path, call.deadline_seconds = scope.get("path_params", {}), limits.call_seconds
-        scope[CALL_SCOPE] = call
-        async with _while_there(receive, out, limits.call_seconds) as gone:
-            answer = await self.handle(call)
-            await answer(scope, _replay(call.body, gone), out)
+        with self.gate.holding() as grow:
+            call.body = await _read_body(receive, limits, grow)
+            call.path, call.deadline_seconds = scope.get("path_params", {}), limits.call_seconds
+            scope[CALL_SCOPE] = call
+            async with _while_there(receive, out, limits.call_seconds) as gone:
+                answer = await self.handle(call)
+                await answer(scope, _replay(call.body, gone), out)
 
     async def _fail(self, error: ApplianceError, scope: Scope, out: "_Out") -> None:
         """Tell the error as the answer's status, or where that is out already as the stream's last event."""
@@ -187,7 +232,7 @@ class Endpoint:
         if out.started:
             await out.send_event(json.dumps(self.shape(error)))
             return
-        await JSONResponse(self.shape(error), http_status(error), error_headers(error))(scope, _nothing, out)
+        await json_answer(self.shape(error), http_status(error), error_headers(error))(scope, _nothing, out)
 
 
 class EventStream:
@@ -217,7 +262,33 @@ def event(data: Any, kind: str = "") -> bytes:
 
 
 def http_status(error: ApplianceError) -> int:
-    return 413 if isinstance(error, RequestTooLarge) else HTTP_STATUS.get(error.code, 500)
+    """What is wrong with the box is never the caller's fault: 5xx."""
+    status = HTTP_STATUS.get(error.code, 500)
+    match error:
+        case RequestTooLarge():
+            return 413
+        case DiskFull():
+            return 507
+        case Broken():
+            return max(status, 500)
+        case _:
+            return status
+
+
+def told(error: ApplianceError) -> str:
+    """An error in words for who holds an app key, and what to do about it."""
+    message, remedy = error.told(runs_the_box=False)
+    return f"{message} {KEY_REMEDY if isinstance(error, Forbidden) else remedy}"
+
+
+def _renamed(error: ApplianceError, names: Mapping[str, str]) -> ApplianceError:
+    """The error under the name that the caller gave to the field."""
+    if not isinstance(error, InvalidArgument) or not error.field:
+        return error
+    ours = error.field.removeprefix("sampling.")
+    first = ours.partition(".")[0]
+    theirs = names.get(first, names.get(first.partition("[")[0], first)) + ours.removeprefix(first)
+    return InvalidArgument.of(theirs, str(error).removeprefix(f"{error.field}: "))
 
 
 def error_headers(error: ApplianceError) -> dict[str, str]:
@@ -236,10 +307,11 @@ class _Out:
     def __init__(self, send: Send, stall_seconds: float) -> None:
         self._send, self._stall_seconds = send, stall_seconds
         self.started = self.is_stream = self.finished = self.dead = False
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.started, self.status = True, message["status"]
             self.is_stream = any(value.startswith(b"text/event-stream") for _, value in message.get("headers", ()))
         else:
             self.finished = not message.get("more_body", False)
@@ -255,8 +327,8 @@ class _Out:
         await self({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": False})
 
 
-async def _read_body(receive: Receive, limits: Limits) -> bytes:
-    """Raises RequestTooLarge, DeadlineExceeded, Cancelled."""
+async def _read_body(receive: Receive, limits: Limits, grow: Callable[[int], None]) -> bytes:
+    """grow: told how large it is by now. Raises RequestTooLarge, QueueFull, DeadlineExceeded, Cancelled."""
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
@@ -267,6 +339,7 @@ async def _read_body(receive: Receive, limits: Limits) -> bytes:
                 body += message.get("body", b"")
                 if len(body) > limits.body_bytes:
                     raise RequestTooLarge(f"The request has more than {limits.body_bytes >> 20} MiB.")
+                grow(len(body))
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
@@ -321,8 +394,10 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-def json_answer(value: Any) -> Answer:
-    return JSONResponse(value)
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Escaped to ASCII: half of a surrogate pair that a caller gave can be told back."""
+    content = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Response(content, status, headers, "application/json")
 
 
 def text_answer(content: bytes, media_type: str) -> Answer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from appliance.access import roles
 from appliance.api import messages, requests
-from appliance.api.chat import MAX_CHARACTERS, Chat
+from appliance.api.chat import ANY_JSON_OBJECT, MAX_CHARACTERS, Chat
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument, NotFound
 from appliance.gen.v1 import inference_pb2 as pb
@@ -30,7 +30,6 @@ from appliance.types import (
 )
 
 MAX_EMBED_TEXTS, MAX_EMBED_CHARACTERS = 256, 100_000
-ANY_JSON_OBJECT = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
 SPEAKERS = {
     pb.Message.ROLE_SYSTEM: Speaker.SYSTEM,
     pb.Message.ROLE_USER: Speaker.USER,
@@ -91,7 +90,7 @@ def chat_call(request: pb.ChatRequest, seconds: float | None) -> ChatCall:
     return ChatCall(
         requests.model_or_default(request.model),
         tuple(_message(index, message) for index, message in enumerate(request.messages)),
-        requests.sampling(request.sampling),
+        messages.sampling(request.sampling),
         tuple(Tool(tool.name, tool.description, tool.parameters or "{}") for tool in request.tools),
         ToolChoice(TOOL_MODES[request.tool_choice.mode], request.tool_choice.name),
         _constraint(request.response_format),

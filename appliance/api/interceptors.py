@@ -13,10 +13,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from appliance.access import roles
 from appliance.errors import ApplianceError, Busy, DeadlineRequired, DocumentRefused, Draining
+from appliance.types import Role
 
 DOMAIN = "appliance"
-MAX_MESSAGE_CHARACTERS = 1000  # gRPC drops an error whose metadata passes 8 KiB
 HEALTH_PREFIX = "/grpc.health.v1.Health/"  # load balancers watch it without a deadline
+RUN_THE_BOX = frozenset({Role.ADMIN, Role.OPERATOR})
 log = structlog.get_logger()
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -85,10 +86,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
-        started, outcome, who = time.monotonic(), "CANCELLED", ""
+        started, outcome, who, runs_the_box = time.monotonic(), "CANCELLED", "", False
         try:
             principal = roles.principal(context.auth_context())
-            who = str(principal)
+            who, runs_the_box = str(principal), principal.role in RUN_THE_BOX
             if self._draining:
                 raise Draining("The daemon is stopping.")
             if context.time_remaining() is None:
@@ -98,7 +99,7 @@ class Gate(grpc.aio.ServerInterceptor):
             outcome = "OK"
         except ApplianceError as error:
             outcome = error.reason
-            await _abort(context, error)
+            await _abort(context, error, runs_the_box)
         except Exception as error:
             if isinstance(error, grpc.aio.AbortError):
                 raise
@@ -110,16 +111,17 @@ class Gate(grpc.aio.ServerInterceptor):
             log.info("call", method=method, who=who, outcome=outcome, milliseconds=elapsed_ms)
 
 
-async def _abort(context: Context, error: ApplianceError) -> None:
+async def _abort(context: Context, error: ApplianceError, runs_the_box: bool = False) -> None:
     """End the call with the error as google.rpc.Status (AIP-193)."""
-    status = to_status(error)
+    status = to_status(error, runs_the_box)
     details = (("grpc-status-details-bin", status.SerializeToString()),)
     await context.abort(error.code, status.message, trailing_metadata=details)
 
 
-def to_status(error: ApplianceError) -> status_pb2.Status:
+def to_status(error: ApplianceError, runs_the_box: bool = False) -> status_pb2.Status:
     """Code and message, ErrorInfo with reason and remedy, RetryInfo where trying again will help."""
-    metadata = {"remedy": error.remedy, "exit_code": str(error.exit_code)}
+    message, remedy = error.told(runs_the_box)
+    metadata = {"remedy": remedy, "exit_code": str(error.exit_code)}
     if isinstance(error, DocumentRefused):
         metadata["file_reason"] = error.file_reason
     details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
@@ -128,9 +130,7 @@ def to_status(error: ApplianceError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
         packed.append(_pack(retry))
-    return status_pb2.Status(
-        code=code_pb2.Code.Value(error.code.name), message=str(error)[:MAX_MESSAGE_CHARACTERS], details=packed
-    )
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=message, details=packed)
 
 
 def _pack(message: Any) -> AnyMessage:

@@ -81,7 +81,7 @@ CANARY_DEMOTED = Declared(
     code="CANARY_DEMOTED",
     severity=Severity.WARNING,
     title="{subject} sends nothing more to a model that failed too often",
-    remedy="Roll the alias back (`appliance models alias rollback NAME`), or set its targets anew.",
+    remedy="Promote the stable model (`appliance models alias promote NAME MODEL`), or set the targets anew.",
 )
 ATTENTION_STOCK = Declared(
     code="ATTENTION_STOCK",

@@ -28,10 +28,7 @@ ABORTED = "abort"
 
 GAUGES: Mapping[str, tuple[str, Callable[[EngineStats], float]]] = {
     "num_requests_running": ("Requests in the running batch.", lambda s: s.running),
-    "num_requests_waiting": (
-        "Requests that wait to be run, preempted ones among them.",
-        lambda s: s.waiting + s.preempted,
-    ),
+    "num_requests_waiting": ("Requests that wait to be run, preempted ones among them.", lambda s: s.waiting),
     "kv_cache_usage_perc": ("Share of the KV pages that running requests hold; 1 is all.", lambda s: _share(s)),
 }
 COUNTERS: Mapping[str, tuple[str, Callable[[EngineStats], float]]] = {

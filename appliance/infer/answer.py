@@ -21,6 +21,7 @@ from appliance.infer.speculate import Drafter, Pace
 from appliance.types import MAX_TOP_LOGPROBS, FinishReason, Floats, Generation, Text, TokenChoice, TokenLogprob
 
 _NOTHING: Tokens = np.empty(0, np.int32)
+MOST_FORCED = 64  # tokens a step: all streams wait while they are taken, and while their rows are computed
 log = structlog.get_logger()
 
 
@@ -63,7 +64,8 @@ class Answer:
         self._sampler = sampling.Sampler(generation.sampling)
         self._grammar = Grammar(generation.constraint, vocabulary) if generation.constraint else None
         self._jumps = jumps
-        self._forced: list[int] = []  # what the grammar forces, while it waits for rows that log-probabilities need
+        # what the grammar forces and is still to be taken, last first: in later steps, or with rows for log-probabilities
+        self._forced: list[int] = []
         self._recent = deque(prompt[-sampling.PENALTY_WINDOW_TOKENS :].tolist(), sampling.PENALTY_WINDOW_TOKENS)
         self._position = len(prompt)
         self._left = generation.sampling.max_tokens
@@ -78,7 +80,8 @@ class Answer:
         if most <= 0 or len(self._labels):
             return _NOTHING
         if self._forced:
-            return np.array(self._forced[:most], np.int32)
+            forced = self._forced[: -most - 1 : -1] if self._top is not None else []  # else no row is wanted
+            return np.array(forced, np.int32)
         if self._drafter is None:
             return _NOTHING
         self._pace.begin()
@@ -116,20 +119,16 @@ class Answer:
 
     def _step(self, row: Floats) -> list[int]:
         """The tokens that a row of logits gives: the next, and those that are forced after it. None at a fault."""
-        token = self._forced.pop(0) if self._forced else self._draw(row)
+        token = self._forced.pop() if self._forced else self._draw(row)
         if token is None:
             return []
         self._take(token, None if self._top is None else row)
         tokens = [token]
         if self._grammar and self._jumps and not self._forced and self._ended is None:
-            forced = self._grammar.forced()
-            if self._top is not None:
-                self._forced = forced
-                return tokens
-            for token in forced:
-                if self._ended is None:
-                    self._take(token)
-                    tokens.append(token)
+            self._forced = self._grammar.forced()[::-1]
+        while self._forced and self._top is None and self._ended is None and len(tokens) <= MOST_FORCED:
+            tokens.append(self._forced.pop())
+            self._take(tokens[-1])
         return tokens
 
     def _draw(self, row: Floats) -> int | None:

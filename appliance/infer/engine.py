@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import structlog
 
-from appliance.errors import ApplianceError, DeadlineExceeded, InvalidArgument, PromptTooLong
+from appliance.errors import ApplianceError, DeadlineExceeded, InvalidArgument, ModelRestarting, PromptTooLong
 from appliance.infer import pages
 from appliance.infer.answer import Advance, Answer
 from appliance.infer.llama import MAX_SEQUENCES, Context, Model
@@ -25,13 +25,13 @@ from appliance.infer.scheduler import (
     NOTHING,
     Account,
     Chunk,
-    Order,
     Scheduler,
     output_rows,
     sequence_ids,
 )
 from appliance.infer.speculate import Drafter, DraftModel, PromptLookup
 from appliance.infer.tiers import Tiers
+from appliance.infer.work import Order
 from appliance.types import EngineStats, Finish, FinishReason, Generation, Segment, Text, Timings, Usage
 
 Piece = Text | Finish | ApplianceError
@@ -135,7 +135,10 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the step in flight, keep what is warm in the tiers, and free the context; the model stays."""
+        """Stop after the step in flight, keep what is warm in the tiers, and free the context; the model stays.
+
+        Nothing is taken in from here on, also of what is being tokenized now: `submit` raises ModelRestarting.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -144,7 +147,9 @@ class Engine:
         for request in list(self._streams):
             self.cancel(request)
         while self._scheduler.busy:
-            self._move(self._scheduler.plan(time.monotonic()).moves)
+            step = self._scheduler.plan(time.monotonic())
+            assert not step.chunks  # what is planned but not computed would be saved as if it were
+            self._move(step.moves)
         for answer in self._dead:
             answer.close()
         if self._owned_tiers:
@@ -157,10 +162,12 @@ class Engine:
         """Take a request in and name it. `deliver` gets Text pieces and then one Finish or one error, in order.
 
         Tokenizes, and compiles a constraint, here on the caller's thread; so are an adapter and pages on disk loaded.
-        Raises InvalidArgument, PromptTooLong, QueueFull, and ModelMissing, AdapterMismatch, ModelDamaged of an adapter.
+        Raises InvalidArgument, PromptTooLong, QueueFull, ModelRestarting, and ModelMissing, AdapterMismatch,
+        ModelDamaged of an adapter.
         """
         with self._wake:
-            self._scheduler.check_queue()
+            self._check_open()
+            self._scheduler.check_queue(generation.tenant, generation.priority)
         prompt = np.array(self.encode(generation.prompt), np.int32)
         if not len(prompt):
             raise InvalidArgument.of("prompt", "must not be empty.")
@@ -227,6 +234,7 @@ class Engine:
         return self._draft_model.begin(prompt, generation.sampling) if self._draft_model else PromptLookup(prompt)
 
     def _submit(self, generation: Generation, prompt: Tokens, max_tokens: int, root: bytes, stream: _Stream) -> int:
+        self._check_open()
         now, request = time.monotonic(), self._next_request + 1
         order = Order(
             request=request,
@@ -242,6 +250,10 @@ class Engine:
         self._next_request, self._streams[request] = request, stream
         self._wake.notify()
         return request
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ModelRestarting("The model is being unloaded or started again.")
 
     def _run(self) -> None:
         try:
@@ -262,9 +274,13 @@ class Engine:
         pieces: list[tuple[Deliver, Piece]] = []
         with self._wake:
             step = self._scheduler.plan(began, drafts)
+            if step.chunks:  # all who use it may be gone before it is computed with
+                self._adapters.use(step.adapter)
             for request in step.expired:
                 late = DeadlineExceeded("The request's deadline passed before its answer was complete.")
                 pieces.append((self._forget(request).deliver, late))
+            for request, full in step.refused.items():
+                pieces.append((self._forget(request).deliver, full))
         self._move(step.moves)
         if step.chunks:
             with self._adapters.native:
@@ -272,6 +288,7 @@ class Engine:
                 ready = time.monotonic()
                 rows = self._context.compute(step.chunks)
                 self._totals.compute_seconds_total += time.monotonic() - ready
+            self._adapters.release(step.adapter)
             self._totals.steps_total += 1
             self._advance(step.chunks, rows, pieces)
         if pieces:
@@ -284,6 +301,8 @@ class Engine:
             dead, self._dead = self._dead, []
             requests = self._scheduler.streaming if self._scheduler.running <= self._speculate_below else []
             streams = {request: self._streams[request] for request in requests}
+            # an adapter's turn lasts several steps: what another's would guess at now is mostly for nothing
+            streams = {name: stream for name, stream in streams.items() if stream.adapter == self._adapters.applied}
         for answer in dead:
             answer.close()
         if not streams:
@@ -313,12 +332,15 @@ class Engine:
     def _restore(self, move: Restore) -> bool:
         assert self._tiers
         state = self._tiers.get(move.key)
+        self._scheduler.page_bytes = len(state) if state else self._scheduler.page_bytes
         return state is not None and self._context.restore(move.sequence, move.page, state)
 
     def _save(self, move: Save) -> None:
         assert self._tiers
         try:
-            self._tiers.put(move.key, self._context.save(move.sequence, move.page))
+            state = self._context.save(move.sequence, move.page)
+            self._scheduler.page_bytes = len(state)
+            self._tiers.put(move.key, state)
         except MemoryError:
             log.warning("kv_host.no_memory")
 

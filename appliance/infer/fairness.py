@@ -4,8 +4,8 @@ Each tenant's counter grows by what it was served; the least served of those who
 wait all the time are never further apart than twice the larger of one request's input and one batch's output.
 """
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Set
 from typing import Generic, Protocol, TypeVar
 
 from appliance.types import Priority
@@ -45,6 +45,8 @@ class Queued(Protocol):
     def tenant(self) -> str: ...
     @property
     def priority(self) -> Priority: ...
+    @property
+    def ran(self) -> bool: ...
 
 
 Q = TypeVar("Q", bound=Queued)
@@ -68,10 +70,19 @@ class FairQueue(Generic[Q]):
             for tenant in sorted(lines, key=self._counters.__getitem__):  # stable: who came first, where equal
                 yield from lines[tenant]
 
-    @property
-    def highest(self) -> int:
-        """The highest priority that waits, as a number; 0 for none."""
-        return next((priority.value for priority, lines in self._lines.items() if lines), 0)
+    def displaced_by(self, tenant: str, priority: Priority) -> Q | None:
+        """Who goes where such a newcomer finds no place: the youngest of the lowest priority of the tenant that has the
+        most places, the newcomer's counted; None where that is the newcomer. Nobody who ran before goes."""
+        places, youngest = Counter({tenant: 1}), dict[str, Q | None]()
+        for lines in self._lines.values():
+            for name, line in lines.items():
+                places[name] += len(line)
+                if not line[-1].ran:
+                    youngest[name] = line[-1]
+        own = youngest.get(tenant)
+        if own is None or own.priority.value >= priority.value:
+            youngest[tenant] = None
+        return youngest[max(youngest, key=lambda name: (places[name], name == tenant))]
 
     def push(self, item: Q, *, first: bool = False) -> None:
         """first: ahead of its tenant's others."""
@@ -100,30 +111,50 @@ PREFILL_TOKENS_A_STEP = 32.0  # so many prompt tokens take about the time of a s
 class Turns:
     """Which adapter computes the next step: llama.cpp applies adapters to a context, so a step has one.
 
-    A change costs a new graph, so an adapter goes on until it is a quantum ahead of the one that was served least; time
-    is what is shared, so a sequence advances as fast whatever its adapter.
+    Time is what is shared, so a sequence advances as fast whatever its adapter, but by tenants: who uses several at
+    once has a share of the time between them. A change costs a new graph, so an adapter goes on for a quantum. Next is, of
+    those that had no more than their share, who would be back at it first (WF2Q, Bennett and Zhang 1996): so a tenant's
+    many adapters come between another's turns and never all in a row.
     """
 
     def __init__(self) -> None:
-        self._counters = VirtualCounters()
-        self._present: frozenset[str] = frozenset()
-        self._current = ""
+        self._counters = VirtualCounters()  # steps, divided by the share
+        self._wanting: Set[tuple[str, str]] = frozenset()
+        self._shares: dict[str, float] = {}
+        self._current, self._turn = "", 0.0
 
-    def choose(self, wanting: frozenset[str]) -> str:
-        """One of the adapters ('' for none) that have tokens to compute."""
-        if wanting and wanting != self._present:
-            for gone in sorted(self._present - wanting):
+    def choose(self, wanting: Set[tuple[str, str]]) -> str:
+        """One of the adapters ('' for none) that have tokens to compute. wanting: tenants and their adapters."""
+        if wanting and wanting != self._wanting:
+            self._wanting, before = wanting, self._shares
+            self._shares = _shares(wanting)
+            for gone in sorted(before.keys() - self._shares.keys()):
                 self._counters.leave(gone)
-            for come in sorted(wanting - self._present):
+            for come in sorted(self._shares.keys() - before.keys()):
                 self._counters.enter(come)
-            self._present = wanting
-        if len(wanting) > 1 or (wanting and self._current not in wanting):
-            least = min(sorted(wanting), key=self._counters.__getitem__)
-            ahead = self._counters[self._current] - self._counters[least]
-            if self._current not in wanting or ahead >= QUANTUM_STEPS:
-                self._current = least
+        if wanting and (self._current not in self._shares or self._turn >= QUANTUM_STEPS):
+            self._current, self._turn = self._next(), 0.0
         return self._current
 
     def charge(self, prompt_tokens: int) -> None:
         """The adapter that was chosen last had a step, with so many rows of prompts."""
-        self._counters.charge(self._current, 1.0 + prompt_tokens / PREFILL_TOKENS_A_STEP)
+        steps = 1.0 + prompt_tokens / PREFILL_TOKENS_A_STEP
+        self._turn += steps
+        self._counters.charge(self._current, steps / self._shares[self._current])
+
+    def _next(self) -> str:
+        served, shares = self._counters, self._shares
+        if len(shares) == 1:
+            return next(iter(shares))
+        fair = sum(served[adapter] * share for adapter, share in shares.items()) / sum(shares.values())
+        fair = max(fair, min(served[adapter] for adapter in shares))  # or rounding leaves none
+        due = [adapter for adapter in sorted(shares) if served[adapter] <= fair]
+        return min(due, key=lambda adapter: served[adapter] + QUANTUM_STEPS / shares[adapter])
+
+
+def _shares(wanting: Set[tuple[str, str]]) -> dict[str, float]:
+    """By adapter, of the tenant to whom it matters most: one over how many adapters that tenant uses."""
+    adapters, shares = Counter(tenant for tenant, _ in wanting), dict[str, float]()
+    for tenant, adapter in wanting:
+        shares[adapter] = max(shares.get(adapter, 0.0), 1 / adapters[tenant])
+    return shares

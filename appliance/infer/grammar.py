@@ -25,15 +25,16 @@ from appliance.types import Constraint, ConstraintKind
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # only the stub has it
 
-MAX_CHARACTERS = 64 * 1024
+MAX_CHARACTERS = 32 * 1024
 MAX_RULES = 256
+MOST_TRIED, TRIED_AT_ONCE = 512, 64  # tokens; llguidance takes about 30 us for one, and holds the GIL meanwhile
 _FIELDS = {ConstraintKind.JSON_SCHEMA: "response_format", ConstraintKind.GBNF: "constraint"}
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,  # 20 ms
-    step_lexer_fuel=100_000,  # 7 ms
-    step_max_items=50_000,
+    step_lexer_fuel=30_000,  # 2 ms
+    step_max_items=10_000,  # 15 ms
     max_lexer_states=20_000,  # 1 to 2 kB each
-    max_grammar_size=100_000,
+    max_grammar_size=20_000,
     verbose_errors=False,
 )
 # as json.dumps writes: what a model has seen most, and no endless blanks
@@ -51,7 +52,9 @@ class Grammar:
         source = _from_gbnf(constraint.text) if constraint.kind is ConstraintKind.GBNF else _from_json(constraint.text)
         self._matcher = llguidance.LLMatcher(_tokenizer(vocabulary), source, log_level=0, limits=_LIMITS)
         ahead = self._matcher.deep_copy()  # what is forced goes wrong now rather than in the middle of an answer
-        ahead.consume_tokens(ahead.compute_ff_tokens())
+        forced = ahead.compute_ff_tokens()[:MOST_TRIED]
+        for start in range(0, len(forced), TRIED_AT_ONCE):
+            ahead.consume_tokens(forced[start : start + TRIED_AT_ONCE])
         if not ahead.is_stopped():
             ahead.compute_bitmask()
         for matcher in (self._matcher, ahead):

@@ -9,7 +9,9 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as native
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import (
     AdapterMismatch,
+    DiskFull,
     InvalidArgument,
     ModelDamaged,
     ModelMissing,
@@ -68,13 +71,14 @@ def _errors() -> Iterator[list[str]]:
 
 
 QUANTIZED = {"Q8_0": native.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": native.LLAMA_FTYPE_MOSTLY_Q4_K_M}
+FULL_BYTES = 16 << 20  # llama.cpp says only that it failed; with less than this left, it was the disk
 _QUANTIZED_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
 def quantize(source: str, target: str, storage: str, threads: int, report: Callable[[int, int], None]) -> None:
     """Write `target` anew with the weights of `source` as a key of QUANTIZED says. report: tensors begun, and in all.
 
-    Raises ModelDamaged with llama.cpp's reason.
+    Raises DiskFull where the target's disk is, else ModelDamaged with llama.cpp's reason.
     """
     params = native.llama_model_quantize_default_params()
     params.nthread, params.ftype = threads, QUANTIZED[storage]
@@ -93,6 +97,8 @@ def quantize(source: str, target: str, storage: str, threads: int, report: Calla
         failed = native.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
     finally:
         native.llama_log_set(_to_structlog, ctypes.c_void_p(0))
+    if failed and shutil.disk_usage(Path(target).parent).free < FULL_BYTES:
+        raise DiskFull("The disk became full while the model was quantized.")
     if failed:
         raise ModelDamaged(f"The engine cannot quantize the model: {'; '.join(errors)[:300] or 'it gave no reason'}.")
 
@@ -125,6 +131,7 @@ class Vocabulary:
         # SentencePiece puts a blank before the first text; this byte takes it, and is cut off again
         spm = native.llama_vocab_type(self._native) == native.LLAMA_VOCAB_TYPE_SPM
         self._lead = self._ids("\x01", parse_special=False) if spm else []
+        self._pieces: dict[int, bytes] = {}
 
     def encode(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of a prompt, with the vocabulary's BOS. Segments are tokenized apart.
@@ -159,6 +166,12 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; control tokens stand for none. May be a part of a character."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._read_piece(token)
+        return known
+
+    def _read_piece(self, token: int) -> bytes:
         buffer = ctypes.create_string_buffer(64)
         size = native.llama_token_to_piece(self._native, token, buffer, 64, 0, False)
         if size < 0:
@@ -308,29 +321,36 @@ class Context:
     def save(self, sequence: int, page: int) -> memoryview:
         """The state of one whole page of a sequence: its positions, keys and values in the form that `restore` reads.
 
-        Raises RuntimeError where llama.cpp fails.
+        Raises RuntimeError where llama.cpp fails or a part of the page was never computed.
         """
         start = page * PAGE_TOKENS
         native.llama_memory_seq_cp(self._memory, sequence, self._scratch, start, start + PAGE_TOKENS)
+        whole = self._scratch_holds(start)
         size = int(native.llama_state_seq_get_size(self._native, self._scratch))
         state = np.empty(size, np.uint8)
         at = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         got = native.llama_state_seq_get_data(self._native, at, size, self._scratch)
         native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
-        if got != size:
-            raise RuntimeError("llama_state_seq_get_data failed")
+        if not whole or got != size:
+            raise RuntimeError("llama_state_seq_get_data failed" if whole else "a page to be saved is not there")
         return memoryview(state)  # type: ignore[arg-type]
 
     def restore(self, sequence: int, page: int, state: Buffer) -> bool:
-        """Make the state of a saved page the sequence's next; False where llama.cpp does not take it."""
+        """Make the state of a saved page the sequence's next; False, and nothing, where it is not one of that page."""
         start = page * PAGE_TOKENS
         raw = np.frombuffer(state, np.uint8)
         at = raw.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         taken = native.llama_state_seq_set_data(self._native, at, len(raw), self._scratch) == len(raw)
+        taken = taken and self._scratch_holds(start)  # llama.cpp takes a state without cells as well
         if taken:
             native.llama_memory_seq_cp(self._memory, self._scratch, sequence, start, start + PAGE_TOKENS)
         native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
         return bool(taken)
+
+    def _scratch_holds(self, start: int) -> bool:
+        """Does the scratch sequence begin and end where the page at this position does?"""
+        ends = native.llama_memory_seq_pos_min, native.llama_memory_seq_pos_max
+        return [end(self._memory, self._scratch) for end in ends] == [start, start + PAGE_TOKENS - 1]
 
     def set_adapter(self, adapter: "LoadedAdapter | None") -> None:
         """What `compute` applies from now on. A change costs llama.cpp a new graph. Raises RuntimeError."""
@@ -382,7 +402,7 @@ class LoadedAdapter:
     """A LoRA's weights on the device. Freed with its model at the latest."""
 
     def __init__(self, model: Model, adapter: Adapter) -> None:
-        """May run beside `Context.compute`, not beside another load or `set_adapter`.
+        """Not beside `Context.compute`, another load or `set_adapter`: llama.cpp lists it in the model.
 
         Raises ModelMissing, AdapterMismatch where it was made for another model, ModelDamaged.
         """

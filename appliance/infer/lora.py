@@ -1,5 +1,6 @@
 """The adapters of one model that are loaded, each once, by their content; the one unused longest makes room."""
 
+import contextlib
 import threading
 from collections import OrderedDict
 
@@ -7,6 +8,7 @@ from appliance.infer.llama import Context, LoadedAdapter, Model
 from appliance.types import Adapter
 
 MOST_LOADED = 16
+READ_BYTES = 1 << 20
 
 
 class _Entry:
@@ -26,7 +28,7 @@ class Adapters:
         self._loading = threading.Lock()
         self._lock = threading.Lock()  # of what follows; held for moments, taken last
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._applied = ""
+        self.applied = ""  # the key of the one that is computed with
 
     def acquire(self, adapter: Adapter | None) -> str:
         """Load it where it is not; its key, '' for none, to be released again.
@@ -44,29 +46,43 @@ class Adapters:
                 self._entries.move_to_end(key)
         return key
 
+    def use(self, key: str) -> None:
+        """One user more of an adapter that is in use, to be released again."""
+        if key:
+            with self._lock:
+                self._entries[key].users += 1
+
     def release(self, key: str) -> None:
         if key:
             with self._lock:
                 self._entries[key].users -= 1
 
     def apply(self, context: Context, key: str) -> None:
-        """What the context computes with from now on; an adapter that everyone has released may be gone: then none.
+        """What the context computes with from now on: an adapter in use, or '' for none.
 
         On the thread that computes, which holds `native`.
         """
-        if key == self._applied:
+        if key == self.applied:
             return
         with self._lock:
-            entry = self._entries.get(key)
-        context.set_adapter(entry.loaded if entry else None)
-        self._applied = key if entry else ""
+            loaded = self._entries[key].loaded if key else None
+        context.set_adapter(loaded)
+        self.applied = key
 
     def _load(self, key: str, adapter: Adapter) -> None:
+        _read_through(adapter.path)  # every stream waits for `native`: not for the disk too
         with self.native:
             entry = _Entry(LoadedAdapter(self._model, adapter))
             with self._lock:
                 # never the one that is applied: llama.cpp's graph points into it
-                unused = [key for key, old in self._entries.items() if not old.users and key != self._applied]
+                unused = [key for key, old in self._entries.items() if not old.users and key != self.applied]
                 if len(self._entries) >= MOST_LOADED and unused:
                     self._entries.pop(unused[0]).loaded.close()
                 self._entries[key] = entry
+
+
+def _read_through(path: str) -> None:
+    """Leave a file in the page cache. One that cannot be read is the loader's to refuse."""
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        while file.read(READ_BYTES):
+            pass

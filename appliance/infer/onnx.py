@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -33,7 +34,9 @@ class OnnxEmbedder:
 
     def __init__(self, onnx: Path, tokenizer: Path, threads: int = 1) -> None:
         """Raises ModelDamaged where onnxruntime or the tokenizer refuses the file."""
-        self._session, self._tokenizer, self.identity = _open(onnx, tokenizer, threads, "embedder")
+        self._session, self._tokenizer, self.identity = _open(
+            onnx.read_bytes(), tokenizer.read_bytes(), threads, "embedder"
+        )
         # the published file pads, and cuts at 128; both are done here instead
         self._tokenizer.no_truncation()
         self.dimension = int(self._session.get_outputs()[0].shape[1])
@@ -88,46 +91,101 @@ class OnnxReranker:
     [texts, 1], a score, or [texts, 2], logits of 'no' and 'yes', as text-classification exports have them.
     """
 
-    def __init__(self, onnx: Path, tokenizer: Path, threads: int = 1) -> None:
+    def __init__(self, onnx: bytes, tokenizer: bytes, threads: int = 1) -> None:
         """Raises ModelDamaged where onnxruntime or the tokenizer refuses a file, ModelUnsupported for another shape."""
         self._session, self._tokenizer, self.identity = _open(onnx, tokenizer, threads, "reranker")
         self._tokenizer.enable_truncation(MAX_TOKENS_IN_CONTEXT)
-        self._inputs = {item.name: _INTEGERS.get(item.type) for item in self._session.get_inputs()}
+        self._inputs = _inputs(self._session, "reranker")
         shape = self._session.get_outputs()[0].shape
-        if not {"input_ids", "attention_mask"} <= self._inputs.keys() <= _PAIR_INPUTS or None in self._inputs.values():
-            raise ModelUnsupported(f"The reranker must take {', '.join(sorted(_PAIR_INPUTS))} as whole numbers.")
         if len(shape) != 2 or shape[1] not in (1, 2):
             raise ModelUnsupported(f"The reranker's output has the shape {shape}; one score a text, or two, are read.")
 
     def score(self, query: str, passages: Sequence[str]) -> Floats:
         """float32 [len(passages)], higher is better; text past MAX_TOKENS_IN_CONTEXT is not seen."""
+        return self.score_counted(query, passages)[0]
+
+    def score_counted(self, query: str, passages: Sequence[str]) -> tuple[Floats, int]:
+        """The scores, and the tokens that were read for them."""
         pairs = [(_clean(query), _clean(passage)) for passage in passages]
         encodings: list[Encoding] = self._tokenizer.encode_batch(pairs)
         scores = np.empty(len(encodings), np.float32)
         by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
         for start in range(0, len(by_length), BATCH_TEXTS):
             batch = by_length[start : start + BATCH_TEXTS]
-            logits = self._session.run(None, self._padded([encodings[i] for i in batch]))[0]
+            logits = self._session.run(None, _padded([encodings[i] for i in batch], self._inputs))[0]
             scores[batch] = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-        return scores
+        return scores, sum(len(encoding.ids) for encoding in encodings)
 
-    def _padded(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.generic]]:
-        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        longest = max(len(encoding.ids) for encoding in encodings)
-        fed = {name: np.zeros((len(encodings), longest), kind) for name, kind in self._inputs.items()}
-        for row, encoding in enumerate(encodings):
-            for name, values in fed.items():
-                values[row, : len(encoding.ids)] = getattr(encoding, columns[name])
-        return fed
+
+class ImportedEmbedder:
+    """Unit vectors by an ONNX model as sentence-transformers and optimum export it. Safe to call from many threads.
+
+    The model: inputs as OnnxReranker's. Its vector is its output `sentence_embedding` [texts, dimension], else its only
+    output of that shape; a model of token states alone [texts, tokens, dimension] is pooled by their mean, as
+    sentence-transformers does where nothing says otherwise (`models.Pooling`, pooling_mode_mean_tokens).
+    """
+
+    def __init__(self, onnx: bytes, tokenizer: bytes, threads: int = 1) -> None:
+        """Raises ModelDamaged where onnxruntime or the tokenizer refuses a file, ModelUnsupported for another shape."""
+        self._session, self._tokenizer, self.identity = _open(onnx, tokenizer, threads, "embedder")
+        self._tokenizer.enable_truncation(MAX_TOKENS_IN_CONTEXT)
+        self._inputs = _inputs(self._session, "embedder")
+        outputs = {item.name: item.shape for item in self._session.get_outputs()}
+        flat = [name for name, shape in outputs.items() if len(shape) == 2]
+        named = [name for name in flat if name == "sentence_embedding"] or (flat if len(outputs) == 1 else [])
+        states = [name for name, shape in outputs.items() if len(shape) == 3]
+        if not (named or states):
+            raise ModelUnsupported("The embedder has no output of vectors; export it with `sentence_embedding`.")
+        self._output, self._pooled = (named or states)[0], bool(named)
+        self.dimension = outputs[self._output][-1]
+        if not isinstance(self.dimension, int):
+            raise ModelUnsupported(f"The embedder's output {self._output} does not say how long its vectors are.")
+
+    def embed_counted(self, texts: Sequence[str]) -> tuple[Floats, int]:
+        """float32 [len(texts), dimension], unit norm, and the tokens that were read; what is too long is cut."""
+        encodings: list[Encoding] = self._tokenizer.encode_batch([_clean(text) for text in texts])
+        vectors = np.empty((len(encodings), self.dimension), np.float32)
+        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
+        for start in range(0, len(by_length), BATCH_TEXTS):
+            batch = by_length[start : start + BATCH_TEXTS]
+            fed = _padded([encodings[i] for i in batch], self._inputs)
+            found = self._session.run([self._output], fed)[0].astype(np.float32)
+            if not self._pooled:
+                mask = fed["attention_mask"][:, :, None].astype(np.float32)
+                found = (found * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1)
+            vectors[batch] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        return vectors, sum(len(encoding.ids) for encoding in encodings)
 
 
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-_PAIR_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+_Inputs = dict[str, type[np.signedinteger[Any]]]
 
 
-def _open(onnx: Path, tokenizer: Path, threads: int, what: str) -> tuple[onnxruntime.InferenceSession, Tokenizer, str]:
+def _inputs(session: onnxruntime.InferenceSession, what: str) -> _Inputs:
+    """The names and types of a model's inputs. Raises ModelUnsupported."""
+    types = {item.name: _INTEGERS.get(item.type) for item in session.get_inputs()}
+    known = {name: kind for name, kind in types.items() if name in _COLUMNS and kind is not None}
+    if known.keys() != types.keys() or not {"input_ids", "attention_mask"} <= known.keys():
+        raise ModelUnsupported(f"The {what} must take {', '.join(sorted(_COLUMNS))} as whole numbers.")
+    return known
+
+
+def _padded(encodings: Sequence[Encoding], inputs: _Inputs) -> dict[str, NDArray[np.generic]]:
+    longest = max(len(encoding.ids) for encoding in encodings)
+    fed: dict[str, NDArray[np.generic]] = {
+        name: np.zeros((len(encodings), longest), kind) for name, kind in inputs.items()
+    }
+    for row, encoding in enumerate(encodings):
+        for name, values in fed.items():
+            values[row, : len(encoding.ids)] = getattr(encoding, _COLUMNS[name])
+    return fed
+
+
+def _open(
+    model: bytes, vocabulary: bytes, threads: int, what: str
+) -> tuple[onnxruntime.InferenceSession, Tokenizer, str]:
     """A session, a tokenizer that does not pad, and the identity of both. Raises ModelDamaged."""
-    model, vocabulary = onnx.read_bytes(), tokenizer.read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # no busy threads between calls: the engine's cores are not ours

@@ -10,7 +10,7 @@ of its own; a page that others hold is never written again.
 """
 
 import hmac
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -136,6 +136,15 @@ class Pages:
         while count < len(keys) and keys[count] in self._by_key:
             count += 1
         return count
+
+    def room(self, keys: Sequence[bytes], without: Sequence[int]) -> int:
+        """How many pages one that begins with `keys` could have if the running sequences `without` retired: all but
+        those of others, unless it shares them."""
+        leaving = Counter(page for sequence in without for page in self._tables[sequence])
+        left = sum(self._reserved[sequence] for sequence in without)
+        left += sum(page.running == holders for page, holders in leaving.items())
+        shared = (self._by_key[key] for key in keys[: self.match(keys)])
+        return self.total - self.used + left + sum(page.running > leaving[page] for page in shared)
 
     def reserve(self, keys: Sequence[bytes], pages: int) -> Placement | None:
         """A sequence with room for `pages` in all, that shares what is there of `keys`; None where they are taken."""

@@ -65,7 +65,8 @@ class LaunchSpec:
     model_sha256: what prefixes are bound to, with kv_type ("f16" or "q8_0"). host_cache_bytes, disk_cache_bytes: bounds
     of the tiers for idle prefixes, 0 for none; disk_cache_directory: this model's own; disk_cache_key: 32 bytes as hex.
     speculate_below_streams: no tokens are drafted where more requests run; draft_model_path: '' for prompt lookup.
-    attention: "auto", "stock" (ggml's own kernels), or "none" (zeros: a bench's floor, never served).
+    attention: "auto", "stock" (ggml's own kernels), or "none" (zeros: a bench's floor, never served). products: whether
+    products with weights are ours, too, where attention is not "stock".
     prefill_beside_streams: rows of prompts in a step for which streams wait; 0 for all of batch_tokens.
     """
 
@@ -87,7 +88,8 @@ class LaunchSpec:
     speculate_below_streams: int = 4
     draft_model_path: str = ""
     attention: str = "auto"
-    prefill_beside_streams: int = 0
+    products: bool = True
+    prefill_beside_streams: int = 256
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=lambda origin: origin.name)

@@ -24,7 +24,7 @@ class WorkerQuantizer:
     threads: int = 1
 
     async def quantize(self, source: Path, target: Path, storage: str, report: Callable[[int, int], None]) -> None:
-        """Raises ModelDamaged, WorkerDied. Whatever becomes of it, the process has ended when this has."""
+        """Raises ModelDamaged, DiskFull, WorkerDied. Whatever becomes of it, the process has ended when this has."""
         told = {"source": str(source), "target": str(target), "storage": storage, "threads": self.threads}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance.infer.quantize"), stdin=PIPE, stdout=PIPE, start_new_session=True

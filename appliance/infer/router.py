@@ -28,7 +28,7 @@ from appliance.errors import (
 from appliance.infer import swap
 from appliance.infer.protocol import LaunchSpec, SelfTest
 from appliance.infer.supervisor import Backoff, Supervisor
-from appliance.ports import Aliases, ModelFiles
+from appliance.ports import Aliases, Count, ModelFiles
 from appliance.types import (
     Adapter,
     EngineStats,
@@ -162,7 +162,8 @@ class Router:
         """
         if not alias and (chosen := self._aliases.choose(model)):
             alias, model = model, chosen
-        self._start_shadows(alias, model, generation)
+        count = self._aliases.counter(alias)
+        self._start_shadows(alias, model, generation, count)
         started, finish = self._clock(), None
         try:
             async with aclosing(self._answer(model, generation)) as pieces:  # type: ignore[type-var]
@@ -170,9 +171,9 @@ class Router:
                     finish = piece if isinstance(piece, Finish) else None
                     yield piece
         except ApplianceError as error:
-            self._count(alias, model, started, None, error)
+            self._count(count, model, started, None, error)
             raise
-        self._count(alias, model, started, finish, None)
+        self._count(count, model, started, finish, None)
 
     async def tokenize(self, model: str, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Token ids as the model reads them. Raises as `generate`."""
@@ -207,21 +208,21 @@ class Router:
     # --- aliases ---
 
     def _count(
-        self, alias: str, model: str, started_seconds: float, finish: Finish | None, error: ApplianceError | None
+        self, count: Count, model: str, started_seconds: float, finish: Finish | None, error: ApplianceError | None
     ) -> None:
-        if not alias or (error and not isinstance(error, BLAMED)):
+        if error and not isinstance(error, BLAMED):
             return
         tokens = finish.usage.output_tokens if finish else 0
-        self._aliases.count(alias, model, Tally(1, int(error is not None), tokens, self._clock() - started_seconds))
+        count(model, Tally(1, int(error is not None), tokens, self._clock() - started_seconds))
 
-    def _start_shadows(self, alias: str, model: str, generation: Generation) -> None:
-        for shadow in self._aliases.shadows(alias) if alias else ():
+    def _start_shadows(self, alias: str, model: str, generation: Generation, count: Count) -> None:
+        for shadow in self._aliases.shadows(alias):
             if shadow != model and len(self._shadows) < MAX_SHADOWS:
-                task = asyncio.create_task(self._shadow(alias, shadow, model, generation))
+                task = asyncio.create_task(self._shadow(shadow, model, generation, count))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, alias: str, shadow: str, model: str, generation: Generation) -> None:
+    async def _shadow(self, shadow: str, model: str, generation: Generation, count: Count) -> None:
         """Ask a shadow the same, behind everyone else, for its tally alone."""
         started, finish, failure = self._clock(), None, None
         try:
@@ -231,7 +232,7 @@ class Router:
                 finish = piece if isinstance(piece, Finish) else None
         except ApplianceError as error:
             failure = error
-        self._count(alias, shadow, started, finish, failure)
+        self._count(count, shadow, started, finish, failure)
 
     # --- loading and unloading ---
 

@@ -11,26 +11,35 @@ where streams would wait for them, as `prefill_beside_streams` says. Admission i
 and exact: prompt + max_tokens, less what is shared, are reserved, so that no step can ever find the cache full. A
 request whose leading pages another is computing waits for them instead of computing them too. Nothing that was admitted
 is ever dropped: who is preempted keeps its tokens, waits first in its line, and shares its own pages when it goes on.
+By whom: a higher priority, or an equal one of a tenant that was served far less, once it had its turn. Where the queue
+is full, who has most places in it gives one up.
 """
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 
 from appliance.errors import PromptTooLong, QueueFull
-from appliance.infer.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, FairQueue, Turns, VirtualCounters
+from appliance.infer.fairness import (
+    INPUT_WEIGHT,
+    OUTPUT_WEIGHT,
+    PREFILL_TOKENS_A_STEP,
+    FairQueue,
+    Turns,
+    VirtualCounters,
+)
 from appliance.infer.pages import PAGE_TOKENS, Move, Pages, Tokens, chain
+from appliance.infer.work import NO_TOKENS, Order, Work
 from appliance.types import Priority
 
-NO_TOKENS: Tokens = np.empty(0, np.int32)
 NOTHING: Mapping[int, Tokens] = {}
-# pages a step that are saved, or restored, beside running streams: a page is about half a millisecond's copy
-SAVES_A_STEP, RESTORES_A_STEP, WHEN_IDLE = 4, 16, 64
+# what a step saves, or restores, beside running streams: pages and bytes, of which a millisecond copies about 4 MiB
+SAVES_A_STEP, RESTORES_A_STEP, WHEN_IDLE = (4, 8 << 20), (16, 32 << 20), (64, 128 << 20)
 MOST_DRAFTED = 32  # rows of a step, all requests together
+TURN_TOKENS = 512  # of an answer, before it may be put aside for a tenant that was served as many fewer
 MOST_SEQUENCE_IDS = 255  # llama.cpp's 256, less one through which the engine saves and restores pages
 
 
@@ -42,22 +51,6 @@ def sequence_ids(sequences: int) -> int:
 def output_rows(sequences: int, batch_tokens: int) -> int:
     """Rows of a step that may give logits: each stream's and the drafts'; llama.cpp wants one a sequence."""
     return max(min(batch_tokens, sequences + MOST_DRAFTED), sequence_ids(sequences) + 1)
-
-
-class Order(NamedTuple):
-    """A request as the scheduler sees it. prompt: int32 [n], n ≥ 1. root: what its pages' keys are chained under.
-
-    adapter: '' for none. deadline_seconds: on the clock of `submit` and `plan`; 0 for none.
-    """
-
-    request: int
-    prompt: Tokens
-    max_tokens: int
-    root: bytes = b""
-    tenant: str = ""
-    adapter: str = ""
-    priority: Priority = Priority.NORMAL
-    deadline_seconds: float = 0.0
 
 
 class Chunk(NamedTuple):
@@ -72,12 +65,17 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """First the moves, in order; then all chunks in one batch with that adapter. expired: past their deadlines."""
+    """First the moves, in order; then all chunks in one batch with that adapter.
+
+    expired: requests past their deadlines. refused: those that waited and lost their places, and what to tell them.
+    Both are forgotten already.
+    """
 
     moves: Sequence[Move]
     chunks: Sequence[Chunk]
     adapter: str
     expired: Sequence[int]
+    refused: Mapping[int, QueueFull]
 
 
 class Account(NamedTuple):
@@ -88,41 +86,6 @@ class Account(NamedTuple):
     output_tokens: int
     submitted_seconds: float
     admitted_seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    order: Order
-    tokens: Tokens  # [prompt + max_tokens]; the first `known` are set
-    keys: list[bytes]
-    submitted_seconds: float
-    known: int
-    computed: int = 0  # tokens whose cells hold values, drafts with them, after the step that was planned last
-    drafted: Tokens = field(default_factory=lambda: NO_TOKENS)
-    cached: int = 0
-    sequence: int = -1
-    admissions: int = 0
-    admitted_seconds: float = 0.0
-    number: int = 0  # of its last admission
-    streaming: bool = False  # its prompt, or all it had when it was preempted, is computed
-    restoring: list[bytes] = field(default_factory=list)  # keys of its next pages that are to come from the tiers
-    waits_for: bytes = b""
-
-    @property
-    def tenant(self) -> str:
-        return self.order.tenant
-
-    @property
-    def priority(self) -> Priority:
-        return self.order.priority
-
-    @property
-    def ready(self) -> bool:
-        return self.computed < self.known and not self.restoring
-
-    @property
-    def pages(self) -> int:
-        return -(-len(self.tokens) // PAGE_TOKENS)
 
 
 class Scheduler:
@@ -147,14 +110,16 @@ class Scheduler:
         assert sequence_ids >= sequences
         self.pages = Pages(pages, sequence_ids, most_cached=pages if most_cached is None else most_cached, saved=saved)
         self.preemptions = 0
+        self.page_bytes = 1  # what a page takes where it is saved; the engine tells when it has seen one
         self._limit, self._batch_tokens, self._queue = sequences, batch_tokens, queue
         self._prefill_beside_streams = prefill_beside_streams or batch_tokens
         self._shares, self._saved = shares_prefixes, saved if shares_prefixes else None
         self._counters, self._turns = VirtualCounters(), Turns()
-        self._waiting: FairQueue[_Work] = FairQueue(self._counters)
-        self._works: dict[int, _Work] = {}
-        self._running: dict[int, _Work] = {}
-        self._coming: dict[bytes, _Work] = {}  # pages of prompts that are being computed, and by whom
+        self._waiting: FairQueue[Work] = FairQueue(self._counters)
+        self._works: dict[int, Work] = {}
+        self._running: dict[int, Work] = {}
+        self._coming: dict[bytes, Work] = {}  # pages of prompts that are being computed or restored, and by whom
+        self._refused: dict[int, QueueFull] = {}  # since the last plan
         self._deadlines: list[tuple[float, int]] = []
         self._admissions = 0
         self._service_seconds = 1.0  # how long an admitted request took, smoothed
@@ -170,23 +135,27 @@ class Scheduler:
     @property
     def preempted(self) -> int:
         """How many of those that wait ran before."""
-        return sum(work.admissions > 0 for work in self._waiting)
+        return sum(work.ran for work in self._waiting)
 
     @property
     def busy(self) -> bool:
-        return bool(self._works or self.pages.pending)
+        return bool(self._works or self._refused or self.pages.pending)
 
     @property
     def streaming(self) -> list[int]:
         """Requests that may be given drafts now."""
-        running = self._running.items()
-        return [request for request, work in running if work.streaming and work.known - work.computed == 1]
+        return [request for request, work in self._running.items() if work.decoding]
 
-    def check_queue(self) -> None:
-        """Raises QueueFull where `submit` would."""
-        if len(self._waiting) >= self._queue:
-            ahead = len(self._waiting) / self._limit * self._service_seconds
-            raise QueueFull(f"{len(self._waiting)} requests wait for this model.", min(max(ahead, 0.1), 60.0))
+    def check_queue(self, tenant: str = "", priority: Priority = Priority.NORMAL) -> Work | None:
+        """Who would lose its place to such a newcomer; None while there is room.
+
+        Raises QueueFull where `submit` would.
+        """
+        if len(self._waiting) < self._queue:
+            return None
+        if (work := self._waiting.displaced_by(tenant, priority)) is None:
+            raise self._queue_full()
+        return work
 
     def check_size(self, prompt_tokens: int, max_tokens: int) -> None:
         """Raises PromptTooLong where `submit` would."""
@@ -198,16 +167,26 @@ class Scheduler:
             )
 
     def submit(self, order: Order, now_seconds: float) -> None:
-        """Take a request in. Raises PromptTooLong, QueueFull."""
+        """Take a request in. Raises PromptTooLong, QueueFull.
+
+        Where the queue is full, somebody loses a place: the youngest of the lowest priority of the tenant that has the
+        most. Where that is not the newcomer, who gets QueueFull here, it is told by the next step's `refused`.
+        """
         prompt_tokens = len(order.prompt)
         self.check_size(prompt_tokens, order.max_tokens)
-        self.check_queue()
+        if displaced := self.check_queue(order.tenant, order.priority):
+            refused = displaced.order.request
+            self.cancel(refused, now_seconds)
+            self._refused[refused] = self._queue_full()
         tokens = np.zeros(prompt_tokens + order.max_tokens, np.int32)
         tokens[:prompt_tokens] = order.prompt
-        keys = chain(order.prompt, order.root) if self._shares else []
-        work = self._works[order.request] = _Work(order, tokens, keys, now_seconds, prompt_tokens)
+        keys = chain(order.prompt, order.root, after=order.keys) if self._shares else []
+        work = self._works[order.request] = Work(order, tokens, keys, now_seconds, prompt_tokens)
         self._waiting.push(work)
         if order.deadline_seconds:
+            if len(self._deadlines) > 2 * len(self._works):  # most are of requests that have ended
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._works]
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (order.deadline_seconds, order.request))
 
     def plan(self, now_seconds: float, drafts: Mapping[int, Tokens] = NOTHING) -> Step:
@@ -219,9 +198,12 @@ class Scheduler:
             self._complete_pages(work)
         self._admit(now_seconds)
         self._restore()
-        adapter = self._turns.choose(frozenset(work.order.adapter for work in self._running.values() if work.ready))
+        ready = (work.order for work in self._running.values() if work.ready)
+        adapter = self._turns.choose({(order.tenant, order.adapter) for order in ready})
         chunks = self._fill(adapter, drafts)
-        return Step(self.pages.take_moves(SAVES_A_STEP if chunks else WHEN_IDLE), chunks, adapter, expired)
+        refused, self._refused = self._refused, {}
+        moves = self.pages.take_moves(self._movable(SAVES_A_STEP if chunks else WHEN_IDLE))
+        return Step(moves, chunks, adapter, expired, refused)
 
     def restored(self, request: int, pages: int, planned: int) -> None:
         """So many of the request's `planned` Restore moves succeeded; what follows the first that did not is lost."""
@@ -230,12 +212,11 @@ class Scheduler:
             return
         for key in work.restoring[:pages]:
             self.pages.complete(work.sequence, key, restored=True)
+        self._unpromise(work, work.restoring[:pages])
         work.computed += pages * PAGE_TOKENS
         work.restoring = work.restoring[planned:] if pages == planned else []
         if work.admissions == 1:
             work.cached = work.computed
-        if not work.restoring:
-            self._promise(work)
 
     def extend(self, request: int, tokens: Sequence[int]) -> int:
         """The request goes on with `tokens`: drafts that were right, a sampled one, any that are forced.
@@ -275,6 +256,12 @@ class Scheduler:
             self.finish(request, now_seconds)
         elif work := self._works.pop(request, None):
             self._waiting.remove(work)
+        else:
+            self._refused.pop(request, None)
+
+    def _queue_full(self) -> QueueFull:
+        ahead = len(self._waiting) / self._limit * self._service_seconds
+        return QueueFull(f"{len(self._waiting)} requests wait for this model.", min(max(ahead, 0.1), 60.0))
 
     def _expire(self, now_seconds: float) -> list[int]:
         expired = []
@@ -289,10 +276,12 @@ class Scheduler:
 
     def _fill(self, adapter: str, drafts: Mapping[int, Tokens]) -> list[Chunk]:
         mine = [work for work in self._running.values() if work.ready and work.order.adapter == adapter]
-        streams = [work for work in mine if work.streaming]
-        prompts = sorted((work for work in mine if not work.streaming), key=lambda work: -work.priority.value)
+        streams = [work for work in mine if work.decoding]
+        prompts = [work for work in mine if not work.decoding]
+        prompts.sort(key=lambda work: (-work.priority.value, work.number))
         room, chunks = self._batch_tokens, []
-        spare = max(0, room - sum(work.known - work.computed for work in streams))  # drafts take nobody's row
+        most_prefilled = self._most_prefilled(len(prompts))
+        spare = max(0, room - len(streams))  # drafts take nobody's row
         for work in streams:
             if not room:
                 break
@@ -303,7 +292,7 @@ class Scheduler:
         if len(chunks) < len(streams):  # more streams than rows: those that had theirs go behind the others
             for work in streams[: len(chunks)]:
                 self._running[work.order.request] = self._running.pop(work.order.request)
-        rows = room = min(room, self._most_prefilled(len(prompts)))
+        rows = room = min(room, most_prefilled)
         for work in prompts:
             if room:
                 chunks.append(self._take(work, room))
@@ -316,17 +305,16 @@ class Scheduler:
         """Rows of prompts that a step may have: it takes as long as its rows, and all streams wait for it, of whatever
         adapter. Where more prompts than streams wait, as many times the rows: then more is lost by making those wait.
         """
-        streams = sum(work.streaming for work in self._running.values())
+        streams = sum(work.decoding for work in self._running.values())
         if not streams:
             return self._batch_tokens
         return max(1, prompts // streams) * self._prefill_beside_streams
 
-    def _take(self, work: _Work, room: int, draft: Tokens = NO_TOKENS) -> Chunk:
+    def _take(self, work: Work, room: int, draft: Tokens = NO_TOKENS) -> Chunk:
         start, end = work.computed, min(work.known, work.computed + room)
         if end < work.known:
             work.computed = end
             return Chunk(work.order.request, work.sequence, start, work.tokens[start:end], 0)
-        draft = draft[: room - (end - start)]
         work.streaming, work.drafted, work.computed = True, draft, end + len(draft)
         tokens = np.concatenate((work.tokens[start:end], draft)) if len(draft) else work.tokens[start:end]
         return Chunk(work.order.request, work.sequence, start, tokens, 1 + len(draft))
@@ -335,24 +323,24 @@ class Scheduler:
 
     def _admit(self, now_seconds: float) -> None:
         """Admit in the queue's order. Where one cannot be placed those behind it wait too, so that it cannot starve."""
-        while len(self._waiting) and (len(self._running) < self._limit or self._victim(self._waiting.highest)):
-            work = next((work for work in self._waiting if not self._is_being_computed(work)), None)
+        while len(self._waiting) and (len(self._running) < self._limit or self._victims(next(iter(self._waiting)))):
+            work = next((work for work in self._waiting if not self._is_coming(work)), None)
             if work is None or not self._place(work, now_seconds):
                 return
 
-    def _place(self, work: _Work, now_seconds: float) -> bool:
-        """Reserve a sequence and pages, sharing what is known; where that needs it, put lower priorities aside."""
+    def _place(self, work: Work, now_seconds: float) -> bool:
+        """Reserve a sequence and pages, sharing what is known; where that needs it, put others aside."""
         if len(self._running) >= self._limit and not self._preempt_for(work):
             return False
-        while (placed := self.pages.reserve(self._shareable(work), work.pages)) is None:
+        while (placed := self.pages.reserve(work.shareable, work.pages)) is None:
             if not self._preempt_for(work):
                 return False
         self._waiting.remove(work)
         work.sequence, work.computed = placed.sequence, placed.shared * PAGE_TOKENS
         if self._saved:
-            work.restoring = list(takewhile(self._saved, self._shareable(work)[placed.shared :]))
+            work.restoring = list(takewhile(self._saved, work.shareable[placed.shared :]))
         self._admissions += 1
-        work.number = self._admissions
+        work.number, work.known_before = self._admissions, work.known
         work.admissions += 1
         if work.admissions == 1:
             work.cached, work.admitted_seconds = work.computed, now_seconds
@@ -362,23 +350,33 @@ class Scheduler:
         self._promise(work)
         return True
 
-    def _preempt_for(self, work: _Work) -> bool:
-        """Put the youngest of the lowest priority aside, if it is below the work's and room would come of it."""
-        victim = self._victim(work.priority.value)
-        below = (other.pages for other in self._running.values() if other.priority.value < work.priority.value)
-        if victim is None or work.pages > self.pages.free + self.pages.cached + sum(below):
+    def _preempt_for(self, work: Work) -> bool:
+        """Put the youngest of the lowest priority aside of those that may be, if room would come of it."""
+        victims = self._victims(work)
+        if not victims or work.pages > self.pages.room(work.shareable, [victim.sequence for victim in victims]):
             return False
-        self._leave(victim)
+        victim = self._leave(min(victims, key=lambda other: (other.priority.value, -other.number)))
         victim.streaming, victim.computed, victim.restoring = False, 0, []
         self._waiting.push(victim, first=True)
         self.preemptions += 1
         return True
 
-    def _victim(self, priority: int) -> _Work | None:
-        below = (work for work in self._running.values() if work.priority.value < priority)
-        return min(below, key=lambda work: (work.priority.value, -work.number), default=None)
+    def _victims(self, work: Work) -> list[Work]:
+        """Who may be put aside for the work. None of its tenant's equals; and of others' none before it had a turn that
+        is worth its computing again."""
+        priority, far = work.priority.value, self._counters[work.tenant] + OUTPUT_WEIGHT * TURN_TOKENS
+        return [
+            other
+            for other in self._running.values()
+            if other.priority.value < priority
+            or (
+                other.priority.value == priority
+                and self._counters[other.tenant] >= far
+                and other.known - other.known_before >= max(TURN_TOKENS, other.known / PREFILL_TOKENS_A_STEP)
+            )
+        ]
 
-    def _leave(self, work: _Work) -> _Work:
+    def _leave(self, work: Work) -> Work:
         """The work runs no longer; its whole pages stay for others, and for itself."""
         self._complete_pages(work)
         del self._running[work.order.request]
@@ -388,30 +386,29 @@ class Scheduler:
 
     # --- prefixes ---
 
-    def _shareable(self, work: _Work) -> list[bytes]:
-        """Keys that may be taken from others: at least the last known token is computed, for its logits."""
-        return work.keys[: (work.known - 1) // PAGE_TOKENS]
+    def _is_coming(self, work: Work) -> bool:
+        """Is the first page that the work lacks about to be there, by one that does not wait for the likes of it?"""
+        if work.waits_for not in self._coming:
+            lacking = work.shareable
+            held = self.pages.match(lacking)
+            work.waits_for = lacking[held] if held < len(lacking) else b""
+        promiser = self._coming.get(work.waits_for)
+        return promiser is not None and promiser.priority.value >= work.priority.value
 
-    def _is_being_computed(self, work: _Work) -> bool:
-        """Is the first page that the work lacks about to be there?"""
-        if work.waits_for in self._coming:
-            return True
-        lacking = self._shareable(work)
-        lacking = lacking[self.pages.match(lacking) :]
-        work.waits_for = lacking[0] if lacking and not (self._saved and self._saved(lacking[0])) else b""
-        return work.waits_for in self._coming
+    def _promise(self, work: Work) -> None:
+        for key in work.keys[work.computed // PAGE_TOKENS :]:
+            other = self._coming.get(key)
+            if other is None or other.priority.value < work.priority.value:
+                self._coming[key] = work
 
-    def _promise(self, work: _Work) -> None:
-        for key in work.keys[work.computed // PAGE_TOKENS + len(work.restoring) :]:
-            self._coming.setdefault(key, work)
-
-    def _unpromise(self, work: _Work, keys: Sequence[bytes]) -> None:
+    def _unpromise(self, work: Work, keys: Sequence[bytes]) -> None:
         for key in keys:
             if self._coming.get(key) is work:
                 del self._coming[key]
 
     def _restore(self) -> None:
-        room = RESTORES_A_STEP if any(work.ready for work in self._running.values()) else WHEN_IDLE
+        streams = any(work.ready for work in self._running.values())
+        room = self._movable(RESTORES_A_STEP if streams else WHEN_IDLE)
         for work in self._running.values():
             if work.restoring and room > 0:
                 first = work.computed // PAGE_TOKENS
@@ -419,7 +416,11 @@ class Scheduler:
                     self.pages.restore(work.order.request, work.sequence, page, key)
                 room -= len(work.restoring[:room])
 
-    def _complete_pages(self, work: _Work) -> None:
+    def _movable(self, most: tuple[int, int]) -> int:
+        """How many pages that is; one in any case."""
+        return max(1, min(most[0], most[1] // self.page_bytes))
+
+    def _complete_pages(self, work: Work) -> None:
         """Make the pages known that the last step completed."""
         whole = min(work.computed, work.known) // PAGE_TOKENS
         done = self.pages.count(work.sequence)

@@ -23,6 +23,7 @@ _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, MAX_DRAFT_TOKENS)
 _FIRST_CHANCE, _FIRST_COST, _TRIED = 0.7, 0.1, 3
 _MEMORY, _LEAST_GAIN = 0.7, 1.05
 _FIRST_PAUSE, _LAST_PAUSE = 16, 1024
+_INDEXED_A_DRAFT = 4096  # tokens, about a microsecond each
 
 
 class Drafter(Protocol):
@@ -100,33 +101,37 @@ def _mixed(known: float, new: float) -> float:
 class PromptLookup:
     """What followed the last time that the sequence held its present end (Saxena, "Prompt lookup decoding", 2023).
 
-    An index of the places after each n-gram, kept as tokens come; and as long as what followed there also came here,
-    the same place is followed on.
+    An index of the places after each n-gram, which only drafting brings forward: who never drafts pays nothing for it.
+    As long as what followed there also came here, the same place is followed on.
     """
 
     def __init__(self, prompt: Tokens) -> None:
-        self._tokens: list[int] = []
+        self._tokens: list[int] = prompt.tolist()
+        self._indexed = 0  # of the tokens
         self._after: dict[tuple[int, ...], int] = {}
-        self._source = 0  # where the present end was before: the index of what followed; 0 for nowhere
-        self.extend(prompt.tolist())
+        self._source = 0  # where the indexed tokens' end was before: the index of what followed; 0 for nowhere
 
     def extend(self, tokens: Sequence[int]) -> None:
+        self._tokens += tokens
+
+    def _index(self, most: int) -> None:
         known, after = self._tokens, self._after
-        for token in tokens:
-            followed = self._source and known[self._source] == token
-            known.append(token)
+        for end in range(self._indexed + 1, min(self._indexed + most, len(known)) + 1):
+            followed = self._source and known[self._source] == known[end - 1]
             self._source = self._source + 1 if followed else 0
             for length in _NGRAMS:
-                if len(known) < length:
+                if end < length:
                     continue
-                key = tuple(known[-length:])
+                key = tuple(known[end - length : end])
                 self._source = self._source or after.get(key, 0)
-                after[key] = len(known)
+                after[key] = end
+            self._indexed = end
 
     def draft(self, most: int) -> Sequence[int]:
-        """Past the sequence's end it goes round: the end then repeats itself."""
+        """Past the sequence's end it goes round: the end then repeats itself. None while a long prompt is indexed."""
+        self._index(_INDEXED_A_DRAFT)
         source, end = self._source, len(self._tokens)
-        if not source:
+        if not source or self._indexed < end:
             return []
         return [self._tokens[source + step % (end - source)] for step in range(most)]
 
@@ -168,6 +173,7 @@ class _Ahead:
         self._sampler = Sampler(sampling)
         self._tokens: list[int] = prompt.tolist()
         self._computed: list[int] = []  # what the context holds: a beginning of the tokens, then wrong guesses
+        self._right = 0  # so many of them were tokens of the sequence when they were computed, not guesses
         self._sequence: int | None = None
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -178,7 +184,8 @@ class _Ahead:
         if len(self._tokens) + most > self._model.most_tokens or not self._has_sequence():
             return []
         self._take_back()
-        row = self._compute(self._tokens[len(self._computed) :][: self._model.batch_tokens])
+        row = self._compute(self._tokens[len(self._computed) : len(self._computed) + self._model.batch_tokens])
+        self._right = len(self._computed)
         if len(self._computed) < len(self._tokens):
             return []
         known = len(self._tokens)
@@ -203,10 +210,10 @@ class _Ahead:
 
     def _take_back(self) -> None:
         """Keep what is right of the computed tokens, but compute the last known one again: its logits are wanted."""
-        pairs = enumerate(zip(self._computed, self._tokens[:-1], strict=False))
-        right = next(
-            (at for at, (one, other) in pairs if one != other), min(len(self._computed), len(self._tokens) - 1)
-        )
+        right, most = self._right, min(len(self._computed), len(self._tokens) - 1)
+        while right < most and self._computed[right] == self._tokens[right]:
+            right += 1
+        right = min(right, most)
         del self._computed[right:]
         assert self._sequence is not None
         self._model.context.trim(Trim(self._sequence, right))

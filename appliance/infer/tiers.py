@@ -27,7 +27,7 @@ MAGIC, VERSION = b"APPLKVP\n", (1).to_bytes(2, "big")
 NONCE_BYTES = 12
 OVERHEAD_BYTES = len(MAGIC) + len(VERSION) + NONCE_BYTES + 16
 SUFFIX, TEMPORARY = ".page", ".part"
-LEAST_BACKLOG_BYTES = 64 << 20
+LEAST_UNWRITTEN_BYTES = 64 << 20
 LEAST_FREE_BYTES = 512 << 20
 log = structlog.get_logger()
 
@@ -64,21 +64,14 @@ class DiskTier:
         if not self._has_room(size):
             self.fault = f"The disk has less than {LEAST_FREE_BYTES >> 20} MiB free."
             return
-        self._make_room(size)
         temporary = self._directory / f"{key.hex()}{TEMPORARY}"
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = self._cipher.seal(nonce, data, self._aad + key)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(MAGIC + VERSION + nonce)
-                file.write(sealed)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self._path(key))
-        except OSError as error:
-            self.fault = f"A file cannot be written: {error.strerror}."
-            log.warning("kv_disk.not_written", error=error.strerror)
+            self._make_room(size)
+            self._write_file(temporary, key, data)
+        except Exception as error:  # noqa: BLE001  whatever it was, the thread that writes must go on
+            why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+            self.fault = f"A file cannot be written: {why}."
+            log.warning("kv_disk.not_written", error=why)
             with contextlib.suppress(OSError):
                 temporary.unlink()
             return
@@ -127,6 +120,17 @@ class DiskTier:
             self._bytes += size
         self._make_room(0)
 
+    def _write_file(self, temporary: Path, key: bytes, data: Buffer) -> None:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        sealed = self._cipher.seal(nonce, data, self._aad + key)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(MAGIC + VERSION + nonce)
+            file.write(sealed)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._path(key))
+
     def _read_file(self, key: bytes, size: int) -> bytes:
         descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -134,8 +138,17 @@ class DiskTier:
             return file.read(size + 1)
 
     def _make_room(self, size: int) -> None:
-        while self._bytes + size > self._most_bytes and self._sizes:
-            self._drop(next(iter(self._sizes)))
+        while oldest := self._oldest_beyond(self._most_bytes - size):
+            self._unlink(oldest)
+
+    def _oldest_beyond(self, most_bytes: int) -> bytes | None:
+        """What was used least recently, known no longer; None where there is no more than so much."""
+        with self._lock:  # readers move what they use
+            if self._bytes <= most_bytes or not self._sizes:
+                return None
+            key, size = self._sizes.popitem(last=False)
+            self._bytes -= size
+            return key
 
     def _has_room(self, size: int) -> bool:
         """A cache never takes the last of a disk that others keep data on."""
@@ -147,6 +160,9 @@ class DiskTier:
     def _drop(self, key: bytes) -> None:
         with self._lock:
             self._bytes -= self._sizes.pop(key, 0)
+        self._unlink(key)
+
+    def _unlink(self, key: bytes) -> None:
         with contextlib.suppress(OSError):
             self._path(key).unlink()
 
@@ -155,14 +171,19 @@ class DiskTier:
 
 
 class Tiers:
-    """Pages by key in host memory and, where there is a disk tier, in files. Safe to use from many threads."""
+    """Pages by key in host memory and, where there is a disk tier, in files. Safe to use from many threads.
+
+    Memory for both, what stays and what is only to be written, is `host_bytes`, or LEAST_UNWRITTEN_BYTES where that is
+    less and there is a disk.
+    """
 
     def __init__(self, host_bytes: int, disk: DiskTier | None = None) -> None:
         self._most_bytes, self._disk = host_bytes, disk
-        self._most_backlog = max(host_bytes, LEAST_BACKLOG_BYTES)
-        self._host: OrderedDict[bytes, Buffer] = OrderedDict()
-        self._backlog: OrderedDict[bytes, Buffer] = OrderedDict()  # to be written, oldest first
-        self._host_bytes = self._backlog_bytes = 0
+        self._most_held = max(host_bytes, LEAST_UNWRITTEN_BYTES)
+        self._host: OrderedDict[bytes, Buffer] = OrderedDict()  # least recently used first
+        self._unwritten: OrderedDict[bytes, None] = OrderedDict()  # oldest first; each is in one of the two beside it
+        self._leaving: OrderedDict[bytes, Buffer] = OrderedDict()  # here no longer once they are written
+        self._host_bytes = self._leaving_bytes = 0
         self._change = threading.Condition()
         self._closing = False
         self._writer = threading.Thread(target=self._write, name="kv-disk", daemon=True)
@@ -183,23 +204,20 @@ class Tiers:
 
     def holds(self, key: bytes) -> bool:
         """Is the page here? Cheap. It may be found damaged, or be dropped, before it is got."""
-        return key in self._host or key in self._backlog or (self._disk is not None and key in self._disk)
+        return key in self._host or key in self._leaving or (self._disk is not None and key in self._disk)
 
     def put(self, key: bytes, data: Buffer) -> None:
         """Keep a page; `data` must not change any more."""
         with self._change:
-            self._keep(key, data)
-            if self._disk is not None and key not in self._backlog:
-                self._backlog[key] = data
-                self._backlog_bytes += len(data)
-                while self._backlog_bytes > self._most_backlog:  # the disk is too slow: what is oldest stays unwritten
-                    self._backlog_bytes -= len(self._backlog.popitem(last=False)[1])
+            if self._disk is not None:
+                self._unwritten[key] = None
                 self._change.notify_all()
+            self._keep(key, data)
 
     def get(self, key: bytes) -> Buffer | None:
         """The page from wherever it is, None where it is not; may read a file."""
         with self._change:
-            data = self._host.get(key, self._backlog.get(key))
+            data = self._host.get(key, self._leaving.get(key))
             if data is not None:
                 if key in self._host:
                     self._host.move_to_end(key)
@@ -238,23 +256,34 @@ class Tiers:
             self._writer.join()
 
     def _keep(self, key: bytes, data: Buffer) -> None:
-        if len(data) > self._most_bytes:
-            return
+        """This one was used last. Others leave for it, or it does itself where it is larger than all that may stay."""
+        self._leaving_bytes -= len(self._leaving.pop(key, b""))
         self._host_bytes += len(data) - len(self._host.pop(key, b""))
         self._host[key] = data
+        if len(data) > self._most_bytes:
+            self._host.move_to_end(key, last=False)
         while self._host_bytes > self._most_bytes:
-            self._host_bytes -= len(self._host.popitem(last=False)[1])
+            old, page = self._host.popitem(last=False)
+            self._host_bytes -= len(page)
+            if old in self._unwritten:
+                self._leaving[old] = page
+                self._leaving_bytes += len(page)
+        while self._leaving and self._host_bytes + self._leaving_bytes > self._most_held:
+            old, page = self._leaving.popitem(last=False)  # the disk is too slow: what left first stays unwritten
+            self._leaving_bytes -= len(page)
+            del self._unwritten[old]
 
     def _write(self) -> None:
         assert self._disk is not None
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._backlog or self._closing)
-                if not self._backlog:
+                self._change.wait_for(lambda: self._unwritten or self._closing)
+                if not self._unwritten:
                     return
-                key, data = next(iter(self._backlog.items()))
+                key = next(iter(self._unwritten))
+                data = self._host[key] if key in self._host else self._leaving[key]
             self._disk.write(key, data)
             with self._change:
-                if self._backlog.pop(key, None) is not None:
-                    self._backlog_bytes -= len(data)
+                self._unwritten.pop(key, None)
+                self._leaving_bytes -= len(self._leaving.pop(key, b""))
                 self._change.notify_all()

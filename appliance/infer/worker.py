@@ -45,7 +45,7 @@ def main() -> None:
     _log_to_stderr(spec.log_level)
     try:
         llama.init()
-        attention = _attention(spec.attention)
+        attention = _attention(spec.attention, spec.products)
         if spec.self_test:
             run_self_test(spec.self_test, _threads(spec.threads), attention)
         model = llama.Model(spec.model_path)
@@ -184,8 +184,8 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, 
         threads=_threads(spec.threads),
         post=lambda pieces: _post(loop, pieces),
         kv_type=spec.kv_type,
-        identity=_identity(spec),
-        tiers=_tiers(spec),
+        identity=_identity(spec, attention),
+        tiers=_tiers(spec, attention),
         attention=attention,
         speculate_below_streams=spec.speculate_below_streams,
         draft_model=_draft_model(spec, model),
@@ -205,9 +205,13 @@ async def _serve(spec: protocol.LaunchSpec, model: llama.Model, attention: str, 
     await asyncio.to_thread(engine.close)  # what is warm goes to disk
 
 
-def _identity(spec: protocol.LaunchSpec) -> bytes:
-    """Of the model and of the form of its cache: pages of another are of no use."""
-    return f"{spec.model_sha256} {spec.kv_type} {llama.VERSION}".encode()
+def _identity(spec: protocol.LaunchSpec, attention: str) -> bytes:
+    """Of the model and of all that its cache's values and their form depend on: pages of another are of no use.
+
+    The context's size is one: models whose positions are scaled (LongRoPE) choose the factors by it.
+    """
+    kernel = "none" if spec.attention == "none" else attention.partition(":")[0]
+    return f"{spec.model_sha256} {spec.kv_type} {spec.context_tokens} {kernel} {llama.VERSION}".encode()
 
 
 def _draft_model(spec: protocol.LaunchSpec, target: llama.Model) -> DraftModel | None:
@@ -232,11 +236,11 @@ def _draft_model(spec: protocol.LaunchSpec, target: llama.Model) -> DraftModel |
         return None
 
 
-def _tiers(spec: protocol.LaunchSpec) -> Tiers | None:
+def _tiers(spec: protocol.LaunchSpec, attention: str) -> Tiers | None:
     disk = None
     if spec.disk_cache_bytes and spec.disk_cache_directory and spec.model_sha256:
         cipher = AesGcm(bytes.fromhex(spec.disk_cache_key))
-        disk = DiskTier(Path(spec.disk_cache_directory), cipher, _identity(spec), spec.disk_cache_bytes)
+        disk = DiskTier(Path(spec.disk_cache_directory), cipher, _identity(spec, attention), spec.disk_cache_bytes)
     return Tiers(spec.host_cache_bytes, disk) if spec.host_cache_bytes or disk is not None else None
 
 
@@ -248,11 +252,11 @@ def _post(loop: asyncio.AbstractEventLoop, pieces: list[tuple[Deliver, Piece]]) 
     loop.call_soon_threadsafe(deliver)
 
 
-def _attention(asked: str) -> str:
+def _attention(asked: str, products: bool) -> str:
     """Which kernels compute attention from here on, and why it is the stock ones where it is."""
     if asked == "stock":
         return f"{paged.STOCK}: as configured"
-    attention = paged.register()
+    attention = paged.register(products)
     if asked == "none":
         paged.leave_out(True)
     return attention

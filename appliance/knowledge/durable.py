@@ -31,7 +31,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskFull(f"No space is left to write {path}.") from error
         if error.errno in _PASSING:
-            raise Busy(f"{path} cannot be opened or read just now: {error.strerror}.") from error
+            raise Busy(f"{path.name} cannot be opened or read just now: {error.strerror}.") from error
         raise StoreDamaged(f"{path}: {error.strerror or 'the disk failed'}.") from error
 
 

@@ -4,8 +4,9 @@
                               ├─ B fails more than A ► A:9 B:0, by itself, with a finding
                               └─ rollback ───────────► what was before
 
-The first target is the stable one; the others are measured against it. What was before each change is kept, so that
-rolling back twice goes two changes back. Counts live as long as the process; targets and their history are on disk.
+The first target is the stable one; the others are measured against it. What was before each change that someone made
+is kept, so that rolling back twice goes two changes back; targets that the rule demoted are not, for going back to them
+would bring the failing model back. Counts live as long as the process; targets and their history are on disk.
 """
 
 import random
@@ -21,7 +22,7 @@ import structlog
 
 from appliance.errors import AlreadyExists, InvalidArgument, NotFound
 from appliance.models.signed import SignedFile
-from appliance.ports import Keyring, ModelFiles
+from appliance.ports import Count, Keyring, ModelFiles
 from appliance.types import Alias, ModelFile, ModelKind, Tally, Target
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
@@ -141,10 +142,19 @@ class AliasBook:
         entry = self._entries.get(name)
         return tuple(target.model for target in entry.now.targets if target.shadow) if entry else ()
 
-    def count(self, name: str, model: str, outcome: Tally) -> None:
-        entry = self._entries.get(name)
-        if entry is None or all(target.model != model for target in entry.now.targets):
-            return  # the targets were changed while the request ran
+    def counter(self, name: str) -> Count:
+        begun = self._entries.get(name)
+
+        def count(model: str, outcome: Tally) -> None:
+            entry = self._entries.get(name)
+            if entry is not None and begun is not None and entry.counted is begun.counted:
+                self._count(name, entry, model, outcome)
+
+        return count
+
+    def _count(self, name: str, entry: _Entry, model: str, outcome: Tally) -> None:
+        if all(target.model != model for target in entry.now.targets):
+            return  # the targets were set between the choice of the model and its start
         counted = entry.counted.setdefault(model, _Counted(deque(maxlen=self._rule.window_requests)))
         counted.last.append(outcome.errors > 0)
         counted.total = _sum(counted.total, outcome)
@@ -155,6 +165,10 @@ class AliasBook:
     def demoted(self) -> Mapping[str, str]:
         """Aliases whose canary lost its weight by the rule and of which nobody took notice yet: why, by name."""
         return {name: entry.now.detail for name, entry in self._entries.items() if entry.now.by_rule}
+
+    def __contains__(self, name: str) -> bool:
+        """Safe from any thread."""
+        return name in self._entries
 
     # --- what administers ---
 
@@ -184,14 +198,15 @@ class AliasBook:
         return self._change(name, Change((Target(model),), f"{model} promoted", datetime.now(UTC)))
 
     def rollback(self, name: str) -> Alias:
-        """The targets that were before the last change. Raises NotFound, also for a target; InvalidArgument."""
+        """The latest targets before the last change whose models are all still here. Raises NotFound, InvalidArgument."""
         entry = self._entry(name)
-        if not entry.before:
-            raise InvalidArgument.of("name", f"the alias {name} has nothing to roll back to.")
-        *older, last = entry.before
-        self._check(last.targets)
-        back = replace(last, detail="rolled back", time=datetime.now(UTC), by_rule=False)
-        return self._put(name, _Entry(back, tuple(older)))
+        older = list(entry.before)
+        while older:
+            last = older.pop()
+            if self._may_lead_to(last.targets):
+                back = replace(last, detail="rolled back", time=datetime.now(UTC), by_rule=False)
+                return self._put(name, _Entry(back, tuple(older)))
+        raise InvalidArgument.of("name", f"the alias {name} has nothing to roll back to.")
 
     def delete(self, name: str) -> None:
         """Raises NotFound."""
@@ -216,6 +231,13 @@ class AliasBook:
         if any(target.shadow for target in targets) and len(set(scaffolds)) > 1:
             raise InvalidArgument.of("targets", "a shadow is asked in the others' words: all must share one scaffold.")
 
+    def _may_lead_to(self, targets: Sequence[Target]) -> bool:
+        try:
+            self._check(targets)
+        except (NotFound, InvalidArgument):
+            return False
+        return True
+
     def _scaffold(self, model: str) -> str:
         file: ModelFile = self._files.get(model)
         if file.kind is ModelKind.ADAPTER:
@@ -231,16 +253,17 @@ class AliasBook:
         )
         log.warning("alias.demoted", alias=name, model=canary.target.model, detail=detail)
         change = Change(without(entry.now.targets, canary.target.model), detail, datetime.now(UTC), by_rule=True)
+        demoted = _Entry(change, entry.before, entry.counted)
         try:
-            self._change(name, change, entry.counted)
+            self._put(name, demoted)
         except OSError as error:  # the caller's answer must not fail for it, and it must hold all the same
-            self._entries = {**self._entries, name: _Entry(change, entry.before, entry.counted)}
+            self._entries = {**self._entries, name: demoted}
             log.error("alias.unwritten", alias=name, error=error.strerror)
 
-    def _change(self, name: str, change: Change, counted: dict[str, _Counted] | None = None) -> Alias:
+    def _change(self, name: str, change: Change) -> Alias:
         old = self._entries.get(name)
         before = (*old.before, old.now)[-KEPT_CHANGES:] if old else ()
-        return self._put(name, _Entry(change, before, counted or {}))
+        return self._put(name, _Entry(change, before))
 
     def _put(self, name: str, entry: _Entry) -> Alias:
         self._write({**self._entries, name: entry})

@@ -32,6 +32,7 @@ class Requantizer:
     def __init__(self, store: ModelStore, jobs: Jobs, quantizer: Quantizer, scratch: Path) -> None:
         """scratch: a folder on the store's disk for what is not yet a model; emptied here."""
         self._store, self._jobs, self._quantizer, self._scratch = store, jobs, quantizer, scratch
+        self._one_at_a_time = asyncio.Lock()  # each takes all threads, and the space that the next would count on
         shutil.rmtree(scratch, ignore_errors=True)  # what a crash left
         scratch.mkdir(parents=True, mode=0o700)
 
@@ -52,7 +53,9 @@ class Requantizer:
         self._require_space(file, storage)
 
         async def work(progress: Progress) -> None:
-            await self._run(file, storage, name or f"{file.name}-{storage.lower()}", progress)
+            async with self._one_at_a_time:
+                self._require_space(file, storage)
+                await self._run(file, storage, name or f"{file.name}-{storage.lower()}", progress)
 
         return self._jobs.start(KIND, f"models/{model}", "tensors", work)
 

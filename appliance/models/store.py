@@ -56,12 +56,22 @@ Stamp = tuple[int, int, int, int, int]
 class ModelStore:
     """Fulfils `ports.ModelFiles`. Safe to call from many threads; all but `list` and `get` may block on the disk."""
 
-    def __init__(self, root: Path, keyring: Keyring, built_in: Sequence[ModelFile] = ()) -> None:
-        """Open or begin the store at `root`. `built_in`: models that come with the box. Raises StoreDamaged."""
+    def __init__(
+        self,
+        root: Path,
+        keyring: Keyring,
+        built_in: Sequence[ModelFile] = (),
+        taken: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Open or begin the store at `root`. Raises StoreDamaged.
+
+        built_in: models that come with the box. taken: whether a name already leads to something else.
+        """
         self._blobs = root / "blobs"
         self._index = SignedFile(root / "index.json", keyring, "models", "model index 1")
         self._pins = SignedFile(root / "pins.json", keyring, "pinned", "model pins 1")
         self._built_in = {file.name: file for file in built_in}
+        self._taken = taken
         self._lock = threading.Lock()
         self._verified: dict[str, tuple[Stamp, ...]] = {}
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -107,9 +117,10 @@ class ModelStore:
             return self._add_onnx(path, kind, report, name)
         with gguf.open_regular(path) as source:
             self._judge(source, base)
-            self._require_space(os.fstat(source.fileno()).st_size)
+            expected = os.fstat(source.fileno()).st_size
+            self._require_space(expected)
             with self._incoming() as (target, temporary):
-                sha256 = _copy(source, target, report)
+                sha256 = _copy(source, target, expected, report)
                 header, judged = self._judge(target, base)
                 size_bytes = target.seek(0, os.SEEK_END)
                 target.flush()
@@ -178,9 +189,9 @@ class ModelStore:
                 def tell(at: int, _: int) -> None:
                     report(done + at, sum(sizes))
 
-                for source, part in zip(sources, ONNX_PARTS, strict=True):
+                for source, size, part in zip(sources, sizes, ONNX_PARTS, strict=True):
                     with open(temporary / part, "x+b") as target:
-                        digests.append(bytes.fromhex(_copy(source, target, tell)))
+                        digests.append(bytes.fromhex(_copy(source, target, size, tell)))
                         done += target.tell()
                         os.fsync(target.fileno())
                     (temporary / part).chmod(0o400)
@@ -223,8 +234,8 @@ class ModelStore:
         return file
 
     def _free_name(self, file: ModelFile) -> str:
-        """The name itself; with the start of the hash where another model has it."""
-        if file.name not in self._files and file.name not in self._built_in:
+        """The name itself; with the start of the hash where another model or an alias has it."""
+        if file.name not in self._files and file.name not in self._built_in and not self._taken(file.name):
             return file.name
         return f"{file.name}-{file.sha256[:8]}"
 
@@ -300,15 +311,17 @@ def _digest(digests: Sequence[bytes]) -> str:
     return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _copy(source: BinaryIO, target: BinaryIO, report: Report) -> str:
-    """Copy from the start; the sha256 of what was written."""
-    digest, done, total = hashlib.sha256(), 0, os.fstat(source.fileno()).st_size
+def _copy(source: BinaryIO, target: BinaryIO, total: int, report: Report) -> str:
+    """Copy from the start; the sha256 of what was written. Raises ModelDamaged past `total` bytes, the source's."""
+    digest, done = hashlib.sha256(), 0
     source.seek(0)
     report(0, total)
     while chunk := _read(source):
+        done += len(chunk)
+        if done > total:  # there is space for that many
+            raise ModelDamaged("The file grew while it was copied.")
         target.write(chunk)
         digest.update(chunk)
-        done += len(chunk)
         report(done, total)
     target.flush()
     return digest.hexdigest()

@@ -22,6 +22,8 @@ ID_CHARACTERS = 9  # what Mistral's models are trained on; to the others an id i
 BARE = ('{"name":', '[{"name":')
 _BARE_CHARACTERS = 80  # in which the beginning of a bare call must stand, blanks included
 _NOT_JSON = -1
+_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_VALUES = frozenset({"const", "enum", "default", "examples"})
 
 
 def draw_id() -> str:
@@ -50,11 +52,18 @@ def _moved(schema: Any, to: str) -> Any:
         return [_moved(item, to) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    moved = {key: _moved(value, to) for key, value in schema.items() if key not in ("$schema", "$id")}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = to + reference[1:]
-    return moved
+    return {key: _moved_part(key, value, to) for key, value in schema.items() if key not in ("$schema", "$id")}
+
+
+def _moved_part(key: str, value: Any, to: str) -> Any:
+    """What stands under a keyword of a schema: schemas by names of the caller's own, plain values, or schemas."""
+    if key in _VALUES:
+        return value
+    if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
+        return {name: _moved(schema, to) for name, schema in value.items()}
+    if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+        return to + value[1:]
+    return _moved(value, to)
 
 
 class CallReader:

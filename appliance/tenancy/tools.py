@@ -22,7 +22,7 @@ def load(text: str) -> Any:
     """JSON, strictly. Raises ValueError, also for NaN and where it is nested too deeply to be written again."""
     try:
         value = json.loads(text, parse_constant=_refuse)
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value

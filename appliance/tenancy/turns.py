@@ -46,11 +46,12 @@ def _require_content(field: str, message: Message) -> None:
         raise InvalidArgument.of(f"{field}.tool_calls", "only the assistant calls tools.")
     if message.tool_call_id and message.speaker is not Speaker.TOOL:
         raise InvalidArgument.of(f"{field}.tool_call_id", "only a tool answers a call.")
-    ids = [call.id for call in message.tool_calls]
+    ids = set[str]()
     for number, call in enumerate(message.tool_calls):
-        if not CALL_ID.fullmatch(call.id) or ids.count(call.id) > 1:
+        if not CALL_ID.fullmatch(call.id) or call.id in ids:
             where = f"{field}.tool_calls[{number}].id"
             raise InvalidArgument.of(where, "must be 1 to 64 letters, digits, '-' or '_', and no other call's.")
+        ids.add(call.id)
         if not _is_object(call.arguments):
             raise InvalidArgument.of(f"{field}.tool_calls[{number}].arguments", "must be a JSON object.")
     may_be_empty = message.tool_calls or message.speaker is Speaker.TOOL

@@ -67,21 +67,20 @@ void finish(const Attention & a, const std::vector<Part> & parts, const std::vec
             for (int g = 0; g < group; g++) {
                 const size_t at = (size_t(h - part.head) * rows + r) * group + g;
                 const int head = h * group + g;
-                float max = a.sinks ? a.sinks[head] * float(M_LOG2E) : -INFINITY;
-                const float sink = max;
+                const float sink = a.sinks ? a.sinks[head] * float(M_LOG2E) : -INFINITY;
+                float max = sink;
                 for (size_t i = first; i < parts.size(); i += step) max = std::max(max, states[i].max[at]);
-                float sum = a.sinks ? std::exp2(sink - max) : 0.0f;
+                float sum = sink > -INFINITY ? std::exp2(sink - max) : 0.0f;
                 float * out = a.out + (size_t(part.row + r) * a.heads + head) * a.value_size;
                 std::fill(out, out + a.value_size, 0.0f);
-                if (max == -INFINITY) continue;
                 for (size_t i = first; i < parts.size(); i += step) {
+                    if (states[i].sum[at] == 0) continue;  // it saw nothing
                     const float weight = std::exp2(states[i].max[at] - max);
                     const float * from = states[i].out.data() + at * a.value_size;
                     sum += weight * states[i].sum[at];
-                    if (weight > 0)
-                        for (int d = 0; d < a.value_size; d++) out[d] += weight * from[d];
+                    for (int d = 0; d < a.value_size; d++) out[d] += weight * from[d];
                 }
-                const float whole = sum > 0 ? 1.0f / sum : 0.0f;
+                const float whole = sum == 0 ? 0.0f : 1.0f / sum;
                 for (int d = 0; d < a.value_size; d++) out[d] *= whole;
             }
 }

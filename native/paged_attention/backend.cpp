@@ -9,13 +9,13 @@
 #include "ggml-cpu.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -28,15 +28,16 @@ std::atomic<bool> free_values{false};  // on: results are zeros at no cost, to m
 std::atomic<bool> products{false};  // whether matrix products are claimed, too
 std::atomic<unsigned> proven{0};    // bit i: the self-test found product_types()[i] right
 std::atomic<bool> registered{false};
-std::atomic<long long> computed{0};
-const Kernels * chosen = nullptr;
+std::atomic<long long> computed{0}, multiplied{0};
+std::atomic<const Kernels *> chosen{nullptr};
 
 std::mutex refusals_lock;
 std::map<std::string, long long> refusals;  // why an op was left to ggml, and how often
 
 const Kernels * kernels_for(int key_size, int value_size) {
+    const Kernels * only = chosen;
     for (const Kernels * k : kernels())
-        if ((chosen == nullptr || k == chosen) && key_size % k->lanes == 0 && value_size % k->lanes == 0) return k;
+        if ((only == nullptr || k == only) && key_size % k->lanes == 0 && value_size % k->lanes == 0) return k;
     return nullptr;
 }
 
@@ -58,7 +59,7 @@ const char * refusal(const ggml_tensor * op) {
     if (!mask || mask->type != GGML_TYPE_F16) return "no mask";
     if (mask->ne[2] != 1) return "a mask a head";
     if (q->ne[3] != 1 || k->ne[3] != 1 || mask->ne[3] != 1) return "more than one stream";
-    if (mask->ne[0] != k->ne[1] || k->ne[1] % PAGE_CELLS != 0) return "cells are no whole pages";
+    if (mask->ne[0] != k->ne[1] || v->ne[1] != k->ne[1] || k->ne[1] % PAGE_CELLS != 0) return "cells are no whole pages";
     if (mask->ne[1] < q->ne[1]) return "a mask of fewer rows";
     if (q->type != GGML_TYPE_F32 || !type_of(k, &type) || !type_of(v, &type)) return "cache type";
     if (q->ne[2] % k->ne[2] != 0 || v->ne[2] != k->ne[2]) return "head counts";
@@ -88,24 +89,39 @@ const ProductType * product_of(const ggml_tensor * op) {
     return nullptr;
 }
 
+// A plan, and the mask that it is of.
+struct Planned {
+    const void * mask = nullptr;
+    size_t mask_row = 0;
+    int rows = 0, cells = 0;
+    Plan plan;
+};
+
 // One llama.cpp context's instance.
 struct Instance {
     int threads = 1;
+    bool renewed = true;                 // the next attention is the first of a new graph
+    const ggml_tensor * first = nullptr;  // of the graph: each pass over it begins here
+    std::vector<Planned> plans;          // those of [0, made) are of this pass
+    size_t made = 0;
     ProductScratch scratch;
-    // A pass over the layers meets each layer's K once: one that was met before begins the next pass, with new masks.
-    std::set<const void *> met;
-    std::map<const void *, Plan> plans;
     std::vector<State> states;
 
-    const Plan & plan(const Kernels & kernels, const ggml_tensor * k, const ggml_tensor * mask, int rows) {
-        if (!met.insert(k->data).second) {
-            plans.clear();
-            met = {k->data};
-        }
-        const auto [at, fresh] = plans.try_emplace(mask->data);
-        if (fresh)
-            build_plan(kernels, (const uint16_t *) mask->data, mask->nb[1] / 2, rows, int(mask->ne[0]), threads, at->second);
-        return at->second;
+    // Once a pass, where the mask is an input of the graph. A mask that the graph computes may be another in each layer, at
+    // the same place.
+    const Plan & plan(const Kernels & kernels, const ggml_tensor * mask, int rows) {
+        const bool stays = mask->op == GGML_OP_NONE;
+        const size_t mask_row = mask->nb[1] / 2;
+        const int cells = int(mask->ne[0]);
+        for (size_t i = 0; stays && i < made; i++)
+            if (const Planned & p = plans[i]; p.mask == mask->data && p.mask_row == mask_row && p.rows == rows && p.cells == cells)
+                return p.plan;
+        if (made == plans.size()) plans.emplace_back();
+        Planned & fresh = plans[made];
+        made += stays;
+        fresh.mask = mask->data, fresh.mask_row = mask_row, fresh.rows = rows, fresh.cells = cells;
+        build_plan(kernels, (const uint16_t *) mask->data, mask_row, rows, cells, threads, fresh.plan);
+        return fresh.plan;
     }
 
     void product(ggml_tensor * op) {
@@ -113,10 +129,14 @@ struct Instance {
         product_of(op)->multiply({(const char *) weights->data, (const char *) x->data, (char *) op->data, weights->nb[1], x->nb[1], op->nb[1],
                                   int(x->ne[1]), int(weights->ne[0]), int(weights->ne[1])},
                                  threads, scratch);
+        multiplied++;
     }
 
     void attention(ggml_tensor * op) {
         const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+        if (renewed) first = op;
+        if (op == first) made = 0;
+        renewed = false;
         if (free_values) {
             std::memset(op->data, 0, ggml_nbytes(op));
             return;
@@ -135,7 +155,7 @@ struct Instance {
         std::memcpy(params, op->op_params, sizeof(params));
         a.scale = params[0], a.max_bias = params[1], a.softcap = params[2];
         const Kernels & kernels = *kernels_for(a.key_size, a.value_size);
-        attend(kernels, a, plan(kernels, k, mask, a.rows), threads, states);
+        attend(kernels, a, plan(kernels, mask, a.rows), threads, states);
         computed++;
     }
 };
@@ -157,6 +177,9 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     }
     return GGML_STATUS_SUCCESS;
 }
+
+// ggml's scheduler calls this for every part of a new graph, before it computes any.
+void renew(ggml_backend_t backend, ggml_cgraph *, void *) { ((Instance *) backend->context)->renewed = true; }
 
 bool supports(ggml_backend_dev_t, const ggml_tensor * op) {
     switch (op->op) {
@@ -195,10 +218,11 @@ ggml_backend_t instance(ggml_backend_dev_t, const char *) {
     iface.get_name = name_of_backend;
     iface.free = release;
     iface.graph_compute = compute;
+    iface.graph_optimize = renew;
     return new ggml_backend{&GUID, iface, &DEVICE, new Instance};
 }
 
-void set_threads(ggml_backend_t backend, int threads) { ((Instance *) backend->context)->threads = threads; }
+void set_threads(ggml_backend_t backend, int threads) { ((Instance *) backend->context)->threads = std::max(1, threads); }
 
 ggml_backend_device make_device() {
     ggml_backend_device device = {};
@@ -274,16 +298,16 @@ float differ_from_ggml(ggml_type type, int rows) {
 }
 
 // One product by our backend and by ggml's own, as above.
-float product_differs_from_ggml(ggml_type type, int rows) {
-    constexpr int DEPTH = 512, CHANNELS = 64;
+float product_differs_from_ggml(ggml_type type) {
+    constexpr int ROWS = 11, DEPTH = 512, CHANNELS = 32;  // as little as shows every stride, as quantizing takes longest
     uint32_t random = 1;
     const auto next = [&] { return float(int(random = random * 1664525u + 1013904223u) >> 8) / (1 << 22); };
-    std::vector<float> weights(size_t(DEPTH) * CHANNELS), activations(size_t(rows) * DEPTH), results[2];
+    std::vector<float> weights(size_t(DEPTH) * CHANNELS), activations(size_t(ROWS) * DEPTH), results[2];
     for (auto * values : {&weights, &activations})
         for (float & x : *values) x = next();
-    const ProductTrial trial = {weights.data(), activations.data(), rows, DEPTH, CHANNELS, type};
+    const ProductTrial trial = {weights.data(), activations.data(), ROWS, DEPTH, CHANNELS, type};
     for (const bool ours : {true, false}) {
-        results[ours].resize(size_t(rows) * CHANNELS);
+        results[ours].resize(size_t(ROWS) * CHANNELS);
         if (!run_trial(trial, ours, 1, results[ours].data())) return INFINITY;
     }
     return apart(results[0], results[1]);
@@ -295,13 +319,11 @@ void prove_products() {
     for (size_t i = 0; i < product_types().size(); i++) {
         const ggml_type type = ggml_type(product_types()[i].type);
         proven |= 1u << i;
-        for (const int rows : {5, 9})  // of all sizes of tiles
-            if (const float off = product_differs_from_ggml(type, rows); !(off < 1e-5f)) {
-                proven &= ~(1u << i);
-                const std::lock_guard<std::mutex> guard(refusals_lock);
-                refusals["products of " + std::string(ggml_type_name(type)) + " are off by " + std::to_string(off)]++;
-                break;
-            }
+        if (const float off = product_differs_from_ggml(type); !(off < 1e-5f)) {
+            proven &= ~(1u << i);
+            const std::lock_guard<std::mutex> guard(refusals_lock);
+            refusals["products of " + std::string(ggml_type_name(type)) + " are off by " + std::to_string(off)]++;
+        }
     }
 }
 
@@ -319,6 +341,8 @@ EXPORT const char * paged_attention_register(void) {
             why = "this processor has none of AVX2, AVX-512, NEON";
         } else if (std::strcmp(ggml_version(), GGML_ABI_VERSION) != 0) {
             why = std::string("ggml is ") + ggml_version() + ", and this was made for " GGML_ABI_VERSION;
+        } else if (ggml_backend_cpu_reg()->api_version != GGML_BACKEND_API_VERSION) {
+            why = "ggml's backends are of another version";
         } else {
             for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_F32})
                 for (const int rows : {1, 24})
@@ -365,7 +389,8 @@ EXPORT const char * paged_attention_product_types(void) {
 // Zeros at no cost instead of attention: what a bench compares with. Never on in service.
 EXPORT void paged_attention_free(bool on) { free_values = on; }
 
-// Only the kernels of that name ("avx2"), or the best again (""). False where there are none.
+// Only the kernels of that name ("avx2"), or the best again (""), in graphs that are built from now on. False where there
+// are none.
 EXPORT bool paged_attention_use(const char * name) {
     chosen = nullptr;
     if (!*name) return true;
@@ -386,6 +411,8 @@ EXPORT uint64_t paged_attention_read(const uint64_t * data, size_t bytes, int th
 EXPORT const char * paged_attention_kernels(void) { return kernels().empty() ? "" : kernels()[0]->name; }
 
 EXPORT long long paged_attention_computed(void) { return computed; }
+
+EXPORT long long paged_attention_multiplied(void) { return multiplied; }
 
 // Lines "count reason" of what was left to ggml, into a buffer; the size that all of it needs.
 EXPORT size_t paged_attention_refusals(char * to, size_t size) {

@@ -26,7 +26,7 @@ struct ggml_backend_i {
     enum ggml_status (*graph_compute)(ggml_backend_t backend, struct ggml_cgraph * graph);
     void * event_record;
     void * event_wait;
-    void * graph_optimize;
+    void (*graph_optimize)(ggml_backend_t backend, struct ggml_cgraph * graph, void * params);
 };
 
 struct ggml_backend {

@@ -13,6 +13,7 @@ namespace {
 constexpr int WIDE_QUERIES = 12;   // from here on packing a page costs less than reading it row by row
 constexpr int BLOCK_QUERIES = 24;  // whose scores are made at once
 constexpr float LOG2E = 1.44269504f;
+constexpr float LARGEST_VALUE = 1e30f;  // times the weight of a hidden cell, at most 2^-126, this is nothing
 
 // Keeps a tile's accumulators in registers: inlined into what surrounds it, GCC spills them.
 #define NOT_INLINED __attribute__((noinline))
@@ -55,7 +56,8 @@ struct Rows {
 // --- few queries: straight from the cache ------------------------------------------------------------------------------
 
 // next: the page that is read after this one, nullptr for none.
-template <class I, Type T, int G> void scores_of(const Rows & k, const char * next, const float * q, uint64_t seen, float * scores) {
+template <class I, Type T, int G>
+void scores_of(const Rows & k, const char * next, const float * q, uint64_t seen, float * scores) {
     const int vectors = k.size / I::W;
     const size_t bytes = row_bytes(T, k.size);
     for (int cell = 0; cell < PAGE_CELLS; cell += 4) {
@@ -79,7 +81,8 @@ template <class I, Type T, int G> void scores_of(const Rows & k, const char * ne
 }
 
 template <class I, Type T, int G, int V>
-void values_of(const Rows & v, const char * next, int first, const float * weights, const float * fades, uint64_t seen, float * out) {
+void values_of(const Rows & v, const char * next, int first, const float * weights, const float * fades, uint64_t seen,
+               float * out) {
     typename I::F sums[G][V];
     for (int g = 0; g < G; g++)
         for (int i = 0; i < V; i++) sums[g][i] = I::mul(I::load(out + size_t(g) * v.size + first + i * I::W), I::all(fades[g]));
@@ -99,7 +102,8 @@ void values_of(const Rows & v, const char * next, int first, const float * weigh
 }
 
 // The query heads of one group, up to four at a time.
-template <class I, Type T> void narrow_scores(const Rows & k, const char * next, const float * q, int group, uint64_t seen, float * scores) {
+template <class I, Type T>
+void narrow_scores(const Rows & k, const char * next, const float * q, int group, uint64_t seen, float * scores) {
     for (int g = 0; g < group; g += 4, next = nullptr) {
         const float * from = q + size_t(g) * k.size;
         float * to = scores + size_t(g) * PAGE_CELLS;
@@ -116,12 +120,14 @@ template <class I, Type T, int G>
 void narrow_values_of(const Rows & v, const char * next, const float * weights, const float * fades, uint64_t seen, float * out) {
     int first = 0;
     constexpr int V = I::TILE_VECTORS;
-    for (; first + V * I::W <= v.size; first += V * I::W, next = nullptr) values_of<I, T, G, V>(v, next, first, weights, fades, seen, out);
+    for (; first + V * I::W <= v.size; first += V * I::W, next = nullptr)
+        values_of<I, T, G, V>(v, next, first, weights, fades, seen, out);
     for (; first < v.size; first += I::W, next = nullptr) values_of<I, T, G, 1>(v, next, first, weights, fades, seen, out);
 }
 
 template <class I, Type T>
-void narrow_values(const Rows & v, const char * next, const float * weights, const float * fades, int group, uint64_t seen, float * out) {
+void narrow_values(const Rows & v, const char * next, const float * weights, const float * fades, int group, uint64_t seen,
+                   float * out) {
     for (int g = 0; g < group; g += 4, next = nullptr) {
         const float * w = weights + size_t(g) * PAGE_CELLS;
         float * to = out + size_t(g) * v.size;
@@ -152,21 +158,41 @@ template <class I> void unpack(const Rows & from, uint64_t seen, float * to) {
     }
 }
 
+// 4 x 4 floats, rows to columns.
+inline void transpose(const float * from, int row, float * to, int column) {
+    using Four = float __attribute__((vector_size(16)));
+    Four a, b, c, d;
+    std::memcpy(&a, from, 16), std::memcpy(&b, from + row, 16);
+    std::memcpy(&c, from + 2 * row, 16), std::memcpy(&d, from + 3 * row, 16);
+    const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Four ef = __builtin_shufflevector(a, b, 2, 6, 3, 7), gh = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Four columns[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                             __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; i++) std::memcpy(to + i * column, &columns[i], 16);
+}
+
 // Tiles in f32. Another Wide has the same functions.
 template <class I> class WideF32 {
 public:
     // q: f32 [heads][each][key_size], all that the part will ask with.
     void queries(const float * q, int, int, int key_size, int value_size) {
         q_ = q, key_size_ = key_size, value_size_ = value_size;
-        rows_.resize(size_t(PAGE_CELLS) * key_size), k_.resize(size_t(PAGE_CELLS) * key_size), v_.resize(size_t(PAGE_CELLS) * value_size);
+        rows_.resize(size_t(PAGE_CELLS) * key_size), k_.resize(rows_.size()), v_.resize(size_t(PAGE_CELLS) * value_size);
     }
 
-    // The page of a KV head, counted from the part's first.
-    void page(int, const Rows & k, const Rows & v, uint64_t seen) {
+    // The page of a KV head, counted from the part's first. False where a row could tell what is in a cell that it does not
+    // see: the product of a weight of nothing and of a value that is no number.
+    bool page(int, const Rows & k, const Rows & v, uint64_t seen) {
         unpack<I>(k, seen, rows_.data());
-        for (int i = 0; i < key_size_; i++)
-            for (int cell = 0; cell < PAGE_CELLS; cell++) k_[size_t(i) * PAGE_CELLS + cell] = rows_[size_t(cell) * key_size_ + i];
+        for (int i = 0; i < key_size_; i += 4)
+            for (int cell = 0; cell < PAGE_CELLS; cell += 4)
+                transpose(&rows_[size_t(cell) * key_size_ + i], key_size_, &k_[size_t(i) * PAGE_CELLS + cell], PAGE_CELLS);
         unpack<I>(v, seen, v_.data());
+        // what is no number, or too large, makes a sum that is no number
+        typename I::F sums[4] = {I::zero(), I::zero(), I::zero(), I::zero()};
+        for (const float * x = v_.data(); x < v_.data() + v_.size(); x += 4 * I::W)
+            for (int i = 0; i < 4; i++) sums[i] = I::fma(I::load(x + i * I::W), I::all(FLT_MAX / LARGEST_VALUE), sums[i]);
+        return std::isfinite(I::sum(I::add(I::add(sums[0], sums[1]), I::add(sums[2], sums[3]))));
     }
 
     // scores [count][PAGE_CELLS] of the queries numbered `at`.
@@ -193,7 +219,8 @@ public:
     }
 
 private:
-    template <class Store> static void multiply(const float * const * rows, int count, int depth, const float * b, int width, Store store) {
+    template <class Store>
+    static void multiply(const float * const * rows, int count, int depth, const float * b, int width, Store store) {
         constexpr int V = I::TILE_VECTORS;
         for (int row = 0; row < count; row += I::TILE_ROWS) {
             const bool whole = row + I::TILE_ROWS <= count;
@@ -201,15 +228,20 @@ private:
             for (; column + V * I::W <= width; column += V * I::W)
                 whole ? tile<I::TILE_ROWS, V>(rows, row, depth, b, width, column, store)
                       : ragged<V>(rows, row, count, depth, b, width, column, store);
-            for (; column < width; column += I::W) ragged<1>(rows, row, std::min(count, row + I::TILE_ROWS), depth, b, width, column, store);
+            for (; column < width; column += I::W)
+                ragged<1>(rows, row, std::min(count, row + I::TILE_ROWS), depth, b, width, column, store);
         }
     }
 
-    template <int V, class Store> static void ragged(const float * const * rows, int row, int end, int depth, const float * b, int width, int column, Store store) {
+    template <int V, class Store>
+    static void ragged(const float * const * rows, int row, int end, int depth, const float * b, int width, int column,
+                       Store store) {
         for (; row < end; row++) tile<1, V>(rows, row, depth, b, width, column, store);
     }
 
-    template <int R, int V, class Store> NOT_INLINED static void tile(const float * const * rows, int row, int depth, const float * b, int width, int column, Store store) {
+    template <int R, int V, class Store>
+    NOT_INLINED static void tile(const float * const * rows, int row, int depth, const float * b, int width, int column,
+                                 Store store) {
         typename I::F sums[R][V];
         for (int r = 0; r < R; r++)
             for (int i = 0; i < V; i++) sums[r][i] = I::zero();
@@ -256,7 +288,7 @@ struct Softmax {
                 x = I::hide(x, unsigned(seen >> i) & ((1u << I::W) - 1));
                 I::store(scores + i, x);
             }
-            most = I::max(most, x);
+            most = I::max(x, most);  // in this order: NaN is no largest
         }
         const float here = I::most(most), before = running.max;
         const float max = running.max = std::max(before, here);
@@ -282,7 +314,9 @@ struct Softmax {
 
 template <class I, class Wide> class Kernel {
 public:
-    static void attend(const Attention & a, const Plan & plan, const Part & part, State & state) { Kernel(a, plan, part, state).run(); }
+    static void attend(const Attention & a, const Plan & plan, const Part & part, State & state) {
+        Kernel(a, plan, part, state).run();
+    }
 
 private:
     Kernel(const Attention & a, const Plan & plan, const Part & part, State & state)
@@ -292,15 +326,18 @@ private:
         const size_t count = size_t(part_.head_end - part_.head) * rows_ * group_;
         running_.assign(count, {-INFINITY, {}});
         state_.out.assign(count * a_.value_size, 0.0f);
+        scores_.resize(size_t(std::max(group_, BLOCK_QUERIES)) * PAGE_CELLS), fades_.resize(std::max(group_, BLOCK_QUERIES));
+        take_slopes();
         take_queries(count);
         for (int p = part_.page; p < part_.page_end; p++) {
             const Page & page = plan_.pages[p];
             const auto below = [](const Ref & ref, int row) { return ref.row < row; };
             const Ref * begin = std::lower_bound(&plan_.refs[page.begin], plan_.refs.data() + page.end, part_.row, below);
             const Ref * end = std::lower_bound(begin, plan_.refs.data() + page.end, part_.row_end, below);
+            const int next = p + 1 < part_.page_end ? plan_.pages[p + 1].cell : -1;
+            const bool many = (end - begin) * group_ >= WIDE_QUERIES;
             for (int head = part_.head; head < part_.head_end && begin < end; head++)
-                (end - begin) * group_ >= WIDE_QUERIES ? wide(page.cell, head, begin, end)
-                                                       : narrow(page.cell, p + 1 < part_.page_end ? plan_.pages[p + 1].cell : -1, head, begin, end);
+                if (!many || !wide(page.cell, head, begin, end)) narrow(page.cell, next, head, begin, end);
         }
         state_.max.resize(count), state_.sum.resize(count);
         for (size_t i = 0; i < count; i++) state_.max[i] = running_[i].max, state_.sum[i] = I::sum(I::load(running_[i].sum));
@@ -317,25 +354,30 @@ private:
                     float * to = queries_.data() + size_t(number(head, row) + g) * a_.key_size;
                     for (int i = 0; i < a_.key_size; i += I::W) I::store(to + i, I::mul(I::load(from + i), I::all(scale)));
                 }
-        wide_.queries(queries_.data(), part_.head_end - part_.head, rows_ * group_, a_.key_size, a_.value_size);
+    }
+
+    void take_slopes() {
+        slopes_.resize(size_t(part_.head_end - part_.head) * group_);
+        for (size_t i = 0; i < slopes_.size(); i++)
+            slopes_[i] = plan_.biased ? alibi_slope(part_.head * group_ + int(i), a_.heads, a_.max_bias) * LOG2E : 0.0f;
     }
 
     int number(int head, int row) const { return ((head - part_.head) * rows_ + row - part_.row) * group_; }
 
-    Rows keys(int cell, int head) const { return {a_.k.data + cell * a_.k.row + head * a_.k.head, a_.k.row, a_.key_size, a_.k.type}; }
-    Rows vals(int cell, int head) const { return {a_.v.data + cell * a_.v.row + head * a_.v.head, a_.v.row, a_.value_size, a_.v.type}; }
+    static Rows page(const Tensor & from, int cell, int head, int size) {
+        return {from.data + cell * from.row + head * from.head, from.row, size, from.type};
+    }
+    Rows keys(int cell, int head) const { return page(a_.k, cell, head, a_.key_size); }
+    Rows vals(int cell, int head) const { return page(a_.v, cell, head, a_.value_size); }
 
     const uint16_t * bias(int row, int cell) const { return plan_.biased ? a_.mask + row * a_.mask_row + cell : nullptr; }
 
-    Softmax softmax(int head) const {
-        return {a_.softcap * LOG2E, plan_.biased ? alibi_slope(head, a_.heads, a_.max_bias) * LOG2E : 0.0f};
-    }
+    Softmax softmax(int head, int g) const { return {a_.softcap * LOG2E, slopes_[(head - part_.head) * group_ + g]}; }
 
     void narrow(int cell, int next, int head, const Ref * begin, const Ref * end) {
         const Rows k = keys(cell, head), v = vals(cell, head);
         const char * next_k = next < 0 ? nullptr : keys(next, head).data;
         const char * next_v = next < 0 ? nullptr : vals(next, head).data;
-        scores_.resize(size_t(std::max(group_, BLOCK_QUERIES)) * PAGE_CELLS), fades_.resize(group_);
         for (const Ref * ref = begin; ref < end; ref++, next_k = next_v = nullptr) {
             const int at = number(head, ref->row);
             const float * q = queries_.data() + size_t(at) * a_.key_size;
@@ -347,11 +389,12 @@ private:
             }
             float top;
             for (int g = 0; g < group_; g++)
-                fades_[g] = softmax(head * group_ + g).template limit<I>(scores_.data() + g * PAGE_CELLS, ref->seen, bias(ref->row, cell),
-                                                                        running_[at + g], &top);
+                fades_[g] = softmax(head, g).template limit<I>(scores_.data() + g * PAGE_CELLS, ref->seen, bias(ref->row, cell),
+                                                               running_[at + g], &top);
             for (int g = 0; g < group_; g++) {
                 float * scores = scores_.data() + g * PAGE_CELLS;
-                Softmax().weigh<I>(scores, fades_[g], running_[at + g], [scores](int i, typename I::F weights) { I::store(scores + i, weights); });
+                const auto store = [scores](int i, typename I::F weights) { I::store(scores + i, weights); };
+                Softmax().weigh<I>(scores, fades_[g], running_[at + g], store);
             }
             float * out = state_.out.data() + size_t(at) * a_.value_size;
             switch (v.type) {
@@ -363,11 +406,13 @@ private:
         }
     }
 
-    void wide(int cell, int head, const Ref * begin, const Ref * end) {
+    // False where the page is none for wide_; then nothing is done.
+    bool wide(int cell, int head, const Ref * begin, const Ref * end) {
         uint64_t any = 0;
         for (const Ref * ref = begin; ref < end; ref++) any |= ref->seen;
-        wide_.page(head - part_.head, keys(cell, head), vals(cell, head), any);
-        scores_.resize(size_t(std::max(group_, BLOCK_QUERIES)) * PAGE_CELLS);
+        if (!prepared_) wide_.queries(queries_.data(), part_.head_end - part_.head, rows_ * group_, a_.key_size, a_.value_size);
+        prepared_ = true;
+        if (!wide_.page(head - part_.head, keys(cell, head), vals(cell, head), any)) return false;
         int at[BLOCK_QUERIES];
         float fades[BLOCK_QUERIES], tops[BLOCK_QUERIES];
         const Ref * refs[BLOCK_QUERIES];
@@ -380,7 +425,7 @@ private:
             }
             wide_.scores(at, count, scores_.data());
             for (int i = 0; i < count; i++)
-                fades[i] = softmax(head * group_ + (first + i) % group_).template limit<I>(
+                fades[i] = softmax(head, (first + i) % group_).template limit<I>(
                     scores_.data() + i * PAGE_CELLS, refs[i]->seen, bias(refs[i]->row, cell), running_[at[i]], &tops[i]);
             for (int i = 0; i < count; i++) {
                 wide_.weights_of(i, tops[i]);
@@ -389,6 +434,7 @@ private:
             }
             wide_.values(at, count, fades, state_.out.data());
         }
+        return true;
     }
 
     const Attention & a_;
@@ -397,8 +443,9 @@ private:
     State & state_;
     const int group_, rows_;
     std::vector<Running<I>> running_;
-    std::vector<float> queries_, scores_, fades_;
+    std::vector<float> queries_, scores_, fades_, slopes_;
     Wide wide_;
+    bool prepared_ = false;  // wide_ has the queries
 };
 
 }  // namespace

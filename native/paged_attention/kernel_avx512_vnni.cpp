@@ -24,10 +24,11 @@ public:
         k_.resize(size_t(PAGE_CELLS) * key_size), v_.resize(size_t(PAGE_CELLS) * value_size);
     }
 
-    void page(int head, const Rows & k, const Rows & v, uint64_t seen) {
+    bool page(int head, const Rows & k, const Rows & v, uint64_t seen) {
         unpack<I>(k, seen, rows_.data());
         float * even = &even_[size_t(head) * key_size_];
-        if (even[0] == 0) even_out(head, even);
+        const bool first = even[0] == 0;
+        if (first) even_out(head, even);
         for (int cell = 0; cell < PAGE_CELLS; cell++)
             k_scale_[cell] = quantize(&rows_[size_t(cell) * key_size_], even, key_size_, &small_[size_t(cell) * key_size_]);
         for (int pair = 0; pair < key_size_ / 2; pair += 16)
@@ -44,11 +45,14 @@ public:
         uneven_ = v_most_ * there > UNEVEN * sum;
         for (int cell = 0; cell < PAGE_CELLS; cell += 2)
             for (int i = 0; i < value_size_; i += 16) interleave(cell, i);
+        const bool fits = all_below(k_scale_, LARGEST_VALUE / ROW_STEPS) && all_below(v_scale_, LARGEST_VALUE / VALUE_STEPS);
+        if (first && !fits) even[0] = 0;
+        return fits;
     }
 
     void scores(const int * at, int count, float * scores) const {
-        const int32_t * rows[BLOCK_QUERIES];
-        for (int i = 0; i < count; i++) rows[i] = (const int32_t *) &q_[size_t(at[i]) * key_size_];
+        const int16_t * rows[BLOCK_QUERIES];
+        for (int i = 0; i < count; i++) rows[i] = &q_[size_t(at[i]) * key_size_];
         multiply(rows, count, key_size_ / 2, k_.data(), PAGE_CELLS, [&](int row, int column, __m512i sum) {
             const __m512 scale = _mm512_mul_ps(I::load(k_scale_ + column), I::all(q_scale_[at[row]]));
             I::store(scores + row * PAGE_CELLS + column, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale));
@@ -67,9 +71,9 @@ public:
     }
 
     void values(const int * at, int count, const float * fades, float * out) {
-        const int32_t * rows[BLOCK_QUERIES];
+        const int16_t * rows[BLOCK_QUERIES];
         for (int row = 0; row < count; row++) {
-            rows[row] = (const int32_t *) weights_[row];
+            rows[row] = weights_[row];
             if (uneven_) scale_by_itself(row);
         }
         multiply(rows, count, PAGE_CELLS / 2, v_.data(), value_size_, [&](int row, int column, __m512i sum) {
@@ -79,6 +83,13 @@ public:
     }
 
 private:
+    // False where one is no number, too.
+    static bool all_below(const float * scales, float limit) {
+        __mmask16 below = 0xFFFF;
+        for (int i = 0; i < PAGE_CELLS; i += 16) below &= _mm512_cmp_ps_mask(I::load(scales + i), I::all(limit), _CMP_LT_OQ);
+        return below == 0xFFFF;
+    }
+
     void round(int row, int cell, __m512 steps) {
         _mm256_store_si256((__m256i *) &weights_[row][cell], _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(steps)));
     }
@@ -93,21 +104,27 @@ private:
 
     // Some elements of keys are much larger than the rest, in every cell alike: small steps for those would be large for
     // the others. So keys are multiplied by `even` and queries divided by it, half of the unevenness to each (SmoothQuant,
-    // Xiao et al. 2023). Taken from the first page that is met; it is exact for any, and best where pages are alike.
+    // Xiao et al. 2023). Taken from the first page that is met; it is exact for any, and best where pages are alike. Rows
+    // that are no numbers have no say.
     void even_out(int head, float * even) {
         const float * q = from_ + size_t(head) * each_ * key_size_;
         for (int i = 0; i < key_size_; i += 16) {
             __m512 k_most = I::all(1e-10f), q_most = I::all(1e-10f);
-            for (int cell = 0; cell < PAGE_CELLS; cell++) k_most = _mm512_max_ps(k_most, _mm512_abs_ps(I::load(&rows_[size_t(cell) * key_size_ + i])));
-            for (int at = 0; at < each_; at++) q_most = _mm512_max_ps(q_most, _mm512_abs_ps(I::load(q + size_t(at) * key_size_ + i)));
+            for (int cell = 0; cell < PAGE_CELLS; cell++) k_most = larger(k_most, I::load(&rows_[size_t(cell) * key_size_ + i]));
+            for (int at = 0; at < each_; at++) q_most = larger(q_most, I::load(q + size_t(at) * key_size_ + i));
             const __m512 ratio = _mm512_min_ps(_mm512_max_ps(_mm512_div_ps(q_most, k_most), I::all(1e-6f)), I::all(1e6f));
             I::store(even + i, _mm512_sqrt_ps(ratio));
         }
-        std::vector<float> odd(key_size_);
-        for (int i = 0; i < key_size_; i++) odd[i] = 1.0f / even[i];
+        odd_.resize(key_size_);
+        for (int i = 0; i < key_size_; i++) odd_[i] = 1.0f / even[i];
         for (int at = 0; at < each_; at++)
             q_scale_[size_t(head) * each_ + at] =
-                quantize(q + size_t(at) * key_size_, odd.data(), key_size_, &q_[(size_t(head) * each_ + at) * key_size_]);
+                quantize(q + size_t(at) * key_size_, odd_.data(), key_size_, &q_[(size_t(head) * each_ + at) * key_size_]);
+    }
+
+    static __m512 larger(__m512 most, __m512 x) {
+        const __m512 size = _mm512_abs_ps(x);
+        return _mm512_mask_max_ps(most, _mm512_cmp_ps_mask(size, I::all(LARGEST_VALUE), _CMP_LT_OQ), most, size);
     }
 
     // f32 times `factors` to int16; returns the row's scale.
@@ -126,24 +143,32 @@ private:
         return scale;
     }
 
+    // f32 to int16; returns the row's scale.
     float quantize_values(const float * from, int16_t * to) const {
-        __m512 most = _mm512_setzero_ps();
-        for (int i = 0; i < value_size_; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(I::load(from + i)));
-        const float scale = I::most(most) / VALUE_STEPS;
-        const __m512 back = I::all(scale > FLT_MIN ? 1.0f / scale : 0.0f);
+        __m512i most = _mm512_setzero_si512();  // as integers, where NaN is the largest
         for (int i = 0; i < value_size_; i += 16)
-            _mm256_storeu_si256((__m256i *) (to + i), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(I::load(from + i), back))));
+            most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(I::load(from + i))));
+        const int bits = _mm512_reduce_max_epi32(most);
+        float scale;
+        std::memcpy(&scale, &bits, sizeof(scale));
+        scale /= VALUE_STEPS;
+        const __m512 back = I::all(scale > FLT_MIN ? 1.0f / scale : 0.0f);
+        for (int i = 0; i < value_size_; i += 16) {
+            const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(I::load(from + i), back));
+            _mm256_storeu_si256((__m256i *) (to + i), _mm512_cvtepi32_epi16(steps));
+        }
         return scale;
     }
 
     // 16 cells x 16 pairs of key elements from rows to columns.
     void transpose(int pair, int cell) {
-        const int32_t * from = (const int32_t *) small_.data() + size_t(cell) * key_size_ / 2 + pair;
+        const int16_t * from = &small_[size_t(cell) * key_size_ + 2 * pair];
         const int pairs = std::min(16, key_size_ / 2 - pair);
         const __mmask16 there = __mmask16((1u << pairs) - 1);
         __m512i r[16], t[16];
-        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(there, from + size_t(i) * key_size_ / 2);
-        for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(there, from + size_t(i) * key_size_);
+        for (int i = 0; i < 16; i += 2)
+            t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
         for (int i = 0; i < 16; i += 4) {
             r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
             r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]), r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
@@ -161,28 +186,42 @@ private:
 
     // Elements [i, i + 16) of two neighbouring cells, side by side.
     void interleave(int cell, int i) {
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) &small_[size_t(cell) * value_size_ + i]));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) &small_[size_t(cell + 1) * value_size_ + i]));
+        const int16_t * from = &small_[size_t(cell) * value_size_ + i];
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) from));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (from + value_size_)));
         _mm512_storeu_si512(&v_[size_t(cell / 2) * value_size_ + i], _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
 
-    template <class Store> static void multiply(const int32_t * const * rows, int count, int depth, const int32_t * b, int width, Store store) {
+    // rows x b, of pairs of int16: rows [count][depth], b [depth][width].
+    template <class Store>
+    static void multiply(const int16_t * const * rows, int count, int depth, const int32_t * b, int width, Store store) {
         int row = 0;
         for (; row + 6 <= count; row += 6) across<6>(rows + row, row, depth, b, width, store);
         for (; row + 2 <= count; row += 2) across<2>(rows + row, row, depth, b, width, store);
         for (; row < count; row++) across<1>(rows + row, row, depth, b, width, store);
     }
 
-    template <int R, class Store> static void across(const int32_t * const * rows, int row, int depth, const int32_t * b, int width, Store store) {
+    template <int R, class Store>
+    static void across(const int16_t * const * rows, int row, int depth, const int32_t * b, int width, Store store) {
         int column = 0;
         for (; column + 64 <= width; column += 64) tile<R, 4>(rows, row, depth, b, width, column, store);
         for (; column < width; column += 16) tile<R, 1>(rows, row, depth, b, width, column, store);
     }
 
     // As assembly, because GCC 12 moves and spills the accumulators of the intrinsic, which halves the speed.
-    static void multiply_add(__m512i & sum, __m512i left, __m512i right) { asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(left), "v"(right)); }
+    static void multiply_add(__m512i & sum, __m512i left, __m512i right) {
+        asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(left), "v"(right));
+    }
 
-    template <int R, int V, class Store> NOT_INLINED static void tile(const int32_t * const * rows, int row, int depth, const int32_t * b, int width, int column, Store store) {
+    static __m512i pair(const int16_t * at) {
+        int32_t both;
+        std::memcpy(&both, at, sizeof(both));
+        return _mm512_set1_epi32(both);
+    }
+
+    template <int R, int V, class Store>
+    NOT_INLINED static void tile(const int16_t * const * rows, int row, int depth, const int32_t * b, int width, int column,
+                                 Store store) {
         __m512i sums[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -194,7 +233,7 @@ private:
             for (int i = 0; i < V; i++) right[i] = _mm512_loadu_si512(b + size_t(step) * width + column + 16 * i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                const __m512i left = _mm512_set1_epi32(rows[r][step]);
+                const __m512i left = pair(rows[r] + 2 * step);
 #pragma GCC unroll 8
                 for (int i = 0; i < V; i++) multiply_add(sums[r][i], left, right[i]);
             }
@@ -210,7 +249,7 @@ private:
     float v_most_ = 0;
     bool uneven_ = false;
     std::vector<int16_t> q_, small_;
-    std::vector<float> q_scale_, even_, rows_;
+    std::vector<float> q_scale_, even_, odd_, rows_;
     std::vector<int32_t> k_, v_;  // [key_size / 2][PAGE_CELLS] and [PAGE_CELLS / 2][value_size] pairs of int16
     float k_scale_[PAGE_CELLS], v_scale_[PAGE_CELLS], back_[BLOCK_QUERIES];
     __m512 steps_of_row_;

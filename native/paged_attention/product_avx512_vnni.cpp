@@ -61,6 +61,12 @@ inline __m512i four_bytes(const void * from) {
     return _mm512_set1_epi32(four);
 }
 
+// Has so many lines come into the cache; where they end.
+inline const char * fetch(const char * at, int lines) {
+    for (; lines > 0; lines--, at += sizeof(Line)) _mm_prefetch(at, _MM_HINT_T1);
+    return at;
+}
+
 // R rows x 32 channels of one block, as whole numbers.
 template <class Type, int R> inline void block_sums(const typename Type::Block & weights, const Rounded<Type> * row, size_t stride, __m512i (&whole)[R][2]) {
     constexpr int PARTS = Rounded<Type>::PARTS, STEPS = Type::PART / 4;
@@ -98,7 +104,7 @@ __attribute__((noinline)) void tile(const typename Type::Block * weights, const 
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) total[r][0] = total[r][1] = low[r][0] = low[r][1] = _mm512_setzero_ps();
     for (int b = 0; b < blocks; b++, weights++, row++) {
-        for (int i = 0; i < lines; i++, soon += sizeof(Line)) _mm_prefetch(soon, _MM_HINT_T1);
+        soon = fetch(soon, lines);
         __m512i whole[R][2];
         block_sums<Type, R>(*weights, row, blocks, whole);
 #pragma GCC unroll 8
@@ -142,13 +148,15 @@ template <class Type> void multiply(const Product & p, int threads, ProductScrat
         Block * const weights = (Block *) strip.data();
 #pragma omp for schedule(dynamic, 1)
         for (int channel = 0; channel < p.channels; channel += PRODUCT_CHANNELS) {
-            for (int b = 0; b < blocks; b++) Type::unpack(p.weights + channel * p.weight_row, blocks, b, weights[b]);
-            const char * const next = p.weights + (channel + PRODUCT_CHANNELS) * p.weight_row;
+            // the next strip comes into the cache meanwhile: half of it early where unpacking takes long
             const int each = channel + PRODUCT_CHANNELS < p.channels ? int(lines(PRODUCT_CHANNELS * p.weight_row) + blocks - 1) / blocks : 0;
+            const int early = Type::REPACKED ? 0 : each / 2;
+            const char * const from = p.weights + channel * p.weight_row, *next = from + PRODUCT_CHANNELS * p.weight_row;
+            for (int b = 0; b < blocks; b++) next = fetch(next, early), Type::unpack(from, blocks, b, weights[b]);
             for (int t = 0; t < tiles; t++) {
                 const int row = p.rows * t / tiles, end = p.rows * (t + 1) / tiles;
                 compute[end - row - 1](weights, rows + size_t(row) * blocks, blocks, p.out + row * p.out_row + channel * sizeof(float), p.out_row,
-                                       next, t == 0 ? each : 0);
+                                       next, t == 0 ? each - early : 0);
             }
         }
     }
@@ -157,10 +165,10 @@ template <class Type> void multiply(const Product & p, int threads, ProductScrat
 }  // namespace
 
 const ProductType PRODUCTS_AVX512_VNNI[PRODUCT_TYPES] = {
-    {GGML_TYPE_Q4_0, true, Q4_0::BLOCK, 4, multiply<Q4_0>},
-    {GGML_TYPE_Q4_K, true, Q4_K::BLOCK, 4, multiply<Q4_K>},
-    {GGML_TYPE_Q6_K, false, Q6_K::BLOCK, 4, multiply<Q6_K>},
-    {GGML_TYPE_Q8_0, false, Q8_0::BLOCK, 4, multiply<Q8_0>},
+    {GGML_TYPE_Q4_0, Q4_0::REPACKED, Q4_0::BLOCK, 3, multiply<Q4_0>},
+    {GGML_TYPE_Q4_K, Q4_K::REPACKED, Q4_K::BLOCK, 3, multiply<Q4_K>},
+    {GGML_TYPE_Q6_K, Q6_K::REPACKED, Q6_K::BLOCK, 3, multiply<Q6_K>},
+    {GGML_TYPE_Q8_0, Q8_0::REPACKED, Q8_0::BLOCK, 2, multiply<Q8_0>},
 };
 
 }  // namespace paged

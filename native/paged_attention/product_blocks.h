@@ -2,7 +2,8 @@
 // unpacked: codes from 0 on in bytes, four elements of a channel together, and the scales. Layouts: ggml's ggml-common.h
 // and ggml-cpu/repack.h.
 //
-// BLOCK: elements for which activations share a scale. PART: elements that share a weight's. ZERO: the code of 0.
+// BLOCK: elements for which activations share a scale. PART: elements that share a weight's. ZERO: the code of 0. REPACKED:
+// eight channels interleaved. MINS: something is taken off by parts, too.
 #pragma once
 
 #include <immintrin.h>
@@ -62,7 +63,7 @@ inline __m512 gather_halves(const void * at, int channel_bytes, int shift) {
 
 struct Q4_0 {
     static constexpr int BLOCK = 32, PART = 32, ZERO = 8;
-    static constexpr bool MINS = false;
+    static constexpr bool REPACKED = true, MINS = false;
     struct Eight {  // block_q4_0x8
         uint16_t scales[8];
         uint8_t codes[2][64];  // 8 bytes of each channel: elements 8h to 8h + 7, and 16 more in the high nibbles, from -8
@@ -93,7 +94,7 @@ struct Q4_0 {
 
 struct Q4_K {
     static constexpr int BLOCK = 256, PART = 32, ZERO = 0;
-    static constexpr bool MINS = true;
+    static constexpr bool REPACKED = true, MINS = true;
     struct Eight {  // block_q4_Kx8
         uint16_t scales[8], min_scales[8];
         uint8_t parts[8][12];   // scales and mins of 6 bits
@@ -143,7 +144,7 @@ struct Q4_K {
 
 struct Q6_K {
     static constexpr int BLOCK = 256, PART = 16, ZERO = 32;
-    static constexpr bool MINS = false;
+    static constexpr bool REPACKED = false, MINS = false;
     struct One {  // block_q6_K
         uint8_t low[2][64], high[2][32];
         int8_t parts[16];
@@ -196,7 +197,7 @@ struct Q6_K {
 
 struct Q8_0 {
     static constexpr int BLOCK = 32, PART = 32, ZERO = 128;
-    static constexpr bool MINS = false;
+    static constexpr bool REPACKED = false, MINS = false;
     struct One {  // block_q8_0
         uint16_t scale;
         uint8_t codes[32];

@@ -183,9 +183,9 @@ struct Neon {
 
 #endif
 
-// 2^x for x <= 0, to 1e-7 relative: 2^f on [-1/2, 1/2] interpolated at Chebyshev's nodes.
+// 2^x for x <= 0, to 1e-7 relative: 2^f on [-1/2, 1/2] interpolated at Chebyshev's nodes. NaN stays NaN.
 template <class I> typename I::F exp2(typename I::F x) {
-    x = I::max(x, I::all(-126.0f));
+    x = I::max(I::all(-126.0f), x);  // in this order: x86's max of NaN and a number is its second operand
     const auto n = I::round(x), f = I::sub(x, n);
     auto p = I::all(1.33909e-3f);
     p = I::fma(p, f, I::all(9.67603e-3f));

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from appliance.access import ca
-from appliance.api.interceptors import MAX_MESSAGE_CHARACTERS, Gate, to_status
+from appliance.api.interceptors import Gate, to_status
 from appliance.client import Client
 from appliance.errors import ApplianceError, Draining, InvalidArgument, QueueFull
 from appliance.gen.v1 import job_pb2, job_pb2_grpc

@@ -119,7 +119,7 @@ def test_the_engines_are_shown_as_they_are_at_the_scrape() -> None:
             "spec_decode_num_accepted_tokens_total",
         )
     }
-    assert list(shown.values()) == [3, 3, 0.25, 1000, 640, 7, 50, 40]
+    assert list(shown.values()) == [3, 2, 0.25, 1000, 640, 7, 50, 40]
     assert found["appliance_kv_cache_usage_perc model_name=idle"] == 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument
 from appliance.infer import llama
-from appliance.infer.answer import Answer
+from appliance.infer.answer import MOST_FORCED, Answer
 from appliance.infer.pages import Tokens
 from appliance.infer.sampling import logprobs
 from appliance.types import (
@@ -144,6 +144,25 @@ def test_what_a_grammar_forces_costs_no_step(loaded: Models) -> None:
     assert said.text[1:] == text
     assert said.steps == 1
     assert plain.steps == len(plain.tokens)
+
+
+def test_a_step_takes_only_so_many_forced_tokens_and_the_next_ones_the_rest(loaded: Models) -> None:
+    vocabulary = loaded["qwen2"].vocabulary
+    constraint = Constraint(ConstraintKind.GBNF, f'root ::= ("x" | "y") {"a " * 200} ("x" | "y")\na ::= "q"')
+    target = markov(vocabulary.size)
+    chosen = replace(GREEDY, max_tokens=300)
+    request = generation(constraint=constraint, sampling=chosen)
+    plain = run(Answer(request, vocabulary, PROMPT, jumps=False), target, PROMPT)
+    answer, known, sizes, ended = Answer(request, vocabulary, PROMPT), PROMPT.tolist(), list[int](), None
+    while ended is None:
+        assert not len(answer.draft(8)), "what is forced needs no row of logits"
+        made = answer.advance([target(known)], np.empty(0, np.int32))
+        known += made.tokens
+        sizes.append(len(made.tokens))
+        ended = made.ended
+    assert known[len(PROMPT) :] == plain.tokens
+    assert max(sizes) <= 1 + MOST_FORCED
+    assert len(sizes) == 5, "200 in four steps, and the last choice"
 
 
 def test_forced_tokens_stop_at_the_most_tokens_allowed(loaded: Models) -> None:

@@ -2,17 +2,21 @@
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from appliance.errors import DeadlineExceeded, ModelUnsupported, QueueFull
+from appliance.errors import DeadlineExceeded, ModelRestarting, ModelUnsupported, QueueFull
 from appliance.infer import llama
 from appliance.infer.engine import Deliver, Engine, Piece
+from appliance.infer.pages import PAGE_TOKENS, Restore
+from appliance.infer.scheduler import Scheduler
 from appliance.infer.tiers import DiskTier, Tiers
+from appliance.infer.work import Order
 from appliance.types import Finish, Priority, Text
 from appliance.vault.envelope import AesGcm
 from tests import gguf_models
@@ -80,6 +84,43 @@ def test_what_runs_when_the_engine_closes_is_kept_too(bench: MakeBench, tmp_path
     before.engine.close()
     before.engine.close = lambda: None  # type: ignore[method-assign]
     assert bench(tiers=tiers(tmp_path)).answer(greedy(words(0, 400)))[1].usage.cached_input_tokens == 384
+
+
+def test_what_comes_while_the_engine_closes_is_refused_and_leaves_nothing_on_disk(
+    bench: MakeBench, tmp_path: Path
+) -> None:
+    before = bench(tiers=tiers(tmp_path))
+    engine, cancel = before.engine, before.engine.cancel
+    running, refused = before.submit(greedy("hello", max_tokens=5)), []
+
+    def cancel_and_submit(request: int) -> None:
+        cancel(request)
+        with pytest.raises(ModelRestarting) as raised:
+            before.submit(LONG)
+        refused.append(raised.value)
+
+    engine.cancel = cancel_and_submit  # type: ignore[method-assign]  # in the middle of closing
+    engine.close()
+    engine.close = lambda: None  # type: ignore[method-assign]
+    assert (len(refused), before.said[running]) == (1, [])
+    after = bench(tiers=tiers(tmp_path))
+    assert after.engine.stats.disk_pages == 0
+    assert after.answer(LONG)[0] == bench().answer(LONG)[0]
+
+
+def test_what_was_being_tokenized_when_the_engine_closed_is_refused(bench: MakeBench) -> None:
+    engine = bench().engine
+    tokens, close = engine.encode(LONG.prompt), engine.close
+
+    def encode(segments: object) -> list[int]:
+        close()
+        return tokens
+
+    engine.encode = encode  # type: ignore[method-assign, assignment]
+    with pytest.raises(ModelRestarting):
+        engine.submit(LONG, lambda piece: None)
+    assert engine.stats.running == engine.stats.waiting == 0
+    engine.close = lambda: None  # type: ignore[method-assign]
 
 
 def test_damaged_pages_on_disk_are_computed_again(bench: MakeBench, tmp_path: Path) -> None:
@@ -226,3 +267,56 @@ def test_callers_on_many_threads_all_get_their_end(loaded: dict[str, llama.Model
     stats = engine.stats
     assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
     engine.close()
+
+
+def test_a_step_restores_no_more_bytes_than_its_budget() -> None:
+    prompt = np.arange(40 * PAGE_TOKENS, dtype=np.int32)
+    for page_bytes, restored in ((1, 39), (8 << 20, 16), (1 << 30, 1)):
+        scheduler = Scheduler(
+            pages=64, sequences=2, sequence_ids=16, batch_tokens=64, queue=4, saved=lambda key: True
+        )
+        scheduler.page_bytes = page_bytes
+        scheduler.submit(Order(1, prompt, 1), 0.0)
+        assert sum(isinstance(move, Restore) for move in scheduler.plan(0.0).moves) == restored
+
+
+def test_the_engine_learns_what_a_page_takes(bench: MakeBench) -> None:
+    engine = bench(cells=512, tiers=tiers())
+    engine.answer(LONG)
+    kept = engine.engine._tiers
+    assert kept
+    sizes = {len(page) for page in kept._host.values()}
+    assert sizes == {engine.engine._scheduler.page_bytes}
+
+
+class Recorder:
+    """A drafter that guesses nothing and tells when it was asked and closed."""
+
+    def __init__(self, asked: Callable[[], None] = lambda: None) -> None:
+        self._asked, self.closed = asked, 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        pass
+
+    def draft(self, most: int) -> Sequence[int]:
+        self._asked()
+        return []
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_what_an_answer_holds_is_freed_however_it_ends(bench: MakeBench) -> None:
+    engine, drafters = bench(), list[Recorder]()
+
+    def drafter(*_: object) -> Recorder:
+        drafters.append(Recorder())
+        return drafters[-1]
+
+    engine.engine._drafter = drafter  # type: ignore[method-assign, assignment]
+    engine.answer(greedy("hello"))
+    engine.engine.cancel(engine.submit(greedy("hello")))
+    engine.submit(replace(greedy("hello", max_tokens=1000), deadline_seconds=1e-6))
+    engine.engine.run_until_idle()
+    engine.answer(greedy("hello"))
+    assert [drafter.closed for drafter in drafters[:3]] == [1, 1, 1]

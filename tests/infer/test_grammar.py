@@ -1,6 +1,8 @@
 import json
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import llguidance
 import numpy as np
 import pytest
 
@@ -229,3 +231,43 @@ def test_the_tokenizer_is_made_once_a_model(loaded: Models) -> None:
     for _ in range(3):
         Grammar(gbnf('root ::= "a"'), loaded["qwen2"].vocabulary)
     assert grammar._tokenizer.cache_info().misses == 1
+
+
+class Watched:
+    """A matcher that tells how many tokens it was given at once."""
+
+    taken: ClassVar[list[int]] = []
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def deep_copy(self) -> "Watched":
+        return Watched(self._matcher.deep_copy())
+
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        self.taken.append(len(tokens))
+        return self._matcher.consume_tokens(tokens)
+
+
+def test_a_long_forced_text_is_tried_in_slices_and_not_to_its_end(
+    loaded: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llguidance holds the GIL while it takes tokens: every running stream waits."""
+    real = llguidance.LLMatcher
+    grammar._tokenizer(loaded["qwen2"].vocabulary)
+    monkeypatch.setattr(Watched, "taken", [])
+    monkeypatch.setattr(grammar.llguidance, "LLMatcher", lambda *args, **more: Watched(real(*args, **more)))
+    Grammar(gbnf("root ::= " + "a " * 5000 + '\na ::= "x"'), loaded["qwen2"].vocabulary)
+    assert max(Watched.taken) <= 64
+    assert 64 < sum(Watched.taken) <= 512
+
+
+def test_a_grammar_whose_masks_take_long_is_refused_or_fails_early(loaded: Models) -> None:
+    ways = "|".join(f'[a-z]{{1,60}} "{number}"' for number in range(200))
+    with pytest.raises(InvalidArgument, match="Too many items"):
+        Grammar(gbnf(f"root ::= ({ways})+"), loaded["qwen2"].vocabulary)
+    few = "|".join(f'[a-z]{{1,60}} "{number}"' for number in range(30))
+    assert walk(gbnf(f"root ::= ({few})+"), loaded["qwen2"].vocabulary, seed=1, most=60)

@@ -2,12 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument, ModelDamaged, ModelMissing, ModelUnsupported
 from appliance.infer import llama
+from appliance.infer.scheduler import Chunk
 from appliance.types import Origin, Segment
 from tests import gguf_models
 
@@ -187,3 +189,40 @@ def test_only_one_module_imports_llama_cpp_and_the_daemon_side_does_not_load_it(
     package = Path(llama.__file__).parents[1]
     users = [path.name for path in package.rglob("*.py") if "import llama_cpp" in path.read_text()]
     assert users == ["llama.py"]
+
+
+def positions(context: llama.Context, sequence: int) -> tuple[int, int]:
+    ends = llama.native.llama_memory_seq_pos_min, llama.native.llama_memory_seq_pos_max
+    return ends[0](context._memory, sequence), ends[1](context._memory, sequence)
+
+
+def test_a_saved_page_is_restored_only_as_that_page_and_whole(loaded: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = llama.Context(loaded["llama"], cells=1024, sequences=4, batch_tokens=256, threads=1)
+    context.compute([Chunk(1, 0, 0, np.arange(300, 460, dtype=np.int32), 1)])  # two pages and a half
+    first, second = context.save(0, 0), context.save(0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.Context, "_scratch_holds", lambda *_: True)
+        half, empty = context.save(0, 2), context.save(0, 3)
+    for page in (2, 3):
+        with pytest.raises(RuntimeError, match="not there"):
+            context.save(0, page)
+    for state in (empty, half, second, first[:-1], first[:8]):
+        assert not context.restore(1, 0, state)
+        assert positions(context, 1) == (-1, -1)
+    assert not context.restore(1, 2, half)
+    assert positions(context, 1) == (-1, -1)
+    assert context.restore(1, 0, first)
+    assert positions(context, 1) == (0, 63)
+    assert context.restore(1, 1, second)
+    assert positions(context, 1) == (0, 127)
+    context.close()
+
+
+def test_a_tokens_bytes_are_asked_for_once(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    llama.init()
+    model = llama.Model(str(models["qwen2"]))
+    token = model.vocabulary.encode_more("hello")[0]
+    piece = model.vocabulary.piece(token)
+    monkeypatch.setattr(llama.native, "llama_token_to_piece", None)
+    assert model.vocabulary.piece(token) == piece != b""
+    model.close()

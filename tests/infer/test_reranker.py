@@ -12,7 +12,7 @@ SCORES = [3.0, -1.0, 1.0, 0.0, 42.0]
 
 
 def reranker(folder: Path) -> OnnxReranker:
-    return OnnxReranker(folder / "model.onnx", folder / "tokenizer.json")
+    return OnnxReranker((folder / "model.onnx").read_bytes(), (folder / "tokenizer.json").read_bytes())
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

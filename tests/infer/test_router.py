@@ -23,6 +23,7 @@ from appliance.errors import (
 )
 from appliance.infer.router import EngineOptions, Router
 from appliance.infer.supervisor import Backoff
+from appliance.ports import Count
 from appliance.types import (
     Finish,
     Generation,
@@ -129,8 +130,8 @@ class Names:
     def shadows(self, name: str) -> tuple[str, ...]:
         return self.shadowing.get(name, ())
 
-    def count(self, name: str, model: str, outcome: Tally) -> None:
-        self.counted.append((name, model, outcome))
+    def counter(self, name: str) -> Count:
+        return lambda model, outcome: self.counted.append((name, model, outcome)) if name else None
 
     @property
     def outcomes(self) -> list[tuple[str, str, int, int]]:

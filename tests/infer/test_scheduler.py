@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from appliance.errors import PromptTooLong, QueueFull
 from appliance.infer.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT
 from appliance.infer.pages import PAGE_TOKENS, Copy, Restore, Save, Tokens, Trim, root
-from appliance.infer.scheduler import Order, Scheduler, Step
+from appliance.infer.scheduler import Scheduler, Step
+from appliance.infer.work import Order
 from appliance.types import Priority
 
 Guess = Callable[[list[int]], list[int]]

@@ -175,6 +175,14 @@ def test_a_lookup_made_at_once_is_one_that_grew(tokens: list[int], most: int) ->
     assert grown.draft(most) == PromptLookup(np.array(tokens, np.int32)).draft(most)
 
 
+def test_a_lookup_that_is_never_asked_indexes_nothing_and_a_long_prompt_takes_several_drafts() -> None:
+    lookup = PromptLookup(np.tile(np.arange(100, dtype=np.int32), 100))
+    lookup.extend([0, 1, 2])
+    assert (lookup._indexed, lookup._after) == (0, {})
+    drafts = [lookup.draft(2) for _ in range(3)]
+    assert drafts == [[], [], [3, 4]]
+
+
 def paced(cost: float, chance: float, steps: int, seed: int = 0) -> tuple[float, int]:
     """Tokens a second of a made-up model that takes 1 s a step and `cost` s a guess, and how many guesses were made."""
     random, now, gained, drafted = np.random.default_rng(seed), 0.0, 0, 0

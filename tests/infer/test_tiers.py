@@ -1,4 +1,6 @@
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.infer.tiers import OVERHEAD_BYTES, DiskTier, Tiers
+from appliance.ports import Buffer
 from appliance.vault.envelope import AesGcm
 
 KEY = bytes(range(32))
@@ -216,3 +219,108 @@ def test_a_cache_leaves_the_last_of_the_disk_to_data(tmp_path: Path, monkeypatch
     tier.write(key(1), page(1))
     assert key(1) not in tier
     assert "less than" in tier.fault
+
+
+class Sealing:
+    """A cipher that fails to seal now and then."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def seal(self, nonce: bytes, plaintext: Buffer, aad: bytes) -> bytes:
+        if self.error:
+            raise self.error
+        return CIPHER.seal(nonce, plaintext, aad)
+
+    def open(self, nonce: bytes, ciphertext: Buffer, aad: bytes) -> bytes:
+        return CIPHER.open(nonce, ciphertext, aad)
+
+
+def test_whatever_fails_in_writing_costs_the_page_and_is_told(tmp_path: Path, warnings: Warnings) -> None:
+    cipher = Sealing()
+    tier = DiskTier(tmp_path, cipher, b"model", 1 << 20)
+    cipher.error = OverflowError("Data or associated data too long")
+    first = Tiers(0, tier)
+    first.put(key(1), page(1))
+    first.close()
+    assert first.disk_fault == "A file cannot be written: OverflowError."
+    assert warnings.events == ["kv_disk.not_written"]
+    cipher.error = None
+    tiers = Tiers(0, tier)
+    tiers.put(key(2), page(2))
+    tiers.close()
+    assert (tiers.disk_pages, tiers.disk_fault) == (1, "")
+
+
+class Guarded(OrderedDict[bytes, int]):
+    """Fails where its order is read while others may change it."""
+
+    def __init__(self, tier: DiskTier) -> None:
+        super().__init__(tier._sizes)
+        self._lock = tier._lock
+
+    def __iter__(self) -> Iterator[bytes]:
+        assert self._lock.locked()
+        return super().__iter__()
+
+    def popitem(self, last: bool = True) -> tuple[bytes, int]:
+        assert self._lock.locked()
+        return super().popitem(last)
+
+
+def test_what_makes_room_on_disk_is_chosen_while_no_reader_changes_the_order(tmp_path: Path) -> None:
+    tier = disk(tmp_path, most_bytes=2 * (1000 + OVERHEAD_BYTES))
+    tier._sizes = Guarded(tier)
+    for number in range(4):
+        tier.write(key(number), page(number))
+    assert tier.fault == ""
+    assert [number for number in range(4) if key(number) in tier] == [2, 3]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Stuck(DiskTier):
+    """A disk that writes nothing until it may."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, CIPHER, b"model", 1 << 20)
+        self.may = threading.Event()
+
+    def write(self, key: bytes, data: Buffer) -> None:
+        self.may.wait()
+        super().write(key, data)
+
+
+@pytest.mark.parametrize("host_bytes", [0, 2000, 5000])
+def test_a_slow_disk_makes_memory_hold_no_more_than_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host_bytes: int
+) -> None:
+    monkeypatch.setattr("appliance.infer.tiers.LEAST_UNWRITTEN_BYTES", 3000)
+    slow = Stuck(tmp_path)
+    tiers = Tiers(host_bytes, slow)
+    for number in range(30):
+        tiers.put(key(number), page(number))
+        for hot in range(4):
+            tiers.get(key(hot))
+        held = {**tiers._host, **tiers._leaving}
+        assert sum(map(len, held.values())) == tiers._host_bytes + tiers._leaving_bytes <= max(host_bytes, 3000)
+        assert tiers._unwritten.keys() <= held.keys()
+    slow.may.set()
+    tiers.close()
+    assert tiers.disk_pages >= max(host_bytes, 3000) // 1000
+    assert (tiers._leaving_bytes, len(tiers._leaving), tiers.host_pages) == (0, 0, host_bytes // 1000)
+
+
+def test_a_link_in_a_pages_place_is_neither_read_nor_written_through(tmp_path: Path, warnings: Warnings) -> None:
+    tier, outside = disk(tmp_path / "kv"), tmp_path / "outside"
+    tier.write(key(1), page(1))
+    path = tmp_path / "kv" / f"{key(1).hex()}.page"
+    path.rename(outside)
+    path.symlink_to(outside)
+    content = outside.read_bytes()
+    assert tier.read(key(1)) is None
+    assert key(1) not in tier
+    (tmp_path / "kv" / f"{key(2).hex()}.part").symlink_to(outside)
+    tier.write(key(2), page(2))
+    assert key(2) not in tier
+    assert outside.read_bytes() == content
+    assert warnings.events == ["kv_disk.dropped", "kv_disk.not_written"]

@@ -12,7 +12,7 @@ import pytest
 from appliance.errors import DeadlineExceeded, ModelRestarting, WorkerDied
 from appliance.infer.protocol import LaunchSpec
 from appliance.infer.supervisor import Backoff, Supervisor
-from appliance.infer.worker import Outbox
+from appliance.infer.worker import Outbox, _identity
 from appliance.types import Finish, FinishReason, Generation, Text, TokenChoice, TokenLogprob
 from tests.infer.conftest import greedy, words
 
@@ -32,6 +32,19 @@ async def test_what_a_slow_reader_has_not_taken_becomes_one_piece_and_nothing_is
     assert isinstance(text, Text)
     assert text.text == "".join(f"{index} " for index in range(1000))
     assert [one.chosen.token for one in text.choices] == list(range(1000))
+
+
+def test_pages_of_another_context_size_cache_type_or_attention_are_not_the_same(spec: LaunchSpec) -> None:
+    changed = [
+        _identity(spec, "paged (avx2)"),
+        _identity(replace(spec, context_tokens=8192), "paged (avx2)"),
+        _identity(replace(spec, kv_type="q8_0"), "paged (avx2)"),
+        _identity(replace(spec, model_sha256="1" * 64), "paged (avx2)"),
+        _identity(replace(spec, attention="none"), "paged (avx2)"),
+        _identity(spec, "stock: as configured"),
+    ]
+    assert len(set(changed)) == len(changed)
+    assert _identity(spec, "stock: of another version") == changed[-1]
 
 
 async def test_the_end_comes_after_the_text_and_an_error_may_be_the_end() -> None:

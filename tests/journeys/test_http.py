@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import ssl
 import subprocess
 import sys
@@ -18,9 +17,9 @@ import pytest
 from mcp.client import Client as McpClient
 from mcp.client.streamable_http import streamable_http_client
 
-from appliance.types import AppScope, JobState, ModelKind
+from appliance.types import AppScope, JobState
 from tests import gguf_models
-from tests.daemon import Daemon, eventually, running
+from tests.daemon import Daemon, running
 
 pytestmark = pytest.mark.long
 BADGE = {
@@ -41,10 +40,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         with started.client() as client:
             job = client.ingest_folder(str(folder / "badges.txt"), "handbook")
             assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
-            gguf_models.write_llama(folder / "tiny.gguf", seed=1)
-            shutil.copy(folder / "tiny.gguf", started.data_dir / "import" / ".tiny.gguf")
-            (started.data_dir / "import" / ".tiny.gguf").rename(started.data_dir / "import" / "tiny.gguf")
-            eventually(lambda: any(model.kind is ModelKind.CHAT for model in client.models()))
+            job = client.import_model(str(gguf_models.write_llama(folder / "tiny.gguf", seed=1)))
+            assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
         yield started
 
 

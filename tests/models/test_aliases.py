@@ -119,28 +119,61 @@ def test_an_alias_leads_to_its_targets_and_survives_a_restart(book: AliasBook, r
 def test_outcomes_are_tallied_by_target(book: AliasBook) -> None:
     book.set("assistant", [STABLE, CANARY])
     for outcome in (OK, OK, ERROR):
-        book.count("assistant", "stable", outcome)
-    book.count("assistant", "gone", OK)
-    book.count("none", "stable", OK)
+        book.counter("assistant")("stable", outcome)
+    book.counter("assistant")("gone", OK)
+    book.counter("none")("stable", OK)
     assert book.get("assistant").tallies == (Tally(3, 1, 20, 1.0), Tally())
 
 
-def test_a_canary_that_fails_too_often_loses_its_weight_by_itself_and_can_be_rolled_back(
+def test_a_canary_that_fails_too_often_loses_its_weight_by_itself_and_rolling_back_does_not_return_it(
     book: AliasBook, reopen: Open
 ) -> None:
+    book.set("assistant", [Target("stable")])
     book.set("assistant", [STABLE, CANARY])
     for _ in range(20):
-        book.count("assistant", "stable", OK)
+        book.counter("assistant")("stable", OK)
     for outcome in [OK] * 8 + [ERROR] * 2:
         assert book.choose("assistant") == "canary"
-        book.count("assistant", "canary", outcome)
+        book.counter("assistant")("canary", outcome)
     assert book.choose("assistant") == "stable"
     why = "canary failed 2 of its last 10 requests, stable 0 of 20: it gets no more."
     assert book.demoted() == reopen().demoted() == {"assistant": why}
     assert book.get("assistant").tallies == (Tally(20, 0, 200, 10.0), Tally(10, 2, 80, 4.0))
-    assert book.rollback("assistant").targets == (STABLE, CANARY)
+    assert book.rollback("assistant").targets == (Target("stable"),)
     assert book.demoted() == {}
+    with pytest.raises(InvalidArgument, match="nothing to roll back to"):
+        book.rollback("assistant")
+
+
+def test_the_stable_model_of_a_demoted_canary_can_be_promoted(book: AliasBook) -> None:
+    book.set("assistant", [STABLE, CANARY])
+    for _ in range(10):
+        book.counter("assistant")("canary", ERROR)
+    assert book.promote("assistant", "stable").targets == (Target("stable"),)
+    assert book.demoted() == {}
+    assert book.rollback("assistant").targets == (STABLE, Target("canary", 0))
+
+
+def test_what_began_under_earlier_targets_counts_for_nothing(book: AliasBook) -> None:
+    book.set("assistant", [STABLE, CANARY])
+    late = book.counter("assistant")
+    book.set("assistant", [STABLE, CANARY])
+    for _ in range(20):
+        late("canary", ERROR)
+    assert book.get("assistant").tallies == (Tally(), Tally())
     assert book.choose("assistant") == "canary"
+    book.delete("assistant")
+    late("canary", ERROR)
+    assert book.list() == ()
+
+
+def test_what_began_before_a_demotion_still_counts(book: AliasBook) -> None:
+    book.set("assistant", [STABLE, CANARY])
+    begun = book.counter("assistant")
+    for _ in range(10):
+        begun("canary", ERROR)
+    begun("stable", OK)
+    assert [tally.requests for tally in book.get("assistant").tallies] == [1, 10]
 
 
 def test_a_disk_that_fails_at_the_demotion_does_not_keep_the_canary(
@@ -149,14 +182,17 @@ def test_a_disk_that_fails_at_the_demotion_does_not_keep_the_canary(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    book.set("assistant", [Target("stable")])
     book.set("assistant", [STABLE, CANARY])
     monkeypatch.setattr("appliance.models.signed.os.fsync", full)
     for _ in range(10):
-        book.count("assistant", "canary", ERROR)
+        book.counter("assistant")("canary", ERROR)
     assert book.choose("assistant") == "stable"
     with pytest.raises(OSError, match="No space"):
         book.promote("assistant", "canary")
     assert book.choose("assistant") == "stable"
+    monkeypatch.undo()
+    assert book.rollback("assistant").targets == (Target("stable"),)
 
 
 def test_promotion_leaves_one_and_rolling_back_twice_goes_two_changes_back(book: AliasBook, reopen: Open) -> None:
@@ -170,11 +206,14 @@ def test_promotion_leaves_one_and_rolling_back_twice_goes_two_changes_back(book:
         book.rollback("assistant")
 
 
-def test_an_alias_is_not_rolled_back_to_a_model_that_is_gone(book: AliasBook, files: Files) -> None:
-    book.set("assistant", [Target("other")])
-    book.set("assistant", [STABLE])
+def test_rolling_back_passes_over_models_that_are_gone(book: AliasBook, files: Files) -> None:
+    for targets in ([CANARY], [Target("other")], [STABLE]):
+        book.set("assistant", targets)
     del files.files["other"]
-    with pytest.raises(NotFound, match="models/other"):
+    assert book.rollback("assistant").targets == (CANARY,)
+    book.set("assistant", [STABLE])
+    del files.files["canary"]
+    with pytest.raises(InvalidArgument, match="nothing to roll back to"):
         book.rollback("assistant")
     assert book.get("assistant").targets == (STABLE,)
 

@@ -5,13 +5,14 @@ import os
 import shutil
 import sys
 from collections import namedtuple
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import DiskFull, InvalidArgument, ModelDamaged, NotFound, WorkerDied
+from appliance.infer import llama
 from appliance.infer.quantizer import WorkerQuantizer
 from appliance.jobs import JobRunner
 from appliance.models import gguf
@@ -127,6 +128,44 @@ def test_a_file_that_native_code_refuses_says_why(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelDamaged, match="cannot quantize"):
         quantize(path, tmp_path / "out.gguf")
+
+
+def test_a_disk_that_fills_up_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = gguf_models.write_llama(tmp_path / "m.gguf")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 4096))
+    with pytest.raises(DiskFull, match="while the model was quantized"):
+        llama.quantize(str(path), "/dev/full", "Q8_0", 1, lambda done, total: None)
+
+
+async def test_models_are_quantized_one_at_a_time_each_against_the_space_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """ports.Quantizer that waits, and fills the disk."""
+
+        running, most, go = 0, 0, asyncio.Event()
+
+        async def quantize(self, source: Path, target: Path, storage: str, report: Callable[[int, int], None]) -> None:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await self.go.wait()
+            self.running -= 1
+            usage = namedtuple("usage", "total used free")
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 100 << 20))
+            raise ModelDamaged("Enough.")
+
+    bench, slow = Bench(tmp_path), Slow()
+    bench.requantizer = Requantizer(bench.store, bench.jobs, slow, bench.scratch)
+    bench.store.add(gguf_models.write_llama(tmp_path / "m.gguf"))
+    jobs = [bench.requantizer.start("random-llama", "Q8_0", name) for name in ("one", "two")]
+    async with asyncio.timeout(20):
+        while not slow.running:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    slow.go.set()
+    ended = [(await bench.end(job))[0].error_reason for job in jobs]
+    assert (ended, slow.most) == (["MODEL_DAMAGED", "DISK_FULL"], 1)
+    await bench.jobs.stop()
 
 
 @pytest.mark.parametrize(("script", "message"), [("kill -SEGV $$", "was ended by SIGSEGV"), ("exit 9", "with code 9")])

@@ -77,6 +77,13 @@ def test_other_bytes_of_the_same_name_get_the_start_of_their_hash(store: ModelSt
     assert builtin.name == f"starter-{builtin.sha256[:8]}"
 
 
+def test_a_model_does_not_take_a_name_that_leads_elsewhere(root: Path, keyring: FileKeyring, tmp_path: Path) -> None:
+    store = ModelStore(root, keyring, taken=lambda name: name == "assistant")
+    file = store.add(write_chat(tmp_path / "a.gguf", name="Assistant"))
+    assert file.name == f"assistant-{file.sha256[:8]}"
+    assert store.add(tmp_path / "a.gguf", name="other") == file  # the same bytes stay the same model
+
+
 def test_models_survive_a_restart(store: ModelStore, root: Path, keyring: FileKeyring, tmp_path: Path) -> None:
     file = store.add(write_chat(tmp_path / "a.gguf"))
     assert ModelStore(root, keyring).list() == (file,)
@@ -163,6 +170,27 @@ def test_a_source_that_changes_while_it_is_copied_is_judged_by_the_copy(
 
     with pytest.raises((ModelDamaged, ModelUnsupported)):
         store.add(path, damage)
+    assert list((root / "blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [None, ModelKind.RERANKER])
+def test_a_source_that_grows_while_it_is_copied_is_not_followed(
+    store: ModelStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ModelKind | None
+) -> None:
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 1000)
+    path = write_reranker(tmp_path / "folder") if kind else write_chat(tmp_path / "a.gguf")
+    growing = path / "tokenizer.json" if kind else path
+    seen: list[int] = []
+
+    def grow(done: int, total: int) -> None:
+        seen.append(done)
+        with growing.open("ab") as file:
+            file.write(bytes(2000))
+
+    size = sum(one.stat().st_size for one in path.iterdir()) if kind else path.stat().st_size
+    with pytest.raises(ModelDamaged, match="grew while it was copied"):
+        store.add(path, grow, kind=kind)
+    assert max(seen) <= size
     assert list((root / "blobs").iterdir()) == []
 
 

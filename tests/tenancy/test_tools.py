@@ -1,6 +1,5 @@
 """What prompts say of tools, family by family; golden/FAMILY.txt is the whole prompt."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ from appliance.errors import InvalidArgument
 from appliance.tenancy.compose import ScaffoldComposer
 from appliance.tenancy.scaffolds import SCAFFOLDS
 from appliance.tenancy.tools import QUOTED
-from appliance.types import Message, Origin, Segment, Speaker, Tool, ToolCall
+from appliance.types import Message, Origin, Speaker, Tool, ToolCall
+from tests.tenancy.test_compose import said, text
 
 GOLDEN = Path(__file__).parent / "golden"
 S, U, A, T = Speaker.SYSTEM, Speaker.USER, Speaker.ASSISTANT, Speaker.TOOL
@@ -31,14 +31,6 @@ TALK = [
     Message(A, "Sunny at noon."),
     Message(U, "And Bern?"),
 ]
-
-
-def text(segments: Sequence[Segment]) -> str:
-    return "".join(segment.text for segment in segments)
-
-
-def said(segments: Sequence[Segment], origin: Origin) -> str:
-    return text([segment for segment in segments if segment.origin is origin])
 
 
 @pytest.fixture

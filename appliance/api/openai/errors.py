@@ -2,22 +2,15 @@
 
 from typing import Any
 
+from appliance.api.http import http_status, told
 from appliance.errors import ApplianceError, InvalidArgument
 
-KINDS = {
-    "UNAUTHENTICATED": "authentication_error",
-    "PERMISSION_DENIED": "permission_error",
-    "RESOURCE_EXHAUSTED": "rate_limit_error",
-    "INTERNAL": "server_error",
-    "UNAVAILABLE": "server_error",
-    "DEADLINE_EXCEEDED": "server_error",
-    "DATA_LOSS": "server_error",
-}
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def shape(error: ApplianceError) -> dict[str, Any]:
     """The error's body. code: our reason in small letters. param: the field that is wrong."""
-    field = error.field.removeprefix("sampling.") if isinstance(error, InvalidArgument) else ""
-    message = f"{str(error).removeprefix('sampling.')} {error.remedy}"
-    kind = KINDS.get(error.code.name, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "code": error.reason.lower(), "param": field or None}}
+    field = error.field if isinstance(error, InvalidArgument) else ""
+    status = http_status(error)
+    kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
+    return {"error": {"message": told(error), "type": kind, "code": error.reason.lower(), "param": field or None}}
