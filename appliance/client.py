@@ -178,6 +178,11 @@ class Client:
         answer = self._call(self._inference.Embed, request, WORK_SECONDS)
         return np.array([vector.values for vector in answer.vectors], dtype=np.float32)
 
+    def rerank(self, query: str, documents: Sequence[str], model: str) -> types.Floats:
+        """float32 [len(documents)], higher is better, comparable for one query only."""
+        request = inference_pb2.RerankRequest(model=named("models", model), query=query, documents=documents)
+        return np.array(self._call(self._inference.Rerank, request, WORK_SECONDS).scores, dtype=np.float32)
+
     def tokenize(self, text: str, model: str = "") -> tuple[int, ...]:
         request = inference_pb2.TokenizeRequest(model=named("models", model), text=text)
         return tuple(self._call(self._inference.Tokenize, request).ids)

@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(_given(argv), os.environ)
         configure_logging(config.log_level)
+        _allow_files()
         _make_private(config.data_dir)
         with _lock(config.data_dir):
             asyncio.run(serve(config))
@@ -113,6 +115,12 @@ def _given(argv: Sequence[str] | None) -> dict[str, str]:
     for item in fields(Config):
         parser.add_argument(f"--{item.name.replace('_', '-')}", metavar="VALUE", help=item.metadata["doc"])
     return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+
+
+def _allow_files() -> None:
+    """Let the daemon open as many files as it may: each connection and each segment is one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _make_private(folder: Path) -> None:

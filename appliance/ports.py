@@ -5,7 +5,7 @@ Generator    prompts to streams, by model name     infer/router.py
 Composer     messages and passages to a prompt     tenancy/compose.py
 ModelFiles   verified model files on disk          models/store.py
 Aliases      names that lead to models by weight   models/aliases.py
-Reranker     how well passages answer a query      infer/onnx.py
+Encoders     imported embedders and rerankers      infer/encoders.py
 Quantizer    a model in fewer bits                 infer/quantizer.py
 Cipher       authenticated encryption              vault/envelope.py
 Keyring      wraps keys, signs manifests           vault/keyring.py
@@ -22,6 +22,7 @@ from typing import Protocol
 from appliance.types import (
     Collection,
     Document,
+    Encoded,
     Extracted,
     Finish,
     Floats,
@@ -115,15 +116,18 @@ class Aliases(Protocol):
         fails too often. It counts nothing once the targets were set anew, nor where there is no such alias."""
 
 
-class Reranker(Protocol):
-    """How well each passage answers a query, by a model that reads both together. Safe to call from many threads."""
+class Encoders(Protocol):
+    """Imported embedders and rerankers by name; loads on demand. Belongs to one event loop.
 
-    @property
-    def identity(self) -> str:
-        """sha256 over model and tokenizer."""
+    What is too long for a model is cut. Both raise NotFound, QueueFull, ModelRestarting, ModelTooLarge, ModelMissing,
+    ModelDamaged, ModelUnsupported, SandboxUnavailable, DeadlineExceeded, WorkerDied.
+    """
 
-    def score(self, query: str, passages: Sequence[str]) -> Floats:
-        """float32 [len(passages)], higher is better, comparable for one query only. What is too long is cut."""
+    async def embed(self, model: str, texts: Sequence[str]) -> Encoded:
+        """Unit vectors [len(texts), dimension]."""
+
+    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
+        """Scores [len(texts), 1]: how well each text answers the query, higher is better, for this query only."""
 
 
 class Quantizer(Protocol):

@@ -349,6 +349,14 @@ class ModelState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a model makes of texts: a row each, float32, and the tokens that it read for all."""
+
+    rows: Floats
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFile:
     """A model that is on disk and was verified. `scaffold` names the prompt scaffold of its family.
 

@@ -14,6 +14,7 @@ from appliance.knowledge.chunk import passages
 from appliance.types import (
     Collection,
     Document,
+    Encoded,
     Finish,
     FinishReason,
     Floats,
@@ -52,6 +53,23 @@ class WordEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return sum(len(text.split()) + 2 for text in texts)
+
+
+class WordEncoders:
+    """`ports.Encoders`: an embedder `bge`, and a reranker `judge` that counts the query's words."""
+
+    embedder = WordEmbedder(dimension=8)
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Encoded:
+        if model != "bge":
+            raise NotFound(f"There is no model models/{model}.")
+        return Encoded(self.embedder.embed(texts), self.embedder.count_tokens(texts))
+
+    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
+        if model != "judge":
+            raise NotFound(f"There is no model models/{model}.")
+        scores = [[float(len(set(query.split()) & set(text.split())))] for text in texts]
+        return Encoded(np.array(scores, np.float32), len(texts))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A tiny cross-encoder in ONNX with its tokenizer: a passage's score is what its words are worth."""
+"""Tiny ONNX models with their tokenizers: a cross-encoder whose scores are what words are worth, and an embedder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,63 @@ def write_reranker(folder: Path, worth: Mapping[str, float] = WORTH, outputs: in
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, str(folder / "model.onnx"))
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(list(worth))))
+    return folder
+
+
+def write_embedder(folder: Path, output: str = "sentence_embedding", words: Sequence[str] = tuple(WORTH)) -> Path:
+    """`model.onnx` and `tokenizer.json` in `folder`: each word is a direction of its own.
+
+    output: `sentence_embedding`, the sum over the mask, or `last_hidden_state`, the words' own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
+    if output == "sentence_embedding":
+        nodes += [
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["factor"]),
+            helper.make_node("Mul", ["last_hidden_state", "factor"], ["kept"]),
+            helper.make_node("ReduceSum", ["kept", "middle"], ["sentence_embedding"], keepdims=0),
+        ]
+    shape = ["texts", len(words)] if output == "sentence_embedding" else ["texts", "tokens", len(words)]
+    names = ["input_ids", "attention_mask"]
+    graph = helper.make_graph(
+        nodes,
+        "embedder",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in names],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+        [
+            numpy_helper.from_array(np.eye(len(words), dtype=np.float32), "table"),
+            numpy_helper.from_array(np.array([2], np.int64), "last"),
+            numpy_helper.from_array(np.array([1], np.int64), "middle"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(list(words))))
+    return folder
+
+
+def write_glutton(folder: Path, size_bytes: int) -> Path:
+    """An embedder that takes `size_bytes` of memory for each text."""
+    write_embedder(folder)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["shape"], ["vast"]),
+            helper.make_node("Add", ["vast", "one"], ["vaster"]),
+            helper.make_node("ReduceSum", ["vaster"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["ids", "sum"], ["sentence_embedding"]),
+        ],
+        "glutton",
+        [helper.make_tensor_value_info(n, TensorProto.INT64, ["texts", "t"]) for n in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["texts", 8])],
+        [
+            numpy_helper.from_array(np.array([size_bytes // 4], np.int64), "shape"),
+            numpy_helper.from_array(np.array([1], np.float32), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
     return folder
 
 

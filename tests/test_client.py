@@ -137,6 +137,15 @@ def test_embeddings_are_rows_of_float32(box: Box, client: Client) -> None:
     assert found.tolist() == [[1, 0], [0, 1]]
 
 
+def test_scores_are_float32_in_the_order_of_the_documents(box: Box, client: Client) -> None:
+    box.answers["Rerank"] = lambda request, context: inference_pb2.RerankResponse(scores=[0.5, -1])
+    found = client.rerank("q", ["a", "b"], "judge")
+    assert found.dtype == np.float32
+    assert found.tolist() == [0.5, -1]
+    asked = box.calls[-1].request
+    assert (asked.model, asked.query, list(asked.documents)) == ("models/judge", "q", ["a", "b"])
+
+
 def test_tokens_are_their_ids(box: Box, client: Client) -> None:
     box.answers["Tokenize"] = lambda request, context: inference_pb2.TokenizeResponse(ids=[3, 1])
     assert client.tokenize("x", "tiny") == (3, 1)

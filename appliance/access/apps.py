@@ -141,7 +141,7 @@ class AppKeys:
         return key
 
     def save(self) -> None:
-        """Write what is not on disk yet: times of last use, a revocation that found no room. Blocks. Raises DiskFull."""
+        """Write what is not on disk yet: times of last use, a revocation that found no room. Raises DiskFull."""
         with self._writing:
             with self._lock:
                 unsaved, self._unsaved = self._unsaved, False

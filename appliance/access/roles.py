@@ -30,7 +30,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         (
             ASK,
             {
-                "InferenceService": ("Chat", "Embed", "Tokenize"),
+                "InferenceService": ("Chat", "Embed", "Rerank", "Tokenize"),
                 "KnowledgeService": ("ListCollections", "ListDocuments", "GetDocument", "Search", "Ask"),
             },
         ),

@@ -96,7 +96,7 @@ class Call:
     path: Mapping[str, str] | None = None
     deadline_seconds: float = 0.0
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the caller called our fields: {"max_tokens": "max_output_tokens"}; a field that is not in it has one name."""
+    """What the caller called our fields: {"max_tokens": "max_output_tokens"}; ".text" is the end of any path."""
 
     @property
     def principal(self) -> Principal:
@@ -156,10 +156,9 @@ class Gate:
             raise Draining("The daemon is stopping.")
         _allow(call.key, call.method)
 
-
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
-        """A body is held inside the block: tell how many bytes it has by now. Raises QueueFull where all are too many."""
+        """Inside the block a body is held: tell how large it is by now. Raises QueueFull where all are too large."""
         held = 0
 
         def grow(size: int) -> None:
@@ -275,7 +274,7 @@ def http_status(error: ApplianceError) -> int:
             return status
 
 
-def told(error: ApplianceError) -> str:
+def in_words(error: ApplianceError) -> str:
     """An error in words for who holds an app key, and what to do about it."""
     message, remedy = error.told(runs_the_box=False)
     return f"{message} {KEY_REMEDY if isinstance(error, Forbidden) else remedy}"
@@ -285,10 +284,19 @@ def _renamed(error: ApplianceError, names: Mapping[str, str]) -> ApplianceError:
     """The error under the name that the caller gave to the field."""
     if not isinstance(error, InvalidArgument) or not error.field:
         return error
-    ours = error.field.removeprefix("sampling.")
-    first = ours.partition(".")[0]
-    theirs = names.get(first, names.get(first.partition("[")[0], first)) + ours.removeprefix(first)
+    theirs = error.field.removeprefix("sampling.")
+    head, dot, last = theirs.rpartition(".")
+    theirs = head + names.get(dot + last, dot + last) if head else theirs
+    known = next((name for name in (theirs, *_heads(theirs)) if name in names), "")
+    theirs = names.get(known, "") + theirs[len(known) :]
     return InvalidArgument.of(theirs, str(error).removeprefix(f"{error.field}: "))
+
+
+def _heads(path: str) -> Iterator[str]:
+    """`a.b` and `a` of `a.b.c`."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def error_headers(error: ApplianceError) -> dict[str, str]:

@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from appliance.api import mcp
 from appliance.api.chat import Chat
+from appliance.api.embedding import Embedding
 from appliance.api.http import Answer, Call, Endpoint, Gate, text_answer
 from appliance.api.openai.chat import ChatCompletions
 from appliance.api.openai.completions import Completions
@@ -14,7 +15,6 @@ from appliance.api.openai.embeddings import Embeddings
 from appliance.api.openai.errors import shape
 from appliance.api.openai.models import Models
 from appliance.api.openai.responses import Responses
-from appliance.ports import Embedder
 
 CHAT, EMBED = "/appliance.v1.InferenceService/Chat", "/appliance.v1.InferenceService/Embed"
 LIST_MODELS, GET_MODEL = "/appliance.v1.ModelService/ListModels", "/appliance.v1.ModelService/GetModel"
@@ -26,8 +26,7 @@ class HttpServices:
     """metrics: their content type and their text, when somebody asks."""
 
     chat: Chat
-    embedder: Embedder
-    embedder_name: str
+    embedding: Embedding
     models: Models
     mcp: mcp.McpServer
     metrics: Callable[[], Awaitable[tuple[str, bytes]]]
@@ -48,7 +47,7 @@ def routes(gate: Gate, services: HttpServices) -> list[Route]:
         post("/v1/chat/completions", CHAT, ChatCompletions(services.chat)),
         post("/v1/completions", CHAT, Completions(services.chat)),
         post("/v1/responses", CHAT, Responses(services.chat)),
-        post("/v1/embeddings", EMBED, Embeddings(services.embedder, services.embedder_name)),
+        post("/v1/embeddings", EMBED, Embeddings(services.embedding)),
         get("/v1/models", LIST_MODELS, services.models.list),
         get("/v1/models/{model}", GET_MODEL, services.models.get),
         get("/metrics", STATUS, metrics),

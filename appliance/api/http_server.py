@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+import resource
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -14,17 +16,19 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from appliance.api.http import Gate, Shape, error_headers
+from appliance.api.http import Gate, Shape, error_headers, json_answer
 from appliance.errors import InvalidArgument, NotFound, PortInUse
 
-MOST_CONNECTIONS = 1024
+MOST_CONNECTIONS = 1024  # fewer where this process may open few files; of one address half of them
+HANDSHAKE_SECONDS = 5.0
 MOST_UNFINISHED_BYTES = 16 << 10  # of a request's headers
 REQUEST_SECONDS = 20.0  # until the headers of a request are there
 GOODBYE_SECONDS = 1.0  # from the last byte of an answer to the end of a connection that is to be closed
+BACKLOG = 256  # connections that wait to be accepted
 IDLE_SECONDS = 15  # of a connection between two calls
 log = structlog.get_logger()
 
@@ -58,7 +62,6 @@ class HttpServer:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=MOST_CONNECTIONS,
                 timeout_keep_alive=IDLE_SECONDS,
                 h11_max_incomplete_event_size=MOST_UNFINISHED_BYTES,
                 ssl_context_factory=lambda config, default: self._tls,
@@ -106,14 +109,25 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the daemon, and says when it listens."""
+    """Leaves signals to the daemon, waits no minute for a handshake, and says when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def protocol() -> asyncio.Protocol:
+            return _PromptProtocol(config, self.server_state, self.lifespan.state)
+
+        self.servers = [
+            await loop.create_server(
+                protocol, sock=listener, ssl=config.ssl, backlog=BACKLOG, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
         self.ready.set()
 
     @contextmanager
@@ -164,16 +178,50 @@ class _PromptProtocol(H11Protocol):
             self._due = None
 
 
+class _Listener(socket.socket):
+    """Takes so many connections, half of them from one address: each holds a file, also before TLS begins."""
+
+    def __init__(self, family: int, kind: int, protocol: int) -> None:
+        super().__init__(family, kind, protocol)
+        self.most = min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self.open = Counter[str]()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raises ConnectionAbortedError for one too many: an event loop goes on to the next."""
+        connection, address = super().accept()
+        counted = _Connection(self.open, address[0], connection)
+        if self.open.total() > self.most or self.open[address[0]] > self.most // 2:
+            counted.close()
+            raise ConnectionAbortedError
+        return counted, address
+
+
+class _Connection(socket.socket):
+    """Is counted until it is closed."""
+
+    def __init__(self, open: Counter[str], peer: str, accepted: socket.socket) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self._open, self._peer = open, peer
+        open[peer] += 1
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self._open[self._peer] -= 1
+            if not self._open[self._peer]:
+                del self._open[self._peer]
+        super().close()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, where = found[0]
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits 40 ms for an ACK.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = _Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
-        listener.listen(256)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -188,6 +236,6 @@ def _refuse_route(shape: Shape) -> Callable[[Request, Exception], Response]:
         told = InvalidArgument("This path takes another verb.") if wrong_verb else NotFound("There is no such path.")
         headers = error_headers(told) | dict(error.headers or {})
         log.info("call", method="", who="", outcome=told.reason, milliseconds=0.0)
-        return JSONResponse(shape(told), error.status_code, headers)
+        return json_answer(shape(told), error.status_code, headers)
 
     return refuse

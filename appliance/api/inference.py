@@ -1,6 +1,5 @@
 """InferenceService: text in, text out."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from dataclasses import dataclass
 from appliance.access import roles
 from appliance.api import messages, requests
 from appliance.api.chat import ANY_JSON_OBJECT, MAX_CHARACTERS, Chat
+from appliance.api.embedding import MAX_TEXT_CHARACTERS, Embedding, require_texts
 from appliance.api.interceptors import Context
-from appliance.errors import InvalidArgument, NotFound
+from appliance.errors import InvalidArgument
 from appliance.gen.v1 import inference_pb2 as pb
 from appliance.gen.v1 import inference_pb2_grpc
-from appliance.ports import Embedder, Generator
+from appliance.ports import Encoders, Generator
 from appliance.types import (
     ChatCall,
     Constraint,
@@ -29,7 +29,6 @@ from appliance.types import (
     Usage,
 )
 
-MAX_EMBED_TEXTS, MAX_EMBED_CHARACTERS = 256, 100_000
 SPEAKERS = {
     pb.Message.ROLE_SYSTEM: Speaker.SYSTEM,
     pb.Message.ROLE_USER: Speaker.USER,
@@ -54,8 +53,8 @@ PRIORITIES = {
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     chat: Chat
     generator: Generator
-    embedder: Embedder
-    embedder_name: str
+    embedding: Embedding
+    encoders: Encoders
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
         call = chat_call(request, context.time_remaining())
@@ -65,15 +64,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 yield messages.chat_piece(piece)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        if (model := requests.model_or_default(request.model)) not in ("", self.embedder_name):
-            raise NotFound(f"There is no embedding model models/{model}; models/{self.embedder_name} is the one.")
-        if not 0 < len(request.texts) <= MAX_EMBED_TEXTS:
-            raise InvalidArgument.of("texts", f"takes 1 to {MAX_EMBED_TEXTS} texts, not {len(request.texts)}.")
-        texts = [requests.text(item, f"texts[{i}]", MAX_EMBED_CHARACTERS) for i, item in enumerate(request.texts)]
-        vectors = await asyncio.to_thread(self.embedder.embed, texts)
-        tokens = await asyncio.to_thread(self.embedder.count_tokens, texts)
-        usage = messages.usage(Usage(input_tokens=tokens))
-        return pb.EmbedResponse(vectors=[pb.Vector(values=row) for row in vectors.tolist()], usage=usage)
+        found = await self.embedding.embed(request.texts, "texts", requests.model_or_default(request.model))
+        usage = messages.usage(Usage(input_tokens=found.tokens))
+        return pb.EmbedResponse(vectors=[pb.Vector(values=row) for row in found.rows.tolist()], usage=usage)
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        query = requests.text(request.query, "query", MAX_TEXT_CHARACTERS)
+        require_texts(request.documents, "documents")
+        found = await self.encoders.rerank(requests.model(request.model, "model"), query, request.documents)
+        usage = messages.usage(Usage(input_tokens=found.tokens))
+        return pb.RerankResponse(scores=found.rows[:, 0].tolist(), usage=usage)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         model = requests.model_or_default(request.model)

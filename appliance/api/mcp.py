@@ -25,8 +25,8 @@ from mcp_types import (
 )
 
 from appliance.api import requests
-from appliance.api.fields import Fields
-from appliance.api.http import CALL_SCOPE, Answer, Call
+from appliance.api.fields import Fields, parse
+from appliance.api.http import CALL_SCOPE, Answer, Call, in_words
 from appliance.api.knowledge import DEFAULT_LIMIT, MAX_LIMIT, MAX_QUESTION_CHARACTERS
 from appliance.errors import ApplianceError, InvalidArgument
 from appliance.knowledge.ask import Asker
@@ -143,6 +143,8 @@ class McpServer:
         return self._manager.run()
 
     async def __call__(self, call: Call) -> Answer:
+        if call.body:
+            parse(call.body)
         return self._manager.handle_request
 
     async def _list_tools(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -167,11 +169,11 @@ class McpServer:
 
 def shape(error: ApplianceError) -> Json:
     """An error of the call itself as JSON-RPC 2.0 says it; its request was not read, so it has no id."""
-    return {"jsonrpc": "2.0", "id": None, "error": {"code": -32000, "message": f"{error} {error.remedy}"}}
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": -32000, "message": in_words(error)}}
 
 
 def _failed(error: ApplianceError) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=f"{error} {error.remedy}")], is_error=True)
+    return CallToolResult(content=[TextContent(type="text", text=in_words(error))], is_error=True)
 
 
 def _collection(call: Call, given: Fields) -> str:

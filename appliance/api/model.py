@@ -10,6 +10,7 @@ from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument, ModelInUse, NotFound
 from appliance.gen.v1 import model_pb2 as pb
 from appliance.gen.v1 import model_pb2_grpc
+from appliance.infer.encoders import KINDS, Encoders
 from appliance.infer.router import Router
 from appliance.models.aliases import AliasBook
 from appliance.models.imports import ImportFolder
@@ -18,7 +19,7 @@ from appliance.models.store import ModelStore
 from appliance.types import ModelKind, ModelStatus, Target
 
 MAX_PATH_CHARACTERS = 4096
-WITH_WORKER = {ModelKind.CHAT, ModelKind.POINTER, ModelKind.ADAPTER}
+WITH_ENGINE = {ModelKind.CHAT, ModelKind.POINTER, ModelKind.ADAPTER}
 ONNX_KINDS = {
     pb.Model.KIND_UNSPECIFIED: None,
     pb.Model.KIND_EMBEDDING: ModelKind.EMBEDDING,
@@ -34,6 +35,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     aliases: AliasBook
     requantizer: Requantizer
     embedder: ModelStatus
+    encoders: Encoders
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         items, token = requests.page(list(self._all()), request.page_size, request.page_token)
@@ -61,8 +63,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         status = self._find(requests.model(request.name))
         if status != self.embedder:  # which is always loaded
-            self._require_worker(status)
-            status = await self.router.load(status.name)
+            status = await self._load(status)
         return pb.LoadModelResponse(model=messages.model(status))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
@@ -71,7 +72,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             raise InvalidArgument.of("name", "the embedding model serves every search and stays loaded.")
         if status.kind is ModelKind.ADAPTER:
             raise InvalidArgument.of("name", f"an adapter is loaded with its base; unload models/{status.base}.")
-        await self.router.unload(status.name)
+        await self._unload(status.name)
         return pb.UnloadModelResponse(model=messages.model(self._find(status.name)))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
@@ -81,18 +82,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if using := self.aliases.using(status.name):
             raise ModelInUse(f"models/{status.name} is a target of the aliases {', '.join(using)}.")
         await asyncio.to_thread(self.store.delete, status.name)  # first, so that no call can load it again
-        await self.router.unload(status.name)
+        await self._unload(status.name)
         await self.router.sweep()
         return pb.DeleteModelResponse()
 
     async def PlanModel(self, request: pb.PlanModelRequest, context: Context) -> pb.PlanModelResponse:
         status = self._find(requests.model(request.name))
-        self._require_worker(status)
+        self._require_engine(status)
         return messages.memory_plan(self.router.plan(status.name))
 
     async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:
         status = self._find(requests.model(request.name))
-        self._require_worker(status)
+        self._require_engine(status)
         if status.kind is ModelKind.ADAPTER:
             raise InvalidArgument.of("name", f"an adapter is loaded with its base; pin models/{status.base}.")
         await asyncio.to_thread(self.store.pin, status.name, request.pinned)
@@ -127,13 +128,24 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self.aliases.delete(requests.alias(request.name))
         return pb.DeleteAliasResponse()
 
-    def _require_worker(self, status: ModelStatus) -> None:
-        if status.kind not in WITH_WORKER:
-            raise InvalidArgument.of("name", f"models/{status.name} is a {status.kind.value} model; it has no worker.")
+    async def _load(self, status: ModelStatus) -> ModelStatus:
+        if status.kind not in KINDS:
+            self._require_engine(status)
+            return await self.router.load(status.name)
+        await self.encoders.load(status.name)
+        return self._find(status.name)
+
+    async def _unload(self, name: str) -> None:
+        await self.router.unload(name)
+        await self.encoders.unload(name)
+
+    def _require_engine(self, status: ModelStatus) -> None:
+        if status.kind not in WITH_ENGINE:
+            raise InvalidArgument.of("name", f"models/{status.name} is a {status.kind.value} model; it has no engine.")
 
     def _all(self) -> Iterator[ModelStatus]:
         yield self.embedder
-        yield from self.router.statuses()
+        yield from map(self.encoders.told, self.router.statuses())
         yield from self.imports.statuses()
 
     def _find(self, name: str) -> ModelStatus:

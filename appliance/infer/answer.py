@@ -64,7 +64,7 @@ class Answer:
         self._sampler = sampling.Sampler(generation.sampling)
         self._grammar = Grammar(generation.constraint, vocabulary) if generation.constraint else None
         self._jumps = jumps
-        # what the grammar forces and is still to be taken, last first: in later steps, or with rows for log-probabilities
+        # what the grammar forces, last first, that later steps are to take, or rows for log-probabilities
         self._forced: list[int] = []
         self._recent = deque(prompt[-sampling.PENALTY_WINDOW_TOKENS :].tolist(), sampling.PENALTY_WINDOW_TOKENS)
         self._position = len(prompt)

@@ -13,12 +13,12 @@ starts another.
 import asyncio
 import json
 import math
-import signal
+import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ from appliance.errors import (
 from appliance.infer.protocol import make_error
 from appliance.infer.supervisor import OWN_FAULTS, how
 from appliance.ports import ModelFiles
-from appliance.types import Embedded, Floats, ModelFile, ModelKind, ModelState, ModelStatus
+from appliance.types import Encoded, Floats, ModelFile, ModelKind, ModelState, ModelStatus
 
 KINDS = (ModelKind.EMBEDDING, ModelKind.RERANKER)
 CHUNK_TEXTS = 8  # a request of the process: others' turns, and cancelling, wait for no more
 LOAD_SECONDS, ANSWER_SECONDS, TEND_SECONDS = 300.0, 120.0, 1.0
 WORKING_BYTES = 1 << 30  # beside three times the weights: the file, the session's own, and what it packs anew
 MAX_WIDTH, MAX_TOKENS = 16_384, 1 << 20
+FAULTS = {"MODEL_DAMAGED", "MODEL_UNSUPPORTED", "SANDBOX_UNAVAILABLE"}  # what a process may say of itself
+_NO_FORM = (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError)  # it died, or says what makes no sense
 log = structlog.get_logger()
 
 
@@ -66,7 +68,7 @@ class _Child:
     width: int
 
     async def ask(self, asked: Mapping[str, Any], rows: int) -> tuple[Floats, int]:
-        """Rows and tokens. Raises what it said; OSError, ValueError and EOFError where it did not keep to the form."""
+        """Rows and tokens. Raises what it said, and one of _NO_FORM."""
         said = await _tell(self.process, asked)
         tokens = said["tokens"]
         if not isinstance(tokens, int) or not 0 <= tokens <= MAX_TOKENS:
@@ -107,13 +109,13 @@ class Encoders:
         self._files, self._options, self._free_bytes, self._clock = files, options, free_bytes, clock
         self._loaded: dict[str, _Loaded] = {}
 
-    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+    async def embed(self, model: str, texts: Sequence[str]) -> Encoded:
         rows, tokens = await self._encode(self._file(model, ModelKind.EMBEDDING), texts, {})
-        return Embedded(rows, tokens)
+        return Encoded(rows, tokens)
 
-    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Embedded:
+    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
         rows, tokens = await self._encode(self._file(model, ModelKind.RERANKER), texts, {"query": query})
-        return Embedded(rows, tokens)
+        return Encoded(rows, tokens)
 
     async def load(self, name: str) -> None:
         """Start the model's process now. Raises as `embed`."""
@@ -230,9 +232,9 @@ class Encoders:
                 return await loaded.child.ask(asked, rows)
         except TimeoutError:
             error = DeadlineExceeded(f"Model {name} did not answer within {ANSWER_SECONDS:g} seconds.")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as failure:
-            if isinstance(failure, (OSError, EOFError)):
-                await loaded.child.process.wait()
+        except _NO_FORM:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(loaded.child.process.wait(), 1.0)
             error = WorkerDied(f"The process of model {name} {how(loaded.child.process.returncode)} while it answered.")
         await _drop(loaded)
         log.warning("encoder.ended", model=name, reason=error.reason)
@@ -265,7 +267,11 @@ class Encoders:
             "memory_bytes": _needed_bytes(file),
         }
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "appliance.infer.onnx_worker"), stdin=PIPE, stdout=PIPE, start_new_session=True
+            *(sys.executable, "-m", "appliance.infer.onnx_worker"),
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's threads would start before the walls go up
         )
         try:
             async with asyncio.timeout(LOAD_SECONDS):
@@ -276,7 +282,7 @@ class Encoders:
             code = await _end(process)
             if isinstance(failure, TimeoutError):
                 raise WorkerDied(f"Model {file.name} did not load within {LOAD_SECONDS:g} seconds.") from None
-            if isinstance(failure, (OSError, EOFError, ValueError, KeyError, TypeError)):
+            if isinstance(failure, _NO_FORM):
                 raise _died_loading(file.name, code) from None
             raise
         return _Child(process, width)
@@ -288,13 +294,13 @@ def _needed_bytes(file: ModelFile) -> int:
 
 def _died_loading(name: str, code: int) -> ApplianceError:
     message = f"A process {how(code)} while it loaded model {name}"
-    if -code in OWN_FAULTS - {signal.SIGABRT}:
+    if -code in OWN_FAULTS:
         return ModelDamaged(f"{message}: the file is damaged, or not made for this engine.")
     return WorkerDied(f"{message}.")
 
 
 async def _tell(process: Process, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a line and read one. Raises the error that it tells of; OSError, EOFError, ValueError."""
+    """Write a line and read one. Raises the error that it tells of, and one of _NO_FORM."""
     assert process.stdin
     assert process.stdout
     process.stdin.write(json.dumps(line).encode() + b"\n")
@@ -306,7 +312,9 @@ async def _tell(process: Process, line: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise ValueError("no object")
     if "reason" in said:
-        raise make_error(str(said["reason"]), str(said["message"])[:1000])
+        if said["reason"] not in FAULTS:
+            raise ValueError("reason")
+        raise make_error(said["reason"], str(said["message"])[:1000])
     return said
 
 

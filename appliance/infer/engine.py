@@ -95,7 +95,7 @@ class Engine:
         sequences = min(sequences, MAX_SEQUENCES // 2)
         ids = sequence_ids(sequences)
         page_count = cells // PAGE_TOKENS
-        shares = model.shares_prefixes(cells)
+        self._shares = shares = model.shares_prefixes(cells)
         self.model, self.cells, self._post, self._identity = model, cells, post, identity
         self._tiers = tiers if shares else None
         self._owned_tiers = tiers
@@ -178,10 +178,21 @@ class Engine:
         try:
             adapter = self._adapters.acquire(generation.adapter)
             root = pages.root(generation.prefix_salt, self._identity, adapter)
+            keys = tuple(pages.chain(prompt, root)) if self._shares else ()
             if self._tiers:
-                self._tiers.warm(pages.chain(prompt, root))
+                self._tiers.warm(keys)
+            order = Order(
+                request=0,
+                prompt=prompt,
+                max_tokens=max_tokens,
+                root=root,
+                tenant=generation.tenant,
+                adapter=adapter,
+                priority=generation.priority,
+                keys=keys,
+            )
             with self._wake:
-                return self._submit(generation, prompt, max_tokens, root, _Stream(answer, deliver, adapter))
+                return self._submit(order, generation.deadline_seconds, _Stream(answer, deliver, adapter))
         except Exception:
             self._adapters.release(adapter)
             answer.close()
@@ -233,20 +244,11 @@ class Engine:
             return None
         return self._draft_model.begin(prompt, generation.sampling) if self._draft_model else PromptLookup(prompt)
 
-    def _submit(self, generation: Generation, prompt: Tokens, max_tokens: int, root: bytes, stream: _Stream) -> int:
+    def _submit(self, order: Order, deadline_seconds: float, stream: _Stream) -> int:
         self._check_open()
         now, request = time.monotonic(), self._next_request + 1
-        order = Order(
-            request=request,
-            prompt=prompt,
-            max_tokens=max_tokens,
-            root=root,
-            tenant=generation.tenant,
-            adapter=stream.adapter,
-            priority=generation.priority,
-            deadline_seconds=now + generation.deadline_seconds if generation.deadline_seconds else 0.0,
-        )
-        self._scheduler.submit(order, now)
+        deadline = now + deadline_seconds if deadline_seconds else 0.0
+        self._scheduler.submit(order._replace(request=request, deadline_seconds=deadline), now)
         self._next_request, self._streams[request] = request, stream
         self._wake.notify()
         return request

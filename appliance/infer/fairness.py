@@ -112,9 +112,9 @@ class Turns:
     """Which adapter computes the next step: llama.cpp applies adapters to a context, so a step has one.
 
     Time is what is shared, so a sequence advances as fast whatever its adapter, but by tenants: who uses several at
-    once has a share of the time between them. A change costs a new graph, so an adapter goes on for a quantum. Next is, of
-    those that had no more than their share, who would be back at it first (WF2Q, Bennett and Zhang 1996): so a tenant's
-    many adapters come between another's turns and never all in a row.
+    once has a share of the time between them. A change costs a new graph, so an adapter goes on for a quantum. Next is,
+    of those that had no more than their share, who would be back at it first (WF2Q, Bennett and Zhang 1996): so a
+    tenant's many adapters come between another's turns and never all in a row.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from appliance.types import Constraint, ConstraintKind
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # only the stub has it
 
-MAX_CHARACTERS = 32 * 1024
+MAX_CHARACTERS = {ConstraintKind.JSON_SCHEMA: 64 * 1024, ConstraintKind.GBNF: 32 * 1024}
 MAX_RULES = 256
 MOST_TRIED, TRIED_AT_ONCE = 512, 64  # tokens; llguidance takes about 30 us for one, and holds the GIL meanwhile
 _FIELDS = {ConstraintKind.JSON_SCHEMA: "response_format", ConstraintKind.GBNF: "constraint"}
@@ -47,8 +47,8 @@ class Grammar:
     def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
         """Compiles it: milliseconds to a second. Raises InvalidArgument with the reason."""
         field = _FIELDS[constraint.kind]
-        if len(constraint.text) > MAX_CHARACTERS:
-            raise InvalidArgument.of(field, f"must have at most {MAX_CHARACTERS} characters.")
+        if len(constraint.text) > (most := MAX_CHARACTERS[constraint.kind]):
+            raise InvalidArgument.of(field, f"must have at most {most} characters.")
         source = _from_gbnf(constraint.text) if constraint.kind is ConstraintKind.GBNF else _from_json(constraint.text)
         self._matcher = llguidance.LLMatcher(_tokenizer(vocabulary), source, log_level=0, limits=_LIMITS)
         ahead = self._matcher.deep_copy()  # what is forced goes wrong now rather than in the middle of an answer

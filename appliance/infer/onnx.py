@@ -85,7 +85,7 @@ class OnnxEmbedder:
 
 
 class OnnxReranker:
-    """`ports.Reranker` over one ONNX cross-encoder and its tokenizer. Safe to call from many threads.
+    """How well texts answer a query, by an ONNX cross-encoder and its tokenizer. Safe to call from many threads.
 
     The model: input_ids and attention_mask, and token_type_ids where it has them, [texts, tokens]; its first output
     [texts, 1], a score, or [texts, 2], logits of 'no' and 'yes', as text-classification exports have them.
@@ -100,12 +100,11 @@ class OnnxReranker:
         if len(shape) != 2 or shape[1] not in (1, 2):
             raise ModelUnsupported(f"The reranker's output has the shape {shape}; one score a text, or two, are read.")
 
-    def score(self, query: str, passages: Sequence[str]) -> Floats:
-        """float32 [len(passages)], higher is better; text past MAX_TOKENS_IN_CONTEXT is not seen."""
-        return self.score_counted(query, passages)[0]
+    def score(self, query: str, passages: Sequence[str]) -> tuple[Floats, int]:
+        """float32 [len(passages)], higher is better, for this query only; and the tokens that were read.
 
-    def score_counted(self, query: str, passages: Sequence[str]) -> tuple[Floats, int]:
-        """The scores, and the tokens that were read for them."""
+        Text past MAX_TOKENS_IN_CONTEXT is not seen.
+        """
         pairs = [(_clean(query), _clean(passage)) for passage in passages]
         encodings: list[Encoding] = self._tokenizer.encode_batch(pairs)
         scores = np.empty(len(encodings), np.float32)
@@ -141,7 +140,7 @@ class ImportedEmbedder:
         if not isinstance(self.dimension, int):
             raise ModelUnsupported(f"The embedder's output {self._output} does not say how long its vectors are.")
 
-    def embed_counted(self, texts: Sequence[str]) -> tuple[Floats, int]:
+    def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
         """float32 [len(texts), dimension], unit norm, and the tokens that were read; what is too long is cut."""
         encodings: list[Encoding] = self._tokenizer.encode_batch([_clean(text) for text in texts])
         vectors = np.empty((len(encodings), self.dimension), np.float32)
@@ -157,9 +156,9 @@ class ImportedEmbedder:
         return vectors, sum(len(encoding.ids) for encoding in encodings)
 
 
-_INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _COLUMNS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _Inputs = dict[str, type[np.signedinteger[Any]]]
+_INTEGERS: dict[str, type[np.signedinteger[Any]]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 def _inputs(session: onnxruntime.InferenceSession, what: str) -> _Inputs:

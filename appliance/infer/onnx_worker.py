@@ -16,7 +16,6 @@ from typing import Any
 from appliance.errors import ApplianceError, ModelDamaged
 from appliance.infer import child
 from appliance.infer.onnx import ImportedEmbedder, OnnxReranker
-from appliance.infer.protocol import EXIT_LOAD_FAILED
 from appliance.sandbox import lockdown
 from appliance.types import Floats, ModelKind
 
@@ -24,7 +23,7 @@ Answer = Callable[[dict[str, Any]], tuple[Floats, int]]
 
 
 def main() -> None:
-    """Answer until stdin ends. Exits EXIT_LOAD_FAILED after saying why on stdout; always by os._exit."""
+    """Answer until stdin ends. Exits 1 after saying why on stdout; always by os._exit."""
     parent = os.getppid()
     report = child.take_stdout()
     child.harden(parent)
@@ -33,7 +32,7 @@ def main() -> None:
         width, answer = _load(told)
     except ApplianceError as error:
         child.say(report, _said(error))
-        os._exit(EXIT_LOAD_FAILED)
+        os._exit(1)
     child.say(report, {"width": width})
     for line in sys.stdin.buffer:
         _reply(report, answer, json.loads(line))
@@ -49,11 +48,11 @@ def _load(told: dict[str, Any]) -> tuple[int, Answer]:
     _give_up(told["memory_bytes"])
     if told["kind"] == ModelKind.EMBEDDING.value:
         embedder = ImportedEmbedder(model, tokenizer, told["threads"])
-        return embedder.dimension, lambda asked: embedder.embed_counted(asked["texts"])
+        return embedder.dimension, lambda asked: embedder.embed(asked["texts"])
     reranker = OnnxReranker(model, tokenizer, told["threads"])
 
     def score(asked: dict[str, Any]) -> tuple[Floats, int]:
-        scores, tokens = reranker.score_counted(asked["query"], asked["texts"])
+        scores, tokens = reranker.score(asked["query"], asked["texts"])
         return scores.reshape(-1, 1), tokens
 
     return 1, score
@@ -70,7 +69,7 @@ def _give_up(memory_bytes: int) -> None:
 def _reply(report: int, answer: Answer, asked: dict[str, Any]) -> None:
     try:
         rows, tokens = answer(asked)
-    except Exception as error:  # noqa: BLE001  onnxruntime's have no common base; they may quote the input: only the kind is told
+    except Exception as error:  # noqa: BLE001  onnxruntime's have no base in common, and may quote the input
         child.say(report, _said(ModelDamaged(f"The model fails at this input ({type(error).__name__}).")))
         return
     child.say(report, {"tokens": tokens})

@@ -38,7 +38,7 @@ STOP_SECONDS = 5.0  # for a worker that was told to end, to write what is warm t
 STATS_SECONDS = 0.25  # how old what is known of an engine may be
 log = structlog.get_logger()
 # what native code dies of by itself; a kill from outside may be tried again
-_OWN_FAULTS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+OWN_FAULTS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class Supervisor:
 
     def _died_loading(self, code: int) -> ApplianceError:
         message = f"The engine {how(code)} while it loaded model {self.name}"
-        if -code in _OWN_FAULTS:
+        if -code in OWN_FAULTS:
             return ModelDamaged(f"{message}: the file is damaged, or not made for this engine.")
         return WorkerDied(f"{message}.")
 

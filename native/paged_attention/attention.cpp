@@ -11,30 +11,18 @@ namespace {
 
 constexpr size_t STATE_BYTES = 512 * 1024;  // of one part: half of a usual L2 cache
 
-bool runs_avx2() {
 #if defined(__x86_64__)
+bool runs_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
-#endif
 }
 
 bool runs_avx512() {
-#if defined(__x86_64__)
     return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-    return false;
-#endif
 }
 
-bool runs_vnni() {
-#if defined(__x86_64__)
-    return runs_avx512() && __builtin_cpu_supports("avx512vnni");
-#else
-    return false;
+bool runs_vnni() { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #endif
-}
 
 // Parts that keep their state in cache, and at least one a thread.
 std::vector<Part> split(const Attention & a, const Plan & plan, int threads) {

@@ -25,10 +25,9 @@ struct alignas(64) Line {
     char bytes[64];
 };
 
-// Scratch, kept by the caller: all rows, rounded, and a thread's strip of weights, unpacked.
+// Scratch, kept by the caller: the rows, rounded.
 struct ProductScratch {
     std::vector<Line> rows;
-    std::vector<std::vector<Line>> strips;
 };
 
 // One type of weights, as ggml keeps it.

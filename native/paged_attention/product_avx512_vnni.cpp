@@ -4,8 +4,6 @@
 
 #include "ggml.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 namespace paged {
@@ -136,15 +134,13 @@ template <class Type> void multiply(const Product & p, int threads, ProductScrat
     const int tiles = (p.rows + ROWS - 1) / ROWS;  // of sizes as equal as may be
     const auto lines = [](size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); };
     s.rows.resize(std::max(s.rows.size(), lines(size_t(p.rows) * blocks * sizeof(Rounded<Type>))));
-    s.strips.resize(std::max(s.strips.size(), size_t(threads)));
     Rounded<Type> * const rows = (Rounded<Type> *) s.rows.data();
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
         for (int row = 0; row < p.rows; row++)
             round_row<Type>((const float *) (p.activations + row * p.activation_row), blocks, rows + size_t(row) * blocks);
-        std::vector<Line> & strip = s.strips[omp_get_thread_num()];
-        strip.resize(std::max(strip.size(), lines(blocks * sizeof(Block))));
+        std::vector<Line> strip(lines(blocks * sizeof(Block)));
         Block * const weights = (Block *) strip.data();
 #pragma omp for schedule(dynamic, 1)
         for (int channel = 0; channel < p.channels; channel += PRODUCT_CHANNELS) {

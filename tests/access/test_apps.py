@@ -1,13 +1,16 @@
+import errno
 import json
 import stat
+import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.access.apps import DEFAULT_LIFETIME, AppKeys
-from appliance.errors import InvalidArgument, KeyRefused, NotFound, StoreDamaged
+from appliance.errors import DiskFull, InvalidArgument, KeyRefused, NotFound, StoreDamaged
 from appliance.types import AppScope, Principal, Role
 from appliance.vault.keyring import FileKeyring
 
@@ -120,7 +123,7 @@ def test_the_time_of_last_use_is_coarse_and_saved_when_asked(
     clock.now += timedelta(minutes=1)
     assert keys.authenticate(token).last_use_time == clock.now
     assert AppKeys(tmp_path / "apps.json", keyring, clock).list()[0].last_use_time is None
-    keys.save_use()
+    keys.save()
     assert AppKeys(tmp_path / "apps.json", keyring, clock).list()[0].last_use_time == clock.now
 
 
@@ -163,9 +166,70 @@ def test_a_hash_key_that_is_not_of_this_box_is_refused(keys: AppKeys, tmp_path: 
 
 def test_a_key_that_could_not_be_written_is_no_key(keys: AppKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("appliance.access.apps.write_private", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskFull, match="No space left"):
         keys.create(OWNER, INFERENCE)
     assert keys.list() == ()
+
+
+def test_a_revocation_that_finds_no_room_holds_and_is_written_later(
+    keys: AppKeys, tmp_path: Path, keyring: FileKeyring, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made, token = keys.create(OWNER, INFERENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.access.ca.os.fsync", full)
+        with pytest.raises(DiskFull):
+            keys.revoke(made.id)
+        with pytest.raises(DiskFull):
+            keys.revoke(made.id)
+    with pytest.raises(KeyRefused, match="revoked"):
+        keys.authenticate(token)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["apps.json"]
+    keys.save()
+    with pytest.raises(KeyRefused, match="revoked"):
+        AppKeys(tmp_path / "apps.json", keyring, clock).authenticate(token)
+
+
+def test_a_call_does_not_wait_for_the_disk(keys: AppKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, token = keys.create(OWNER, INFERENCE)
+    keys.authenticate(token)
+    writing, go = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        writing.set()
+        assert go.wait(20)
+
+    monkeypatch.setattr("appliance.access.apps.write_private", slow)
+    saver = threading.Thread(target=keys.save)
+    saver.start()
+    assert writing.wait(20)
+    assert keys.authenticate(token).principal == OWNER
+    assert saver.is_alive()
+    go.set()
+    saver.join()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "victim"},
+        {"scopes": ["knowledge"]},
+        {"revoke_time": None},
+        {"expire_time": "2099-01-01T00:00:00+00:00"},
+    ],
+)
+def test_a_key_that_was_edited_on_disk_opens_nothing(
+    keys: AppKeys, tmp_path: Path, keyring: FileKeyring, change: dict[str, Any]
+) -> None:
+    keys.revoke(keys.create(OWNER, INFERENCE)[0].id)
+    path = tmp_path / "apps.json"
+    content = json.loads(path.read_text())
+    content["keys"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreDamaged, match=r"apps\.json"):
+        AppKeys(path, keyring)

@@ -15,6 +15,7 @@ import openai
 from appliance.access import ca
 from appliance.access.apps import AppKeys
 from appliance.api.chat import Chat
+from appliance.api.embedding import Embedding
 from appliance.api.http import Gate, Limits
 from appliance.api.http_routes import HttpServices, routes
 from appliance.api.http_server import HttpServer
@@ -39,7 +40,7 @@ from appliance.types import (
     Usage,
 )
 from appliance.vault.keyring import FileKeyring
-from tests.fakes import MemoryLibrary, PlainComposer, ScriptedGenerator, WordTokenEmbedder
+from tests.fakes import MemoryLibrary, PlainComposer, ScriptedGenerator, WordEncoders, WordTokenEmbedder
 
 Piece = Text | Finish | Exception | asyncio.Event
 USAGE = Usage(input_tokens=10, cached_input_tokens=4, output_tokens=3)
@@ -81,6 +82,8 @@ class HttpBox:
     embedder: WordTokenEmbedder
     keys: AppKeys
     server: HttpServer
+    gate: Gate
+    chat: Chat
     token: str = ""
     clients: list[httpx.AsyncClient | httpx2.AsyncClient] = field(default_factory=list)
 
@@ -137,8 +140,7 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
     asker = Asker(library, embedder, measured, PlainComposer(), salt)
     services = HttpServices(
         chat=Chat(measured, PlainComposer(), salt),
-        embedder=embedder,
-        embedder_name="minilm",
+        embedding=Embedding(embedder, "minilm", WordEncoders()),
         models=Models(_statuses, lambda: ["fast"]),
         mcp=McpServer(library, asker, ca.host_names("127.0.0.1"), "1"),
         metrics=scrape,
@@ -146,7 +148,7 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
     gate = Gate(keys, limits)
     server = HttpServer(routes(gate, services), gate, shape, services.mcp.running, *ca.server_files(data_dir))
     await server.start("127.0.0.1:0")
-    box = HttpBox(data_dir, generator, library, embedder, keys, server)
+    box = HttpBox(data_dir, generator, library, embedder, keys, server, gate, services.chat)
     box.token = box.key(*AppScope)
     try:
         yield box
@@ -161,4 +163,7 @@ def _statuses() -> list[ModelStatus]:
         ModelStatus("writer", ModelKind.CHAT, ModelState.STORED, create_time=made),
         ModelStatus("broken", ModelKind.CHAT, ModelState.REFUSED),
         ModelStatus("starter", ModelKind.POINTER, ModelState.READY),
+        ModelStatus("bge", ModelKind.EMBEDDING, ModelState.STORED),
+        ModelStatus("judge", ModelKind.RERANKER, ModelState.STORED),
+        ModelStatus("style", ModelKind.ADAPTER, ModelState.STORED, base="writer"),
     ]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from appliance.api.chat import MAX_SCHEMA_BYTES, MAX_TOOLS, Chat
-from appliance.api.inference import ANY_JSON_OBJECT, chat_call
+from appliance.api.chat import ANY_JSON_OBJECT, MAX_SCHEMA_BYTES, MAX_TOOLS, Chat
+from appliance.api.inference import chat_call
 from appliance.errors import Forbidden, InvalidArgument, NotFound, QueueFull
 from appliance.gen.v1 import inference_pb2 as pb
 from appliance.tenancy.compose import ScaffoldComposer
@@ -42,6 +42,7 @@ REQUIRED = ToolChoice(ToolMode.REQUIRED)
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
 SCHEMA = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "array"}')
 GRAMMAR = Constraint(ConstraintKind.GBNF, 'root ::= "yes"')
+MANY_CALLS = Message(Speaker.ASSISTANT, "", tuple(ToolCall(f"c{number}", "time", "{}") for number in range(129)))
 A, B = (TokenChoice(TokenLogprob(number, b"x", -0.5)) for number in (1, 2))
 
 
@@ -141,7 +142,7 @@ async def test_without_tools_nothing_is_read_as_a_call_or_held_back() -> None:
 
 async def test_a_required_call_is_forced_by_the_schemas_of_the_tools() -> None:
     chat, generator = speaking('{"name": "weather", "arguments": {"city": "Bern"}}')
-    found = await read(chat.stream(APP, replace(OFFER, tool_choice=REQUIRED, constraint=GRAMMAR)))
+    found = await read(chat.stream(APP, replace(OFFER, tool_choice=REQUIRED)))
     assert calls(found) == [("weather", {"city": "Bern"})]
     assert generator.asked[0].constraint is not None
     forms = json.loads(generator.asked[0].constraint.text)["anyOf"]
@@ -248,6 +249,8 @@ def schema_of(text: str) -> Constraint:
             },
             "tools: have schemas that are larger",
         ),
+        ({"tools": (WEATHER,), "tool_choice": REQUIRED, "constraint": SCHEMA}, "response_format: cannot bind"),
+        ({"messages": (*HELLO.messages, MANY_CALLS)}, r"messages\[1\].tool_calls: has 129 calls"),
         ({"tools": (WEATHER,), "constraint": GRAMMAR}, "response_format: a grammar cannot go with tools"),
     ],
 )

@@ -18,7 +18,17 @@ from structlog.testing import capture_logs
 from appliance.access import ca
 from appliance.api import http_server
 from appliance.api.http import Limits
-from appliance.errors import PortInUse
+from appliance.errors import (
+    DeadlineExceeded,
+    DiskFull,
+    KeyUnavailable,
+    ModelDamaged,
+    ModelMissing,
+    PortInUse,
+    SandboxUnavailable,
+    SelfTestFailed,
+    StoreDamaged,
+)
 from appliance.types import AppScope, Text
 from tests.api.http_box import STOP, HttpBox, eventually, serving
 
@@ -148,12 +158,11 @@ async def test_a_path_or_verb_that_is_not_there_is_told_in_the_same_shape(served
 
 @pytest.mark.parametrize("size", [9_000, 20_000, 200_000])
 async def test_too_many_header_bytes_are_refused(served: HttpBox, size: int) -> None:
-    async with served.http() as client:
-        try:
-            answer = await client.post(CHAT, json=HELLO, headers={"x-padding": "a" * size})
-        except httpx.HTTPError:
-            return  # the connection was closed while it still sent
-    assert answer.status_code in (400, 413)
+    head = request(served, HELLO).replace(b"host: x", b"host: x\r\nx-padding: " + b"a" * size)
+    async with wire(served) as (reader, writer):
+        writer.write(head)
+        status = await reader.readline()
+        assert status.split()[1] in (b"400", b"413")
     assert served.generator.asked == []
 
 
@@ -166,6 +175,24 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_parsed(tmp_path:
     async with serving(tmp_path, Limits(body_bytes=32 << 10)) as served, served.http() as client:
         answer = await client.post(CHAT, content=chunks() if chunked else b"x" * (64 << 10))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_large_bodies_together_have_a_budget_and_small_ones_go_on(tmp_path: Path) -> None:
+    limits = Limits(all_bodies_bytes=100_000, small_body_bytes=1_000)
+    large = HELLO | {"messages": [{"role": "user", "content": "x" * 60_000}]}
+    async with serving(tmp_path, limits) as served, served.http() as client:
+        async with wire(served) as (_, writer):
+            writer.write(request(served, large)[:-5])
+            await eventually(lambda: served.gate._bodies_bytes > 50_000)
+            refused = await client.post(CHAT, json=large)
+            served.generator.say("x")
+            small = await client.post(CHAT, json=HELLO)
+        await eventually(lambda: served.gate._bodies_bytes == 0)
+        served.generator.say("x")
+        later = await client.post(CHAT, json=large)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert "retry-after" in refused.headers
+    assert (small.status_code, later.status_code) == (200, 200)
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
@@ -229,6 +256,36 @@ async def test_who_connects_and_sends_no_request_is_let_go(served: HttpBox, monk
         async with asyncio.timeout(20):
             assert await silent.read() == b""
             assert await slow.read() == b""
+
+
+async def test_connections_that_never_say_hello_hold_few_files_and_not_for_long(
+    served: HttpBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = served.server._server.servers[0].sockets[0]._sock  # type: ignore[attr-defined]
+    assert 0 < listener.most <= http_server.MOST_CONNECTIONS
+    monkeypatch.setattr(listener, "most", 16)
+    host, _, port = served.server.address.rpartition(":")
+    bare = [await asyncio.open_connection(host, int(port)) for _ in range(30)]
+    await eventually(lambda: sum(reader.at_eof() for reader, _ in bare) == 22)
+    assert listener.open == {host: 8}
+    for _, writer in bare:
+        writer.close()
+    await eventually(lambda: not listener.open)
+    async with served.http() as client:
+        assert (await client.get("/v1/models")).status_code == 200
+    await eventually(lambda: not listener.open)
+
+
+async def test_a_handshake_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HANDSHAKE_SECONDS", 0.1)
+    async with serving(tmp_path) as served:
+        host, _, port = served.server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
 
 
 # --- stopping, and certificates ---------------------------------------------------------------------------------------
@@ -305,3 +362,46 @@ async def test_a_port_in_use_is_named(served: HttpBox, tmp_path: Path) -> None:
     other = http_server.HttpServer([], None, None, None, *files)  # type: ignore[arg-type]
     with pytest.raises(PortInUse, match=served.server.address):
         await other.start(served.server.address)
+
+
+# --- what an error tells ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SelfTestFailed("x"), 500),
+        (SandboxUnavailable("x"), 500),
+        (KeyUnavailable("x"), 500),
+        (StoreDamaged("/srv/box/models/index.json is damaged."), 500),
+        (DiskFull("x"), 507),
+        (DeadlineExceeded("x"), 504),
+        (ModelDamaged("x"), 400),
+        (ModelMissing("/srv/box/models/blobs/ab cannot be opened."), 404),
+    ],
+)
+async def test_what_is_wrong_with_the_box_is_told_as_such_and_names_no_file(
+    served: HttpBox, error: Exception, status: int
+) -> None:
+    served.generator.pieces.append([error])
+    async with served.http() as client:
+        answer = await client.post(CHAT, json=HELLO)
+    assert answer.status_code == status
+    assert (answer.json()["error"]["type"] == "server_error") is (status >= 500)
+    assert "/srv" not in answer.text
+
+
+async def test_a_long_error_is_cut(served: HttpBox) -> None:
+    asked = HELLO | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    async with served.http() as client:
+        choice = {"type": "function", "function": {"name": "x" * 1_000_000}}
+        answer = await client.post(CHAT, json=asked | {"tool_choice": choice})
+    assert answer.status_code == 400
+    assert len(answer.content) < 2_000
+
+
+async def test_a_key_that_does_not_open_it_is_told_to_ask_for_another_key(served: HttpBox) -> None:
+    async with served.http(served.key(AppScope.METRICS)) as client:
+        message = (await client.post(CHAT, json=HELLO)).json()["error"]["message"]
+    assert "app key that opens this" in message
+    assert "certificate" not in message

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from appliance.access import ca
 from appliance.api.interceptors import Gate, to_status
 from appliance.client import Client
-from appliance.errors import ApplianceError, Draining, InvalidArgument, QueueFull
+from appliance.errors import MAX_MESSAGE_CHARACTERS, ApplianceError, Draining, InvalidArgument, QueueFull, StoreDamaged
 from appliance.gen.v1 import job_pb2, job_pb2_grpc
 
 
@@ -93,6 +93,12 @@ async def test_draining_ends_watches_and_refuses_new_calls(guarded: Guarded) -> 
         await asyncio.to_thread(next, stream, None)
     with pytest.raises(Draining):
         await asyncio.to_thread(guarded.client.job, "a")
+
+
+@pytest.mark.parametrize(("runs_the_box", "told"), [(True, True), (False, False)])
+def test_only_those_who_run_the_box_learn_of_its_files(runs_the_box: bool, told: bool) -> None:
+    error = StoreDamaged("/srv/box/index.json is damaged.")
+    assert ("/srv" in to_status(error, runs_the_box).message) is told
 
 
 def test_a_status_names_its_domain_and_exit_code() -> None:

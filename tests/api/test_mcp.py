@@ -149,3 +149,23 @@ async def test_a_tool_call_is_one_line_of_log_under_its_grpc_name(served: HttpBo
             await client.call_tool("search", {"query": "badges", "collection": "handbook"})
             await eventually(lambda: lines)
     assert ("/appliance.v1.KnowledgeService/Search", "OK") in [(line["method"], line["outcome"]) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "\\ud800"}', "INVALID_ARGUMENT"),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"x": "\\ud800"}}', "INVALID_ARGUMENT"),
+        (b"{", "INVALID_ARGUMENT"),
+        (b"{}", "REFUSED"),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_refused_and_logged_so(
+    served: HttpBox, body: bytes, outcome: str
+) -> None:
+    headers = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+    with capture_logs() as lines:
+        async with served.http() as client:
+            answer = await client.post("/mcp", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert [line["outcome"] for line in lines if line["event"] == "call"] == [outcome]

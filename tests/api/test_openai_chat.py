@@ -18,9 +18,10 @@ WEATHER: Any = {
         "name": "weather",
         "description": "The weather of a city.",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        "strict": True,
     },
 }
+STRICT: Any = WEATHER | {"function": WEATHER["function"] | {"strict": True}}
+PAST: Any = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 
 
@@ -203,6 +204,16 @@ async def test_log_probabilities_name_each_token_and_its_rivals(served: HttpBox)
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": ["hello"]}, "messages[0]"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"extra_body": {"repetition_penalty": 99}}, "repetition_penalty"),
+        ({"extra_body": {"grammar": " "}}, "grammar"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"stream": True, "stream_options": {"bogus": 1}}, "stream_options.bogus"),
+        ({"tools": [STRICT]}, "tools[0].function.strict"),
+        ({"tools": [WEATHER] * 65}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": "required", "extra_body": {"grammar": 'root ::= "a"'}}, "grammar"),
+        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [PAST] * 129}]}, "messages[1].tool_calls"),
+        ({"model": "m" * 129}, "model"),
     ],
 )
 async def test_what_would_change_the_answer_is_refused_by_its_name(
@@ -232,7 +243,13 @@ async def test_what_changes_nothing_is_taken(served: HttpBox) -> None:
     assert len(served.generator.asked) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b"1" * 10_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"a": NaN}', b'{"a": 1e999}', '{"a": 1}'.encode("utf-16")),
+        *(b"[" * 100_000, b"1" * 10_000, b'{"a": [' + b"[]," * 500_000 + b"[]]}", b'{"a": [' + b'"",' * 900_000),
+    ],
+)
 async def test_a_body_that_is_no_json_object_is_a_bad_request(served: HttpBox, body: bytes) -> None:
     async with served.http() as client:
         answer = await client.post("/v1/chat/completions", content=body)
@@ -240,11 +257,32 @@ async def test_a_body_that_is_no_json_object_is_a_bad_request(served: HttpBox, b
     assert answer.json()["error"]["code"] == "invalid_argument"
 
 
-async def test_half_a_surrogate_pair_is_a_bad_request(served: HttpBox) -> None:
+async def test_a_text_may_hold_any_number_of_commas_and_brackets(served: HttpBox) -> None:
+    served.generator.say("x")
+    text = '[,{\\"' * 60_000
+    await served.openai().chat.completions.create(model="writer", messages=[{"role": "user", "content": text}])
+    assert served.generator.asked[0].prompt[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ("chat/completions", {"model": "\udfff"}, "model"),
+        ("chat/completions", {"\ud800": 1}, "body"),
+        ("chat/completions", {"stop": ["a", "\ud800"]}, "stop[1]"),
+        ("responses", {"input": "x", "metadata": {"a": "\ud800"}}, "metadata.a"),
+        ("responses", {"input": "x", "text": {"format": {"name": "\ud800"}}}, "text.format.name"),
+        ("embeddings", {"input": ["\ud800"]}, "input[0]"),
+    ],
+)
+async def test_half_a_surrogate_pair_is_a_bad_request(
+    served: HttpBox, path: str, body: dict[str, Any], param: str
+) -> None:
     async with served.http() as client:
-        body = b'{"model": "writer", "messages": [{"role": "user", "content": "\\ud800"}]}'
-        answer = await client.post("/v1/chat/completions", content=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages[0].text")
+        answer = await client.post(f"/v1/{path}", content=json.dumps(body))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert served.generator.asked == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from appliance.errors import QueueFull
 from appliance.types import AppScope, Origin, Segment, Text, TokenChoice, TokenLogprob
 from tests.api.http_box import STOP, HttpBox
+from tests.fakes import WordEncoders
 
 # --- completions ------------------------------------------------------------------------------------------------------
 
@@ -76,12 +77,13 @@ async def test_log_probabilities_of_completions_have_the_old_form(served: HttpBo
         {"prompt": ""},
         {"logprobs": 6},
         {"extra_body": {"use_beam_search": True}},
+        {"extra_body": {"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}},
     ],
 )
 async def test_what_a_completion_cannot_be_is_refused(served: HttpBox, given: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await served.openai().completions.create(**({"model": "writer", "prompt": "x"} | given))
-    assert refused.value.param in {*given, "use_beam_search"}
+    assert refused.value.param in {*given, "use_beam_search", "grammar"}
     assert served.generator.asked == []
 
 
@@ -102,6 +104,15 @@ async def test_vectors_are_the_embedders_own_in_their_order(served: HttpBox, for
     assert answer.usage.prompt_tokens == 4
 
 
+async def test_an_imported_embedder_answers_by_its_name(served: HttpBox) -> None:
+    answer = await served.openai().embeddings.create(model="bge", input=["badge"], dimensions=8, encoding_format="float")
+    np.testing.assert_allclose(answer.data[0].embedding, WordEncoders.embedder.embed(["badge"])[0], rtol=1e-6)
+    assert (answer.model, answer.usage.prompt_tokens) == ("bge", 3)
+    client = served.openai(served.key(AppScope.INFERENCE, models=["minilm"]))
+    with pytest.raises(openai.PermissionDeniedError):
+        await client.embeddings.create(model="bge", input="badge")
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
     [
@@ -109,7 +120,11 @@ async def test_vectors_are_the_embedders_own_in_their_order(served: HttpBox, for
         ({"input": [1, 2]}, openai.BadRequestError),
         ({"input": ""}, openai.BadRequestError),
         ({"input": ["x"] * 257}, openai.BadRequestError),
+        ({"input": ["x" * 50_000] * 21}, openai.BadRequestError),
         ({"dimensions": 8}, openai.BadRequestError),
+        ({"model": "judge"}, openai.NotFoundError),
+        ({"model": "bge", "dimensions": 9}, openai.BadRequestError),
+        ({"model": "m" * 1_000_000}, openai.BadRequestError),
         ({"model": "ada"}, openai.NotFoundError),
         ({"extra_body": {"input_type": "query"}}, openai.BadRequestError),
     ],
@@ -126,7 +141,7 @@ async def test_what_cannot_be_embedded_is_refused(
 
 async def test_the_models_are_those_that_a_caller_may_name(served: HttpBox) -> None:
     models = [model async for model in served.openai().models.list()]
-    assert [model.id for model in models] == ["fast", "minilm", "writer"]
+    assert [model.id for model in models] == ["bge", "fast", "minilm", "style", "writer"]
     assert (await served.openai().models.retrieve("writer")).created == 1_795_132_800
     with pytest.raises(openai.NotFoundError):
         await served.openai().models.retrieve("starter")
@@ -137,3 +152,15 @@ async def test_a_key_for_some_models_sees_no_others(served: HttpBox) -> None:
     assert [model.id async for model in client.models.list()] == ["writer"]
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("minilm")
+
+
+async def test_a_model_is_left_out_only_where_the_key_opens_one(served: HttpBox) -> None:
+    served.generator.say("x")
+    one, two = (served.key(AppScope.INFERENCE, models=models) for models in (["writer"], ["minilm", "writer"]))
+    hello: Any = {"model": openai.omit, "messages": [{"role": "user", "content": "Hi"}]}
+    body = {"messages": hello["messages"]}
+    async with served.http(one) as client:
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    async with served.http(two) as client:
+        answer = await client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")

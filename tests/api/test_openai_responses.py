@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from appliance.errors import WorkerDied
+from appliance.tenancy.compose import ScaffoldComposer
 from appliance.types import Text, TokenChoice, TokenLogprob
 from tests.api.http_box import CUT, STOP, HttpBox, eventually
 
@@ -17,8 +18,10 @@ WEATHER: Any = {
     "name": "weather",
     "description": "The weather of a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    "strict": True,
 }
+USER: Any = {"role": "user", "content": "Weather?"}
+PAST: Any = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
+RESULT: Any = {"type": "function_call_output", "call_id": "c1", "output": "rain"}
 CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 
 
@@ -136,6 +139,13 @@ async def test_log_probabilities_come_where_they_are_included(served: HttpBox) -
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         {"text": {"verbosity": "low"}},
         {"extra_body": {"magic": 1}},
+        {"stream_options": {"bogus": 1}},
+        {"tools": [WEATHER | {"strict": True}]},
+        {"input": ["x"] * 10_001},
+        {"metadata": {"a": "x" * 600}},
+        {"metadata": {str(number): "x" for number in range(17)}},
+        {"metadata": ["a"]},
+        {"max_output_tokens": 0},
     ],
 )
 async def test_what_the_box_does_not_keep_or_do_is_refused_by_name(served: HttpBox, given: Any) -> None:
@@ -159,3 +169,37 @@ async def test_a_client_gone_amid_a_response_frees_the_sequence(served: HttpBox)
     await anext(stream)
     await stream.close()
     await eventually(lambda: served.generator.closed == 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"instructions": "Be kind.", "input": [{"role": "developer", "content": "x"}, USER]}, "input[0]"),
+        ({"input": [USER, PAST, PAST, RESULT]}, "input[2].call_id"),
+        ({"input": [USER, PAST | {"arguments": "[]"}, RESULT]}, "input[1].arguments"),
+        ({"input": [USER, PAST, RESULT | {"call_id": "c9"}]}, "input[2].call_id"),
+        ({"input": " "}, "input"),
+        ({"input": []}, "input"),
+    ],
+)
+async def test_what_is_wrong_is_named_as_the_caller_has_it(served: HttpBox, given: Any, param: str) -> None:
+    served.chat._composer = ScaffoldComposer()
+    with pytest.raises(openai.BadRequestError) as refused:
+        await served.openai().responses.create(**({"model": "writer"} | given))
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(("choice", "strict"), [("auto", False), ("required", True)])
+async def test_strict_is_told_where_it_holds(served: HttpBox, choice: Any, strict: bool) -> None:
+    served.generator.say(CALL)
+    response = await served.openai().responses.create(
+        model="writer", input="Weather?", tools=[WEATHER], tool_choice=choice, metadata={"a": "b"}
+    )
+    assert response.tools[0].strict is strict  # type: ignore[union-attr]
+    assert response.metadata == {"a": "b"}
+
+
+async def test_thousands_of_calls_are_refused_without_a_stall(served: HttpBox) -> None:
+    turns = [USER, *(PAST | {"call_id": f"c{number}"} for number in range(9000))]
+    with pytest.raises(openai.BadRequestError, match="at most 128"):
+        await served.openai().responses.create(model="writer", input=turns)

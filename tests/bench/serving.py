@@ -1,10 +1,11 @@
 """The serving workload beside llama-server: `python -m tests.bench.serving [--rounds N] [--threads N …]`.
 
 16 requests, 8 at once: a 512-token prefix that all share, 512 to 1024 tokens of their own, 64 tokens out, f16 KV. Our
-side is the real worker over its socket, also with q8_0 KV, and once with an attention that costs nothing and says
-nothing (the floor). The peer is llama-server linked to the same libraries, once as it comes (a unified cache) and once
-with its best flags (streams). Rounds are interleaved, every run starts a fresh process, and
-processor time is the server process's own, from /proc, so that the clients' cost counts for neither.
+side is the real worker over its socket, also with q8_0 KV, and with an attention that costs nothing and says nothing
+(the floor); both again with ggml's own matrix products, so that attention is seen apart. The peer is llama-server
+linked to the same libraries, once as it comes (a unified cache) and once with its best flags (streams). Rounds are
+interleaved, every run starts a fresh process, and processor time is the server process's own, from /proc, so that the
+clients' cost counts for neither.
 """
 
 import argparse
@@ -43,8 +44,15 @@ SERVERS = {
     "llama-server unified": ["--kv-unified"],
     "llama-server streams": ["--no-kv-unified", "--flash-attn", "on"],
 }
-OURS, Q8, FLOOR = "appliance", "appliance, q8_0 KV", "no attention (floor)"
-WORKERS: dict[str, dict[str, str]] = {OURS: {}, Q8: {"kv_type": "q8_0"}, FLOOR: {"attention": "none"}}
+OURS, Q8, FLOOR = "appliance", "appliance, q8_0 KV", "its floor"
+GGML, GGML_FLOOR = "with ggml's products", "their floor"
+WORKERS: dict[str, dict[str, object]] = {
+    OURS: {},
+    Q8: {"kv_type": "q8_0"},
+    FLOOR: {"attention": "none"},
+    GGML: {"products": False},
+    GGML_FLOOR: {"products": False, "attention": "none"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ async def measure(pid: int, ask: Ask, work: Sequence[tuple[str, Sequence[int]]])
 
 
 async def run_ours(
-    path: Path, texts: Sequence[str], threads: int, options: dict[str, str]
+    path: Path, texts: Sequence[str], threads: int, options: dict[str, object]
 ) -> tuple[Run, list[list[int]]]:
     """The worker's figures, and the workload's token ids for the peer."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -224,42 +232,42 @@ def _complete(port: int, ids: Sequence[int]) -> tuple[float, int, int]:
 async def bench(rounds: int, threads: int) -> dict[str, list[Run]]:
     path, texts = model(), prompts()
     runs: dict[str, list[Run]] = {name: [] for name in (*WORKERS, *SERVERS)}
-    for number in range(rounds):
+    work: list[tuple[str, list[int]]] = []
+
+    def note(name: str, run: Run) -> None:
+        assert (run.input_tokens, run.output_tokens) == (sum(len(ids) for _, ids in work), REQUESTS * OUT), name
+        runs[name].append(run)
+        line = f"{run.tokens_per_cpu_s:>14.1f}{run.output_tokens / run.wall_seconds:>16.1f}{run.ttft_p50:>12.2f}"
+        print(f"{len(runs[name]):>5} {threads:>7}  {name:<22}{line}", flush=True)
+
+    for _ in range(rounds):
         for name, options in WORKERS.items():
-            ours, tokens = await run_ours(path, texts, threads, options)
-            runs[name].append(ours)
-        work = list(zip(texts, tokens, strict=True))
+            run, tokens = await run_ours(path, texts, threads, options)
+            work = list(zip(texts, tokens, strict=True))
+            note(name, run)
         for name, flags in SERVERS.items():
-            runs[name].append(await run_server(path, work, threads, flags))
-        for name in runs:
-            run = runs[name][number]
-            assert (run.input_tokens, run.output_tokens) == (sum(map(len, tokens)), REQUESTS * OUT), name
-            print(
-                f"{number + 1:>5} {threads:>7}  {name:<22}{run.tokens_per_cpu_s:>14.1f}"
-                f"{run.output_tokens / run.wall_seconds:>16.1f}{run.ttft_p50:>12.2f}",
-                flush=True,
-            )
+            note(name, await run_server(path, work, threads, flags))
     return runs
 
 
 def figures(runs: dict[str, list[Run]]) -> dict[str, float]:
     """Ratios within a round; the median over rounds."""
-    cpu: dict[str, list[float]] = {"best": [], "unified": [], "floor": [], "q8_0": []}
-    first: list[float] = []
-    for ours, q8, floor, unified, streams in zip(*(runs[name] for name in (*WORKERS, *SERVERS)), strict=True):
-        best = max(unified, streams, key=lambda run: run.tokens_per_cpu_s)
-        cpu["floor"].append(ours.tokens_per_cpu_s / floor.tokens_per_cpu_s)
-        cpu["q8_0"].append(q8.tokens_per_cpu_s / best.tokens_per_cpu_s)
-        cpu["best"].append(ours.tokens_per_cpu_s / best.tokens_per_cpu_s)
-        cpu["unified"].append(ours.tokens_per_cpu_s / unified.tokens_per_cpu_s)
-        first.append(ours.ttft_p50 / best.ttft_p50)
-    return {
-        "tokens_per_cpu_s_vs_best": round(statistics.median(cpu["best"]), 3),
-        "tokens_per_cpu_s_vs_unified": round(statistics.median(cpu["unified"]), 3),
-        "share_of_floor": round(statistics.median(cpu["floor"]), 3),
-        "q8_0_tokens_per_cpu_s_vs_best": round(statistics.median(cpu["q8_0"]), 3),
-        "ttft_p50_vs_best": round(statistics.median(first), 3),
-    }
+    ratios: dict[str, list[float]] = {}
+
+    def note(figure: str, ratio: float) -> None:
+        ratios.setdefault(figure, []).append(ratio)
+
+    for index in range(len(runs[OURS])):
+        rate = {name: found[index].tokens_per_cpu_s for name, found in runs.items()}
+        best = max(SERVERS, key=rate.__getitem__)
+        note("tokens_per_cpu_s_vs_best", rate[OURS] / rate[best])
+        note("tokens_per_cpu_s_vs_unified", rate[OURS] / rate["llama-server unified"])
+        note("q8_0_tokens_per_cpu_s_vs_best", rate[Q8] / rate[best])
+        note("share_of_floor", rate[OURS] / rate[FLOOR])
+        note("share_of_floor_ggml_products", rate[GGML] / rate[GGML_FLOOR])
+        note("tokens_per_cpu_s_vs_best_ggml_products", rate[GGML] / rate[best])
+        note("ttft_p50_vs_best", runs[OURS][index].ttft_p50 / runs[best][index].ttft_p50)
+    return {figure: round(statistics.median(found), 3) for figure, found in ratios.items()}
 
 
 def main() -> None:

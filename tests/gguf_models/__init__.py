@@ -126,6 +126,25 @@ def write_gemma3(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
     return _close(writer, path)
 
 
+def write_gemma4(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
+    """Gemma 4 architecture, dense: as Gemma 3, and layers from the fifth on read the KV cache of the two before them."""
+    writer = _open(path, "gemma4", shape)
+    writer.add_sliding_window(shape.window)
+    writer.add_sliding_window_pattern([layer % 2 == 0 for layer in range(shape.layers)])
+    writer.add_shared_kv_layers(max(0, shape.layers - 4))
+    writer.add_embedding_length_per_layer_input(0)
+    writer.add_key_length_swa(shape.head)
+    writer.add_value_length_swa(shape.head)
+    writer.add_rope_freq_base_swa(10_000.0)
+    weights = _add_gemma(writer, shape, seed)
+    weights.fill("rope_freqs.weight", shape.head // 2)
+    for block in _blocks(weights, shape, focus=1.0):
+        _add_gemma_norms(weights, block, shape)
+        weights.fill(f"{block}.attn_q_norm.weight", shape.head, shape.focus * shape.head**-0.5)  # scores have no scale
+        weights.fill(f"{block}.attn_k_norm.weight", shape.head)
+    return _close(writer, path)
+
+
 def write_phi3(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
     """Phi-3 architecture: one matrix for queries, keys and values, one for gate and up. Heads of embedding / heads."""
     assert shape.heads * shape.head == shape.embedding
@@ -192,6 +211,7 @@ ARCHITECTURES = {
     "qwen3moe": write_qwen3moe,
     "gemma2": write_gemma2,
     "gemma3": write_gemma3,
+    "gemma4": write_gemma4,
     "phi3": write_phi3,
     "gpt-oss": write_gpt_oss,
     "mimo2": write_mimo2,

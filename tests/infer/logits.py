@@ -70,6 +70,7 @@ CASES = {
     "qwen3moe, heads of 128, 8 a KV head": Case("qwen3moe", _heads(128, 8, 1)),
     "gemma2, heads of 256, 2 a KV head, soft cap, window": Case("gemma2", _heads(256, 4, 2)),
     "gemma3, heads of 256, 4 a KV head, window": Case("gemma3", _heads(256, 4, 1)),
+    "gemma4, heads of 64, 4 a KV head, window, shared KV layers": Case("gemma4", _heads(64, 4, 1, layers=8)),
     "phi3, heads of 96, 1 a KV head": Case("phi3", _heads(96, 2, 2, embedding=192)),
     "gpt-oss, heads of 64, 8 a KV head, sinks, window": Case("gpt-oss", _heads(64, 8, 1)),
     "mimo2, keys of 192, values of 128, 4 a KV head, window": Case("mimo2", _heads(192, 4, 1, value_size=128)),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from appliance.errors import DeadlineExceeded, ModelRestarting, ModelUnsupported, QueueFull
-from appliance.infer import llama
+from appliance.infer import llama, pages, scheduler
 from appliance.infer.engine import Deliver, Engine, Piece
-from appliance.infer.pages import PAGE_TOKENS, Restore
+from appliance.infer.pages import PAGE_TOKENS, Restore, Tokens
 from appliance.infer.scheduler import Scheduler
 from appliance.infer.tiers import DiskTier, Tiers
 from appliance.infer.work import Order
@@ -116,7 +116,7 @@ def test_what_was_being_tokenized_when_the_engine_closed_is_refused(bench: MakeB
         close()
         return tokens
 
-    engine.encode = encode  # type: ignore[method-assign, assignment]
+    engine.encode = encode  # type: ignore[method-assign]
     with pytest.raises(ModelRestarting):
         engine.submit(LONG, lambda piece: None)
     assert engine.stats.running == engine.stats.waiting == 0
@@ -272,12 +272,10 @@ def test_callers_on_many_threads_all_get_their_end(loaded: dict[str, llama.Model
 def test_a_step_restores_no_more_bytes_than_its_budget() -> None:
     prompt = np.arange(40 * PAGE_TOKENS, dtype=np.int32)
     for page_bytes, restored in ((1, 39), (8 << 20, 16), (1 << 30, 1)):
-        scheduler = Scheduler(
-            pages=64, sequences=2, sequence_ids=16, batch_tokens=64, queue=4, saved=lambda key: True
-        )
-        scheduler.page_bytes = page_bytes
-        scheduler.submit(Order(1, prompt, 1), 0.0)
-        assert sum(isinstance(move, Restore) for move in scheduler.plan(0.0).moves) == restored
+        made = Scheduler(pages=64, sequences=2, sequence_ids=16, batch_tokens=64, queue=4, saved=lambda key: True)
+        made.page_bytes = page_bytes
+        made.submit(Order(1, prompt, 1), 0.0)
+        assert sum(isinstance(move, Restore) for move in made.plan(0.0).moves) == restored
 
 
 def test_the_engine_learns_what_a_page_takes(bench: MakeBench) -> None:
@@ -287,6 +285,22 @@ def test_the_engine_learns_what_a_page_takes(bench: MakeBench) -> None:
     assert kept
     sizes = {len(page) for page in kept._host.values()}
     assert sizes == {engine.engine._scheduler.page_bytes}
+
+
+def test_who_loses_its_place_in_a_full_queue_hears_so_last(bench: MakeBench) -> None:
+    engine = bench(sequences=1, queue=2)
+    running = engine.submit(replace(greedy("hello", max_tokens=5), tenant="a"))
+    engine.engine._step()
+    kept, refused = [engine.submit(replace(greedy("hello", max_tokens=5), tenant="a")) for _ in range(2)]
+    newcomer = engine.submit(replace(greedy("hello", max_tokens=5), tenant="b"))
+    with pytest.raises(QueueFull):
+        engine.submit(replace(greedy("hello", max_tokens=5), tenant="b"))
+    engine.engine.run_until_idle()
+    (told,) = engine.said[refused]
+    assert isinstance(told, QueueFull)
+    assert told.retry_after_seconds > 0
+    assert all(isinstance(engine.said[request][-1], Finish) for request in (running, kept, newcomer))
+    assert not engine.engine._streams
 
 
 class Recorder:
@@ -320,3 +334,18 @@ def test_what_an_answer_holds_is_freed_however_it_ends(bench: MakeBench) -> None
     engine.engine.run_until_idle()
     engine.answer(greedy("hello"))
     assert [drafter.closed for drafter in drafters[:3]] == [1, 1, 1]
+
+
+def test_keys_are_made_once_a_request_and_outside_the_lock(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, made = bench(tiers=tiers()), list[int]()
+    chain = pages.chain
+
+    def counted(tokens: Tokens, under: bytes, after: Sequence[bytes] = ()) -> list[bytes]:
+        keys = chain(tokens, under, after)
+        made.append(len(keys) - len(after))
+        return keys
+
+    monkeypatch.setattr(pages, "chain", counted)
+    monkeypatch.setattr(scheduler, "chain", counted)
+    engine.submit(LONG)
+    assert made == [6, 0]

@@ -259,10 +259,13 @@ def test_a_long_forced_text_is_tried_in_slices_and_not_to_its_end(
     real = llguidance.LLMatcher
     grammar._tokenizer(loaded["qwen2"].vocabulary)
     monkeypatch.setattr(Watched, "taken", [])
-    monkeypatch.setattr(grammar.llguidance, "LLMatcher", lambda *args, **more: Watched(real(*args, **more)))
+    monkeypatch.setattr(llguidance, "LLMatcher", lambda *args, **more: Watched(real(*args, **more)))
     Grammar(gbnf("root ::= " + "a " * 5000 + '\na ::= "x"'), loaded["qwen2"].vocabulary)
     assert max(Watched.taken) <= 64
     assert 64 < sum(Watched.taken) <= 512
+    numbers = ",".join(map(str, range(100)))
+    forced = Grammar(gbnf(f'root ::= "{numbers}" "."'), loaded["qwen2"].vocabulary).forced()
+    assert len(forced) > 200, "and all of it is right"
 
 
 def test_a_grammar_whose_masks_take_long_is_refused_or_fails_early(loaded: Models) -> None:
@@ -271,3 +274,14 @@ def test_a_grammar_whose_masks_take_long_is_refused_or_fails_early(loaded: Model
         Grammar(gbnf(f"root ::= ({ways})+"), loaded["qwen2"].vocabulary)
     few = "|".join(f'[a-z]{{1,60}} "{number}"' for number in range(30))
     assert walk(gbnf(f"root ::= ({few})+"), loaded["qwen2"].vocabulary, seed=1, most=60)
+
+
+def test_a_grammar_may_be_half_as_long_as_a_schema(loaded: Models) -> None:
+    vocabulary = loaded["qwen2"].vocabulary
+    long = json_schema({"enum": [f"value{number:030}" for number in range(1600)]})
+    assert 60_000 < len(long.text) < 64 * 1024
+    Grammar(long, vocabulary)
+    with pytest.raises(InvalidArgument, match="at most 65536 characters"):
+        Grammar(json_schema({"enum": ["x" * 65_536]}), vocabulary)
+    with pytest.raises(InvalidArgument, match="at most 32768 characters"):
+        Grammar(gbnf('root ::= "' + "x" * 32_768 + '"'), vocabulary)

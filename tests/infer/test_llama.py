@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llama_cpp as native
 import numpy as np
 import pytest
 from hypothesis import given
@@ -192,7 +193,7 @@ def test_only_one_module_imports_llama_cpp_and_the_daemon_side_does_not_load_it(
 
 
 def positions(context: llama.Context, sequence: int) -> tuple[int, int]:
-    ends = llama.native.llama_memory_seq_pos_min, llama.native.llama_memory_seq_pos_max
+    ends = native.llama_memory_seq_pos_min, native.llama_memory_seq_pos_max
     return ends[0](context._memory, sequence), ends[1](context._memory, sequence)
 
 
@@ -223,6 +224,6 @@ def test_a_tokens_bytes_are_asked_for_once(models: dict[str, Path], monkeypatch:
     model = llama.Model(str(models["qwen2"]))
     token = model.vocabulary.encode_more("hello")[0]
     piece = model.vocabulary.piece(token)
-    monkeypatch.setattr(llama.native, "llama_token_to_piece", None)
+    monkeypatch.setattr(native, "llama_token_to_piece", None)
     assert model.vocabulary.piece(token) == piece != b""
     model.close()

@@ -140,7 +140,9 @@ def test_an_adapters_file_is_read_before_the_streams_wait_for_it(
     bench: MakeBench, tones: list[Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, read = bench(), list[tuple[str, bool]]()
-    monkeypatch.setattr(lora, "_read_through", lambda path: read.append((path, engine.engine._adapters.native.locked())))
+    monkeypatch.setattr(
+        lora, "_read_through", lambda path: read.append((path, engine.engine._adapters.native.locked()))
+    )
     engine.answer(asked(tones[0]))
     engine.answer(asked(tones[0]))
     assert read == [(tones[0].path, False)]
@@ -162,7 +164,7 @@ def test_only_streams_of_the_adapter_that_computes_are_asked_for_drafts(bench: M
         assert generation.adapter
         return Watched(generation.adapter.sha256)
 
-    engine._drafter = drafter  # type: ignore[method-assign, assignment]
+    engine._drafter = drafter  # type: ignore[method-assign]
     for tone in tones[:2]:
         engine.submit(replace(asked(tone), sampling=Sampling(temperature=0.0, max_tokens=60)), lambda piece: None)
     engine.run_until_idle()

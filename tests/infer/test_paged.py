@@ -1,8 +1,12 @@
 """Paged attention beside exact arithmetic and ggml's kernel: random masks, shapes, types, and what changes scores."""
 
 import ctypes
+import os
+import subprocess
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +310,38 @@ def test_switched_off_it_claims_nothing() -> None:
     finally:
         paged.enable(True)
     assert compute(case(), ours=True) is not None
+
+
+def test_a_cell_that_holds_no_numbers_spoils_only_the_rows_that_see_it(kernels: str) -> None:
+    """Pages hold cells of many sequences, and one of them may be broken."""
+    for rows in (2, 30):
+        one = case(rows=rows, pages=2)
+        one.mask[1:, 5] = HIDDEN
+        one.mask[0, 5] = 0
+        clean = compute(one, ours=True)
+        for bad in (np.nan, np.inf):
+            one.k[5], one.v[5] = 1, bad
+            found = compute(one, ours=True)
+            assert found is not None
+            assert clean is not None
+            assert not np.isfinite(found[0]).any()
+            np.testing.assert_allclose(found[1:], clean[1:], atol=2e-3)
+
+
+def test_rows_that_all_see_nothing_are_zero_on_many_threads(kernels: str) -> None:
+    one = case(rows=4)
+    one.mask[:] = HIDDEN
+    found = compute(one, ours=True, threads=3)
+    assert found is not None
+    assert not found.any()
+
+
+@pytest.mark.long
+def test_the_kernels_are_right_and_touch_nothing_else_under_sanitizers() -> None:
+    include = Path(sysconfig.get_path("purelib")) / "include"
+    check = Path(__file__).parents[1] / "native" / "check.sh"
+    done = subprocess.run(
+        [check, "native"], env=os.environ | {"GGML_INCLUDE": str(include)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.endswith(" passed, 0 failed\n")

@@ -68,6 +68,24 @@ def test_what_is_reserved_is_never_given_twice() -> None:
     assert pages.free == 0
 
 
+def test_the_room_that_retiring_makes_counts_a_shared_page_once_and_only_where_all_holders_go() -> None:
+    pages = Pages(12, 8, most_cached=12)
+    low = [fill(pages, [b"a", b"b"], 4), fill(pages, [b"a", b"b", b"c"], 4)]
+    stays = fill(pages, [b"a", b"d"], 3)
+    pages.retire(fill(pages, [b"e"], 1))
+    assert (pages.free, pages.cached, pages.used) == (3, 1, 8)
+    assert pages.room([], []) == 4
+    assert pages.room([], low[:1]) == 6, "what it reserved"
+    assert pages.room([], low) == 9, "and b and c; a is held by who stays"
+    assert pages.room([b"a", b"d", b"x"], low) == 9 + 2, "which are shared"
+    assert pages.room([b"a", b"b"], low) == 9 + 1
+    assert pages.room([b"e"], [*low, stays]) == 12
+    for sequence in low:
+        pages.retire(sequence)
+    assert pages.reserve([b"a", b"d", b"x"], 12) is None
+    assert pages.reserve([b"a", b"d", b"x"], 11)
+
+
 def test_a_page_is_saved_before_it_goes_and_once() -> None:
     below = {b"known"}
     pages = Pages(3, 4, most_cached=3, saved=below.__contains__)

@@ -18,21 +18,22 @@ def reranker(folder: Path) -> OnnxReranker:
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_each_passage_gets_its_own_score_whatever_its_batch_mates(tmp_path: Path, outputs: int) -> None:
     model = reranker(write_reranker(tmp_path, outputs=outputs))
-    scores = model.score("badge garden", PASSAGES * 5)
+    scores, tokens = model.score("badge garden", PASSAGES * 5)
     assert scores.dtype == np.float32
     assert scores.tolist() == SCORES * 5
-    assert [float(model.score("badge garden", [passage])[0]) for passage in PASSAGES] == SCORES
-    assert model.score("badge", []).shape == (0,)
+    assert tokens == 5 * sum(len(passage.split()) + 5 for passage in PASSAGES)
+    assert [float(model.score("badge garden", [passage])[0][0]) for passage in PASSAGES] == SCORES
+    assert model.score("badge", [])[0].shape == (0,)
 
 
 def test_a_model_that_knows_no_token_types_reads_both_texts_alike(tmp_path: Path) -> None:
-    assert reranker(write_reranker(tmp_path, types=False)).score("badge", ["expires"]).tolist() == [3.0]
+    assert reranker(write_reranker(tmp_path, types=False)).score("badge", ["expires"])[0].tolist() == [3.0]
 
 
 def test_a_long_passage_is_cut_and_lone_surrogates_are_read(tmp_path: Path) -> None:
     model = reranker(write_reranker(tmp_path))
-    assert model.score("garden", ["badge " * 5000]).tolist() == [MAX_TOKENS_IN_CONTEXT - 4.0]
-    assert model.score("garden \ud800", ["badge \ud800"]).tolist() == [1.0]
+    assert model.score("garden", ["badge " * 5000])[0].tolist() == [MAX_TOKENS_IN_CONTEXT - 4.0]
+    assert model.score("garden \ud800", ["badge \ud800"])[0].tolist() == [1.0]
 
 
 def test_files_that_are_no_reranker_are_refused(tmp_path: Path) -> None:

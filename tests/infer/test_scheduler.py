@@ -1,7 +1,4 @@
-"""The scheduler against a simulated cache that keeps what llama.cpp would, and refuses what llama.cpp would."""
-
-import itertools
-from collections.abc import Callable
+"""What is computed, shared, saved and restored, and when, on a simulated cache; who goes first is test_fairness.py."""
 
 import numpy as np
 import pytest
@@ -9,160 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import PromptTooLong, QueueFull
-from appliance.infer.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT
-from appliance.infer.pages import PAGE_TOKENS, Copy, Restore, Save, Tokens, Trim, root
-from appliance.infer.scheduler import Scheduler, Step
+from appliance.infer import pages
+from appliance.infer.pages import PAGE_TOKENS, chain, root
+from appliance.infer.scheduler import Step
 from appliance.infer.work import Order
 from appliance.types import Priority
-
-Guess = Callable[[list[int]], list[int]]
-
-
-class Cache:
-    """A unified cache: cells by (position, token history), each held by a set of sequences. A full cache fails."""
-
-    def __init__(self, cells: int) -> None:
-        self.cells = cells
-        self.cell_holders: dict[int, set[int]] = {}
-        self.of: dict[int, list[tuple[int, int]]] = {}  # sequence -> (cell, token) by position
-        self.next = 0
-        self.computed_tokens = 0
-        self.saved: dict[bytes, list[int]] = {}
-        self.damaged: set[bytes] = set()
-        self.restored_pages = 0
-
-    def run(self, step: Step, scheduler: Scheduler) -> None:
-        restores: dict[int, list[bool]] = {}
-        for move in step.moves:
-            if isinstance(move, Copy):
-                self._copy(move)
-            elif isinstance(move, Trim):
-                self._trim(move)
-            elif isinstance(move, Save):
-                row = self.tokens(move.sequence)
-                page = row[move.page * PAGE_TOKENS : (move.page + 1) * PAGE_TOKENS]
-                assert len(page) == PAGE_TOKENS, "only whole pages are saved, while they are there"
-                self.saved[move.key] = page
-            else:
-                before = restores.setdefault(move.request, [])
-                before.append(all(before) and self._restore(move))
-        for request, done in restores.items():
-            scheduler.restored(request, sum(done), len(done))
-        for chunk in step.chunks:
-            self._append(chunk.sequence, chunk.start, [int(token) for token in chunk.tokens])
-            self.computed_tokens += len(chunk.tokens)
-        assert len(self.cell_holders) <= self.cells, "no step finds the cache full"
-
-    def tokens(self, sequence: int) -> list[int]:
-        return [token for _, token in self.of[sequence]]
-
-    def _append(self, sequence: int, start: int, tokens: list[int]) -> None:
-        row = self.of.setdefault(sequence, [])
-        assert len(row) == start, "positions of a sequence follow one another"
-        for token in tokens:
-            self.cell_holders[self.next] = {sequence}
-            row.append((self.next, token))
-            self.next += 1
-
-    def _copy(self, move: Copy) -> None:
-        assert not self.of.get(move.target), "a copy goes to an empty sequence"
-        self.of[move.target] = self.of[move.source][: move.tokens]
-        assert len(self.of[move.target]) == move.tokens
-        for cell, _ in self.of[move.target]:
-            self.cell_holders[cell].add(move.target)
-
-    def _restore(self, move: Restore) -> bool:
-        if move.key in self.damaged:
-            return False
-        self._append(move.sequence, move.page * PAGE_TOKENS, self.saved[move.key])
-        self.restored_pages += 1
-        return True
-
-    def _trim(self, move: Trim) -> None:
-        row = self.of.get(move.sequence, [])
-        for cell, _ in row[move.tokens :]:
-            self.cell_holders[cell].discard(move.sequence)
-            if not self.cell_holders[cell]:
-                del self.cell_holders[cell]
-        self.of[move.sequence] = row[: move.tokens]
-
-
-class Simulation:
-    """Runs a scheduler to the end; the 'model' continues a sequence by a hash of all its tokens."""
-
-    def __init__(self, cells: int = 2048, *, tiers: bool = False, guess: Guess | None = None, **options: int) -> None:
-        settings = {"sequences": 4, "sequence_ids": 16, "batch_tokens": 128, "queue": 1000} | options
-        self.cache = Cache(cells)
-        saved = self.cache.saved.__contains__ if tiers else None
-        self.scheduler = Scheduler(pages=cells // PAGE_TOKENS, saved=saved, **settings)  # type: ignore[arg-type]
-        self.batch_tokens, self.guess = settings["batch_tokens"], guess
-        self.orders: dict[int, Order] = {}
-        self.outputs: dict[int, list[int]] = {}
-        self.cached: dict[int, int] = {}
-        self.prompts: dict[int, list[int]] = {}
-        self.expired: list[int] = []
-        self.accepted = 0
-        self.gone: set[int] = set()
-        self.meanwhile: Callable[[], None] = lambda: None  # what callers do while a step is computed
-        self.now = 0.0
-
-    def submit(self, request: int, prompt: list[int], max_tokens: int, salt: bytes = b"", **options: object) -> None:
-        order = Order(request, np.array(prompt, np.int32), max_tokens, root(salt, b"m", ""), **options)  # type: ignore[arg-type]
-        self.scheduler.submit(order, self.now)
-        self.orders[request], self.outputs[request], self.prompts[request] = order, [], prompt
-
-    def step(self) -> Step:
-        self.now += 1.0
-        step = self.scheduler.plan(self.now, self.drafts())
-        assert sum(len(chunk.tokens) for chunk in step.chunks) <= self.batch_tokens
-        assert {self.orders[chunk.request].adapter for chunk in step.chunks} <= {step.adapter}
-        self.expired += step.expired
-        self.meanwhile()
-        self.cache.run(step, self.scheduler)
-        for chunk in step.chunks:
-            if chunk.samples and chunk.request not in self.gone:
-                history = self.cache.tokens(chunk.sequence)
-                drafted = history[len(history) - chunk.samples + 1 :]
-                history = history[: len(history) - len(drafted)]
-                assert history == self.prompts[chunk.request] + self.outputs[chunk.request]
-                self.sample(chunk.request, history, drafted)
-        return step
-
-    def cancel(self, request: int) -> None:
-        self.gone.add(request)
-        self.scheduler.cancel(request, self.now)
-
-    def sample(self, request: int, history: list[int], drafted: list[int]) -> None:
-        wanted, tokens = self.orders[request].max_tokens - len(self.outputs[request]), [follow(history)]
-        for draft in drafted:
-            if draft != tokens[-1] or len(tokens) == wanted:
-                break
-            tokens.append(follow(history + tokens))
-        self.accepted += self.scheduler.extend(request, tokens)
-        self.outputs[request] += tokens
-        if len(tokens) == wanted:
-            self.cached[request] = self.scheduler.finish(request, self.now).cached_input_tokens
-
-    def drafts(self) -> dict[int, Tokens]:
-        if self.guess is None:
-            return {}
-        histories = {name: self.prompts[name] + self.outputs[name] for name in self.scheduler.streaming}
-        return {name: np.array(self.guess(history), np.int32) for name, history in histories.items()}
-
-    def run(self) -> None:
-        for _ in range(100_000):
-            if not self.scheduler.busy:
-                return
-            self.step()
-        raise AssertionError("it never came to an end")
-
-
-def follow(history: list[int]) -> int:
-    return hash(tuple(history)) % 1000
-
-
-def prompt(seed: int, count: int) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(0, 1000, count)]
+from tests.infer.simulation import Simulation, follow, prompt
 
 
 def test_hundreds_of_requests_all_end_with_the_tokens_they_would_have_had_alone() -> None:
@@ -279,6 +128,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     with pytest.raises(QueueFull) as refused:
         simulation.submit(3, prompt(3, 10), 5)
     assert refused.value.retry_after_seconds > 0
+    assert simulation.scheduler.waiting == 3
 
 
 def test_cancelling_frees_cells_at_once_and_forgets_who_waits() -> None:
@@ -318,53 +168,6 @@ def test_without_sharing_nothing_is_kept() -> None:
     assert not simulation.cache.cell_holders
 
 
-def test_the_least_served_tenant_goes_first() -> None:
-    simulation = Simulation(sequences=1, sequence_ids=8)
-    for request in range(5):
-        simulation.submit(request, prompt(request, 100), 20, tenant="many")
-    simulation.step()
-    simulation.submit(9, prompt(9, 100), 20, tenant="one")
-    simulation.run()
-    assert list(simulation.cached)[:3] == [0, 9, 1]
-
-
-def test_two_tenants_that_always_wait_are_served_alike() -> None:
-    """The bound of VTC, theorem 4.4: twice the larger of a request's input and what a batch can hold of outputs."""
-    simulation = Simulation(sequences=4)
-    served, random = {"a": 0.0, "b": 0.0}, np.random.default_rng(3)
-    worst, most = 0.0, 2 * max(INPUT_WEIGHT * 400, OUTPUT_WEIGHT * 2048)
-    for request in range(600):
-        tenant, size = ("a", 400) if request % 2 else ("b", int(random.integers(1, 60)))
-        simulation.submit(request, prompt(request, size), int(random.integers(1, 40)), tenant=tenant)
-    done: dict[int, int] = {}
-    while min(simulation.scheduler._waiting._lines[Priority.NORMAL].get(name, ()) != () for name in served):
-        step = simulation.step()
-        for chunk in step.chunks:
-            tenant = simulation.orders[chunk.request].tenant
-            prompt_left = max(0, len(simulation.prompts[chunk.request]) - chunk.start)
-            served[tenant] += INPUT_WEIGHT * min(prompt_left, len(chunk.tokens))
-            grown = len(simulation.outputs[chunk.request]) - done.get(chunk.request, 0)
-            served[tenant] += OUTPUT_WEIGHT * grown
-            done[chunk.request] = len(simulation.outputs[chunk.request])
-        worst = max(worst, abs(served["a"] - served["b"]))
-    assert simulation.now > 200
-    assert worst <= most
-
-
-def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
-    simulation = Simulation(sequences=1, sequence_ids=8)
-    for request in range(20):
-        simulation.submit(request, prompt(request, 50), 10, tenant="a")
-    for _ in range(100):
-        simulation.step()
-    before = len(simulation.cached)
-    for request in range(20, 40):
-        simulation.submit(request, prompt(request, 50), 10, tenant="b")
-    simulation.run()
-    order = [simulation.orders[request].tenant for request in list(simulation.cached)[before : before + 12]]
-    assert order.count("a") >= 5
-
-
 def test_a_higher_priority_goes_first_and_takes_the_place_of_a_lower_one() -> None:
     simulation = Simulation(512)
     simulation.submit(1, prompt(1, 200), 200, priority=Priority.LOW)
@@ -395,14 +198,6 @@ def test_who_was_preempted_goes_on_as_if_nothing_had_been_and_shares_its_own_pag
     assert simulation.scheduler.preemptions == 1
     assert simulation.cache.restored_pages > 0
     assert simulation.cache.computed_tokens - before < 300 + 20 + 101 + PAGE_TOKENS
-
-
-def test_equal_priorities_never_preempt_one_another() -> None:
-    simulation = Simulation(512)
-    for request in range(6):
-        simulation.submit(request, prompt(request, 200), 100)
-    simulation.run()
-    assert simulation.scheduler.preemptions == 0
 
 
 def test_past_its_deadline_a_request_ends_wherever_it_is() -> None:
@@ -462,30 +257,6 @@ def test_drafts_never_take_the_row_of_a_stream_or_pass_the_end_of_an_answer() ->
         for chunk in step.chunks:
             assert chunk.start + len(chunk.tokens) < 2 + 3
     assert all(len(output) == 3 for output in simulation.outputs.values())
-
-
-def test_adapters_take_turns_in_quanta_and_none_starves() -> None:
-    simulation = Simulation(cells=8192, sequences=8)
-    for request in range(8):
-        simulation.submit(request, prompt(request, 30), 100, adapter=f"lora{request % 4}")
-    turns: list[str] = []
-    while simulation.scheduler.running == 8 or not turns:
-        turns.append(simulation.step().adapter)
-    counts = [turns.count(f"lora{index}") for index in range(4)]
-    assert min(counts) >= 0.8 * max(counts)
-    changes = sum(a != b for a, b in itertools.pairwise(turns))
-    assert changes <= len(turns) / 3
-    simulation.run()
-
-
-def test_a_base_stream_beside_an_adapters_long_prompt_goes_on() -> None:
-    simulation = Simulation(cells=8192)
-    simulation.submit(1, prompt(1, 10), 200)
-    simulation.step()
-    simulation.submit(2, prompt(2, 4000), 10, adapter="lora")
-    simulation.run()
-    assert list(simulation.cached) == [2, 1] or len(simulation.outputs[1]) == 200
-    assert len(simulation.outputs[2]) == 10
 
 
 def test_an_evicted_prefix_comes_back_from_the_tiers() -> None:
@@ -591,3 +362,150 @@ def test_streams_of_another_adapter_wait_for_a_step_too() -> None:
     rows = [prompt_rows(step, 0) for step in (simulation.step() for _ in range(20)) if step.adapter == "a"]
     assert rows
     assert set(rows) == {32}
+
+
+def test_a_higher_priority_does_not_wait_for_a_prefix_that_a_lower_one_computes() -> None:
+    simulation = Simulation(8192, sequences=6)
+    head = prompt(1, 1280)
+    simulation.submit(1, head + prompt(2, 10), 5, priority=Priority.LOW)
+    simulation.step()
+    for request in range(10, 13):
+        simulation.submit(request, prompt(request, 1000), 3)
+    simulation.submit(2, head + prompt(3, 10), 5, priority=Priority.HIGH)
+    simulation.submit(3, head + prompt(4, 10), 5, priority=Priority.HIGH)
+    before = simulation.now
+    while not simulation.outputs[2]:
+        simulation.step()
+    assert simulation.now - before <= 1290 // 128 + 2, "as if it were alone"
+    simulation.run()
+    assert simulation.cached[3] == 1280, "who is its equal still shares"
+    assert not simulation.scheduler._coming
+
+
+def test_a_prefix_in_the_tiers_is_restored_once_for_all_who_want_it_at_once() -> None:
+    simulation = Simulation(4096, tiers=True)
+    simulation.submit(1, prompt(1, 640), 2)
+    simulation.run()
+    simulation.submit(2, prompt(2, 4000), 2)
+    simulation.run()
+    for request in range(10, 14):
+        simulation.submit(request, prompt(1, 640) + prompt(request, 5), 30)
+    simulation.step()
+    assert (simulation.scheduler.running, simulation.scheduler.pages.used) == (1, 11)
+    simulation.step()
+    assert (simulation.scheduler.running, simulation.scheduler.pages.used) == (4, 14), "it is there for the others"
+    simulation.run()
+    assert simulation.cache.restored_pages == 9, "all but the one that was still there"
+    assert [simulation.cached[request] for request in range(10, 14)] == [640] * 4
+    assert not simulation.scheduler._coming
+
+
+def test_who_waited_for_a_page_that_cannot_be_restored_shares_what_is_computed_instead() -> None:
+    simulation = Simulation(4096, tiers=True)
+    simulation.submit(1, prompt(1, 640), 2)
+    simulation.run()
+    simulation.submit(2, prompt(2, 4000), 2)
+    simulation.run()
+    simulation.cache.damaged.add(list(simulation.cache.saved)[4])
+    before = simulation.cache.computed_tokens
+    for request in (10, 11):
+        simulation.submit(request, prompt(1, 640) + prompt(request, 5), 2)
+    simulation.run()
+    assert simulation.cache.restored_pages == 3
+    assert [simulation.cached[request] for request in (10, 11)] == [256, 640]
+    assert simulation.cache.computed_tokens - before == (645 - 256 + 1) + (5 + 1)
+    assert not simulation.scheduler._coming
+
+
+def test_nobody_is_put_aside_in_vain() -> None:
+    simulation = Simulation(1024, sequences=8)
+    head = prompt(1, 512)
+    simulation.submit(1, head + prompt(2, 10), 150, priority=Priority.HIGH)
+    while not simulation.outputs[1]:
+        simulation.step()
+    for request in (2, 3):
+        simulation.submit(request, head + prompt(request, 10), 100, priority=Priority.LOW)
+    simulation.step()
+    simulation.submit(9, prompt(9, 400), 50, priority=Priority.HIGH)  # more than both would leave: they share the head
+    simulation.step()
+    assert (simulation.scheduler.running, simulation.scheduler.preemptions) == (3, 0)
+    simulation.run()
+    assert len(simulation.outputs[9]) == 50
+
+
+def test_who_shares_with_those_that_stay_needs_less_room() -> None:
+    simulation = Simulation(1024, sequences=8)
+    head = prompt(1, 512)
+    simulation.submit(1, head + prompt(2, 10), 150, priority=Priority.HIGH)
+    while not simulation.outputs[1]:
+        simulation.step()
+    simulation.submit(2, prompt(2, 200), 50, priority=Priority.LOW)
+    simulation.step()
+    simulation.submit(9, head + prompt(9, 200), 50, priority=Priority.HIGH)
+    simulation.step()
+    assert (simulation.scheduler.running, simulation.scheduler.preemptions) == (2, 1)
+    simulation.run()
+    assert [len(simulation.outputs[request]) for request in (1, 2, 9)] == [150, 50, 50]
+
+
+def test_deadlines_of_requests_that_have_ended_are_forgotten_and_the_others_kept() -> None:
+    simulation = Simulation(queue=5000)
+    simulation.submit(0, prompt(0, 10), 900, deadline_seconds=50.0)
+    for request in range(1, 2000):
+        simulation.submit(request, prompt(0, 10), 5, deadline_seconds=1e9 - request)
+        simulation.scheduler.cancel(request, simulation.now)
+    assert len(simulation.scheduler._deadlines) < 10
+    simulation.run()
+    assert (simulation.expired, simulation.now) == ([0], 50.0)
+
+
+def test_many_forced_tokens_of_one_stream_are_computed_as_a_prompt_beside_the_others() -> None:
+    simulation = Simulation(8192, prefill_beside_streams=32)
+    for request in range(4):
+        simulation.submit(request, prompt(request, 10), 1000)
+    simulation.step()
+    step = simulation.scheduler.plan(simulation.now)
+    simulation.cache.run(step, simulation.scheduler)
+    for chunk in step.chunks:
+        simulation.scheduler.extend(chunk.request, [7] * 80 if chunk.request == 1 else [5])
+    found = []
+    for _ in range(4):
+        step = simulation.scheduler.plan(simulation.now)
+        simulation.cache.run(step, simulation.scheduler)
+        found.append([(chunk.request, len(chunk.tokens), chunk.samples) for chunk in step.chunks])
+        for chunk in step.chunks:
+            if chunk.samples:
+                simulation.scheduler.extend(chunk.request, [5])
+    others = [(0, 1, 1), (2, 1, 1), (3, 1, 1)]
+    assert found[:3] == [[*others, (1, 32, 0)], [*others, (1, 32, 0)], [*others, (1, 16, 1)]]
+    assert sorted(found[3]) == sorted([*others, (1, 1, 1)])
+
+
+def test_prompts_are_computed_in_order_of_admission_also_where_streams_take_turns() -> None:
+    simulation = Simulation(8192, sequences=8, batch_tokens=16)
+    for request in range(3):
+        simulation.submit(request, prompt(request, 200), 5)
+    for _ in range(12):
+        assert [chunk.request for chunk in simulation.step().chunks] == [0]
+
+
+def test_drafts_of_a_request_that_is_cancelled_in_flight_never_become_a_page() -> None:
+    simulation = Simulation(guess=lambda history: [-1] * 8)
+    simulation.submit(1, prompt(1, 60), 40)
+    simulation.step()
+    simulation.meanwhile = lambda: simulation.cancel(1)
+    step = simulation.step()
+    assert step.chunks[0].start + len(step.chunks[0].tokens) > PAGE_TOKENS > 60 + len(simulation.outputs[1])
+    assert simulation.scheduler.pages.cached == 0
+
+
+def test_keys_that_the_caller_made_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation, tokens, under = Simulation(), prompt(1, 300), root(b"", b"m", "")
+    simulation.submit(1, tokens, 2)
+    simulation.run()
+    order = Order(2, np.array(tokens, np.int32), 2, under, keys=tuple(chain(np.array(tokens, np.int32), under)))
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "hmac", None)
+        simulation.scheduler.submit(order, simulation.now)
+        simulation.scheduler.plan(simulation.now)
+    assert simulation.scheduler.finish(2, simulation.now).cached_input_tokens == 256

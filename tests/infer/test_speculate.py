@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -332,6 +333,29 @@ def test_a_draft_model_guesses_for_as_many_sequences_as_it_holds(loaded: Models)
     assert third.draft(4) == []
     first.close()
     assert third.draft(4) == guess
+    draft.close()
+
+
+class Counted(list[int]):
+    """Tells how many of its items were read by index or slice."""
+
+    reads = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        self.reads += len(found) if isinstance(at, slice) else 1
+        return found
+
+
+def test_a_draft_reads_only_what_is_new_of_a_long_sequence(loaded: Models) -> None:
+    draft = draft_model(loaded["llama"], loaded["llama"], sequences=1)
+    ahead = draft.begin(np.arange(400, 600, dtype=np.int32), SAMPLINGS[0])
+    while not (guess := ahead.draft(4)):
+        pass
+    ahead.extend([*guess[:2], 400])
+    ahead._tokens = tokens = Counted(ahead._tokens)  # type: ignore[attr-defined]
+    assert len(ahead.draft(4)) == 4
+    assert 0 < tokens.reads < 20
     draft.close()
 
 

@@ -297,7 +297,7 @@ def test_a_slow_disk_makes_memory_hold_no_more_than_its_bound(
     monkeypatch.setattr("appliance.infer.tiers.LEAST_UNWRITTEN_BYTES", 3000)
     slow = Stuck(tmp_path)
     tiers = Tiers(host_bytes, slow)
-    for number in range(30):
+    for number in (turn // 2 for turn in range(60)):
         tiers.put(key(number), page(number))
         for hot in range(4):
             tiers.get(key(hot))

@@ -288,7 +288,8 @@ def test_an_onnx_model_and_its_tokenizer_are_one_model(
     assert (file.name, file.kind, file.architecture) == ("cross-encoder", ModelKind.RERANKER, "onnx")
     assert told[-1] == (file.size_bytes, file.size_bytes)
     stored = Path(file.path)
-    assert file.sha256 == OnnxReranker(stored / "model.onnx", stored / "tokenizer.json").identity
+    model, tokenizer = (stored / "model.onnx").read_bytes(), (stored / "tokenizer.json").read_bytes()
+    assert file.sha256 == OnnxReranker(model, tokenizer).identity
     assert ModelStore(root, keyring).list() == (file,)
     store.verify(file)
     assert store.add(folder, kind=ModelKind.RERANKER) == file

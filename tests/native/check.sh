@@ -1,11 +1,14 @@
 #!/bin/sh
-# Builds attention_check.cpp with the kernels and runs it: `check.sh sanitized` for this processor, under sanitizers;
-# `check.sh neon` for aarch64, under qemu; `check.sh avx2` on a processor without AVX-512, under qemu.
+# Builds attention_check.cpp with the kernels and runs it; GGML_INCLUDE names the folder of ggml's headers.
+#
+#   check.sh native    on this processor, under sanitizers
+#   check.sh avx2      all of it on a processor without AVX-512, under qemu
+#   check.sh neon      on aarch64, under qemu
 set -eu
 cd "$(dirname "$0")/../../native/paged_attention"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-compiler=${CXX:-g++} flags="-std=c++17 -fopenmp -fno-math-errno -I." units=attention.cpp
+compiler=${CXX:-g++} flags="-std=c++17 -fopenmp -fno-math-errno -I. -isystem $GGML_INCLUDE" units=attention.cpp
 avx2="-mavx2 -mfma -mf16c" avx512="-mavx512f -mavx512bw -mavx512vl -mavx512dq"
 
 needs() {
@@ -28,7 +31,7 @@ compile() {
 
 x86="kernel_avx2.cpp kernel_avx512.cpp kernel_avx512_vnni.cpp product_avx512_vnni.cpp" driver=../../tests/native/attention_check.cpp
 case $1 in
-    sanitized)
+    native)
         flags="$flags -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
         case $(uname -m) in x86_64) units="$units $x86" ;; *) units="$units kernel_neon.cpp" ;; esac
         compile $units $driver

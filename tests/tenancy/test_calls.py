@@ -152,6 +152,16 @@ def test_the_schema_of_a_call_keeps_references_and_names_the_tools() -> None:
     assert weather["required"] == ["name", "parameters"]
 
 
+def test_names_and_values_of_the_callers_own_are_left_as_they_are() -> None:
+    parameters = {
+        "properties": {"$id": {"type": "string"}, "$ref": {"$ref": "#"}, "x": {"const": {"$ref": "#/a", "$id": 1}}},
+        "required": ["$id"],
+    }
+    (form,) = json.loads(constraint(LLAMA3, [Tool("f", "", json.dumps(parameters))]).text)["anyOf"]
+    made = form["properties"]["parameters"]
+    assert made["properties"] == parameters["properties"] | {"$ref": {"$ref": "#/anyOf/0/properties/parameters"}}
+
+
 def test_a_call_or_an_answer_is_either_schema() -> None:
     answer = Constraint(ConstraintKind.JSON_SCHEMA, '{"items": {"$ref": "#"}, "type": "array"}')
     forms = json.loads(constraint(HERMES, TOOLS, answer).text)["anyOf"]

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.api.chat import Chat
+from appliance.api.chat import MAX_CALLS, MAX_MESSAGES, MAX_TOOLS, Chat
 from appliance.api.fields import Fields, parse
 from appliance.api.http import Answer, Call, EventStream, event, json_answer
 from appliance.api.openai import options
@@ -13,6 +13,14 @@ from appliance.api.openai.options import Stamp
 from appliance.types import ChatCall, ChatPiece, Finish, Message, Speaker, Text, TokenChoice, Tool, ToolCall
 
 DONE = b"data: [DONE]\n\n"
+NAMES = {
+    "repeat_penalty": "repetition_penalty",
+    ".text": ".content",
+    ".arguments": ".function.arguments",
+    ".name": ".function.name",
+    ".description": ".function.description",
+    ".parameters": ".function.parameters",
+}
 SPEAKERS = {
     "system": Speaker.SYSTEM,
     "developer": Speaker.SYSTEM,
@@ -31,15 +39,16 @@ class ChatCompletions:
     async def __call__(self, call: Call) -> Answer:
         fields = parse(call.body)
         streamed = fields.flag("stream")
-        stream_options = fields.object("stream_options")
+        with_usage = options.usage_wanted(fields)
+        length = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
         asked, parallel = chat_call(fields, call), fields.flag("parallel_tool_calls", True)
         fields.finish()
+        call.names = NAMES | {"max_tokens": length} | options.named(asked.constraint)
         pieces = self.chat.stream(call.principal, asked)
         if not parallel:
             pieces = one_call(pieces)
         stamp = options.stamp("chatcmpl", asked.model)
         if streamed:
-            with_usage = stream_options is not None and stream_options.flag("include_usage")
             return EventStream(_chunks(stamp, pieces, asked.top_logprobs is not None, with_usage))
         return json_answer(await _whole(stamp, pieces, asked.top_logprobs is not None))
 
@@ -55,19 +64,17 @@ def chat_call(fields: Fields, call: Call) -> ChatCall:
         raise fields.refusal("n", "must be 1: call again for another answer.")
     if fields.items("modalities") not in ([], ["text"]):
         raise fields.refusal("modalities", "must be text alone.")
-    form, wanted = options.constraint(fields, "response_format"), fields.flag("logprobs")
-    if (grammar := options.grammar(fields)) and form:
-        raise fields.refusal("grammar", "cannot go with a response_format.")
+    form, choice, wanted = options.form(fields), options.tool_choice(fields), fields.flag("logprobs")
     top = fields.whole("top_logprobs", 0)
     if top and not wanted:
         raise fields.refusal("top_logprobs", "goes with logprobs: true only.")
     return ChatCall(
         model=call.require_model(fields.text("model", "")),
-        messages=tuple(_message(item) for item in fields.objects("messages")),
+        messages=tuple(_message(item) for item in fields.objects("messages", MAX_MESSAGES)),
         sampling=options.sampling(fields, "max_tokens", "max_completion_tokens"),
-        tools=tuple(_tool(item) for item in fields.objects("tools")),
-        tool_choice=options.tool_choice(fields),
-        constraint=form or grammar,
+        tools=tuple(_tool(item, options.binds(choice, form)) for item in fields.objects("tools", MAX_TOOLS)),
+        tool_choice=choice,
+        constraint=form,
         top_logprobs=top if wanted else None,
         deadline_seconds=call.deadline_seconds,
     )
@@ -77,7 +84,7 @@ def _message(fields: Fields) -> Message:
     speaker = SPEAKERS[fields.choice("role", SPEAKERS)]
     fields.ignore("name", "refusal", "annotations")
     fields.refuse("audio", "function_call", why="is not offered by this box.")
-    calls = tuple(_tool_call(item) for item in fields.objects("tool_calls"))
+    calls = tuple(_tool_call(item) for item in fields.objects("tool_calls", MAX_CALLS))
     text = content(fields, required=not calls)
     answers = fields.text("tool_call_id", "")
     fields.finish()
@@ -116,13 +123,13 @@ def _tool_call(fields: Fields) -> ToolCall:
     return call
 
 
-def _tool(fields: Fields) -> Tool:
+def _tool(fields: Fields, bound: bool) -> Tool:
     fields.choice("type", ("function",))
     inner = fields.object("function")
     if inner is None:
         raise fields.refusal("function", "is missing.")
     fields.finish()
-    return options.function(inner)
+    return options.function(inner, bound)
 
 
 async def one_call(pieces: AsyncIterator[ChatPiece]) -> AsyncIterator[ChatPiece]:

@@ -26,15 +26,16 @@ class Completions:
 
     async def __call__(self, call: Call) -> Answer:
         fields = parse(call.body)
-        streamed, stream_options = fields.flag("stream"), fields.object("stream_options")
+        streamed, with_usage = fields.flag("stream"), options.usage_wanted(fields)
         prompts, model = _prompts(fields), call.require_model(fields.text("model", ""))
         _refuse(fields)
-        form = options.constraint(fields, "response_format") or options.grammar(fields)
+        form = options.form(fields)
         sampling = options.sampling(fields, "max_tokens")
         top = fields.whole("logprobs") if "logprobs" in fields else None
         if top is not None and not 0 <= top <= MAX_LOGPROBS:
             raise fields.refusal("logprobs", f"must be between 0 and {MAX_LOGPROBS}.")
         fields.finish()
+        call.names = {"repeat_penalty": "repetition_penalty"} | options.named(form)
         answers = [
             self.chat.complete(
                 call.principal,
@@ -49,7 +50,6 @@ class Completions:
         ]
         stamp = options.stamp("cmpl", model)
         if streamed:
-            with_usage = stream_options is not None and stream_options.flag("include_usage")
             return EventStream(_chunks(stamp, answers, with_usage))
         return json_answer(await _whole(stamp, answers))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from appliance.api.http import http_status, told
+from appliance.api.http import http_status, in_words
 from appliance.errors import ApplianceError, InvalidArgument
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -13,4 +13,4 @@ def shape(error: ApplianceError) -> dict[str, Any]:
     field = error.field if isinstance(error, InvalidArgument) else ""
     status = http_status(error)
     kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
-    return {"error": {"message": told(error), "type": kind, "code": error.reason.lower(), "param": field or None}}
+    return {"error": {"message": in_words(error), "type": kind, "code": error.reason.lower(), "param": field or None}}

@@ -8,7 +8,7 @@ from appliance.api.http import Answer, Call, json_answer
 from appliance.errors import NotFound
 from appliance.types import ModelKind, ModelState, ModelStatus
 
-NAMED = (ModelKind.CHAT, ModelKind.EMBEDDING)
+ANSWERING = (ModelKind.CHAT, ModelKind.ADAPTER, ModelKind.EMBEDDING)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Models:
         created = {
             status.name: int(status.create_time.timestamp()) if status.create_time else 0
             for status in self.statuses()
-            if status.kind in NAMED and status.state is not ModelState.REFUSED
+            if status.kind in ANSWERING and status.state is not ModelState.REFUSED
         }
         names = created | dict.fromkeys(self.aliases(), 0)
         opened = call.key.models if call.key and call.key.models else names.keys()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.api.chat import ANY_JSON_OBJECT
 from appliance.api.fields import Fields
 from appliance.types import (
     Constraint,
@@ -31,7 +32,6 @@ HARMLESS = (  # bookkeeping of OpenAI's service: leaving it out changes no answe
     "prediction",
 )
 STATELESS = "is not taken: this box keeps no answers."
-ANY_JSON_OBJECT = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
 TOOL_MODES = {"auto": ToolMode.AUTO, "none": ToolMode.NONE, "required": ToolMode.REQUIRED}
 
 
@@ -79,17 +79,42 @@ def constraint(fields: Fields, name: str) -> Constraint | None:
     return ANY_JSON_OBJECT if kind == "json_object" else None
 
 
-def grammar(fields: Fields) -> Constraint | None:
-    """`grammar`, llama.cpp's extension: GBNF."""
-    return Constraint(ConstraintKind.GBNF, fields.text("grammar")) if "grammar" in fields else None
+def form(fields: Fields) -> Constraint | None:
+    """`response_format`, or `grammar`, llama.cpp's extension: GBNF."""
+    asked = constraint(fields, "response_format")
+    if "grammar" not in fields:
+        return asked
+    if asked:
+        raise fields.refusal("grammar", "cannot go with a response_format.")
+    return Constraint(ConstraintKind.GBNF, fields.text("grammar"))
 
 
-def function(fields: Fields) -> Tool:
-    """One function that the model may call. `strict` is left out: arguments always fit their schema."""
+def named(form: Constraint | None) -> dict[str, str]:
+    """What the caller called a response_format that is a grammar."""
+    return {"response_format": "grammar"} if form and form.kind is ConstraintKind.GBNF else {}
+
+
+def usage_wanted(fields: Fields) -> bool:
+    """What `stream_options` says of the usage at a stream's end."""
+    given = fields.object("stream_options") or Fields({})
+    wanted = given.flag("include_usage")
+    given.ignore("include_obfuscation")
+    given.finish()
+    return wanted
+
+
+def binds(choice: ToolChoice, form: Constraint | None) -> bool:
+    """Whether the arguments of a call must fit their schema: not where the model may say whatever it wants."""
+    return choice.mode is ToolMode.REQUIRED or form is not None
+
+
+def function(fields: Fields, bound: bool) -> Tool:
+    """One function that the model may call. bound: `strict` can be kept."""
     parameters = fields.any("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise fields.refusal("parameters", "must be a JSON schema.")
-    fields.ignore("strict")
+    if fields.flag("strict") and not bound:
+        raise fields.refusal("strict", "is kept only with tool_choice 'required' or a named function.")
     tool = Tool(fields.text("name"), fields.text("description", ""), json.dumps(parameters or {}))
     fields.finish()
     return tool

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.api.openai import options
-from appliance.types import ChatCall, ChatPiece, Finish, FinishReason, Text, ToolCall
+from appliance.types import ChatCall, ChatPiece, Finish, FinishReason, Text, Tool, ToolCall
 
 Event = dict[str, Any]
 
@@ -138,7 +138,7 @@ def _response(head: Head, status: str, output: list[Event], finish: Finish | Non
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "instructions": head.instructions or None,
         "max_output_tokens": call.sampling.max_tokens,
-        "metadata": head.metadata or {},
+        "metadata": head.metadata,
         "model": head.stamp.model,
         "output": output,
         "parallel_tool_calls": head.parallel,
@@ -147,7 +147,7 @@ def _response(head: Head, status: str, output: list[Event], finish: Finish | Non
         "temperature": call.sampling.temperature,
         "text": head.text or {"format": {"type": "text"}},
         "tool_choice": _choice(call),
-        "tools": [_tool(tool.name, tool.description, tool.parameters) for tool in call.tools],
+        "tools": [_tool(tool, options.binds(call.tool_choice, call.constraint)) for tool in call.tools],
         "top_p": call.sampling.top_p,
         "truncation": "disabled",
         "usage": _usage(finish) if finish else None,
@@ -159,9 +159,9 @@ def _choice(call: ChatCall) -> Any:
     return {"type": "function", "name": name} if name else call.tool_choice.mode.value
 
 
-def _tool(name: str, description: str, parameters: str) -> Event:
-    told = {"type": "function", "name": name, "description": description}
-    return told | {"parameters": json.loads(parameters), "strict": True}
+def _tool(tool: Tool, strict: bool) -> Event:
+    told = {"type": "function", "name": tool.name, "description": tool.description}
+    return told | {"parameters": json.loads(tool.parameters), "strict": strict}
 
 
 def _usage(finish: Finish) -> Event:

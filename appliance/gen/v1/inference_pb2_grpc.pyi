@@ -37,6 +37,8 @@ class InferenceServiceStub:
     """Streams the pieces of one answer. Cancelling the call frees the sequence's KV pages."""
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
     """Unit vectors for texts, in their order."""
+    Rerank: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RerankRequest, _inference_pb2.RerankResponse]
+    """How well documents answer a query, by an imported reranker, which must be named."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """The token ids of a text, as the model would read it inside a message: no control token can come out."""
 
@@ -49,6 +51,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Streams the pieces of one answer. Cancelling the call frees the sequence's KV pages."""
     Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
     """Unit vectors for texts, in their order."""
+    Rerank: _aio.UnaryUnaryMultiCallable[_inference_pb2.RerankRequest, _inference_pb2.RerankResponse]  # type: ignore[assignment]
+    """How well documents answer a query, by an imported reranker, which must be named."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """The token ids of a text, as the model would read it inside a message: no control token can come out."""
 
@@ -70,6 +74,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
         """Unit vectors for texts, in their order."""
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _inference_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.RerankResponse, _abc.Awaitable[_inference_pb2.RerankResponse]]:
+        """How well documents answer a query, by an imported reranker, which must be named."""
 
     @_abc_1.abstractmethod
     def Tokenize(
