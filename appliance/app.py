@@ -155,7 +155,7 @@ class App:
     async def _watch_parts(self) -> None:
         """Turn what the parts say of themselves into findings."""
         while True:
-            states = {f"models/{status.name}": status for status in self.router.statuses()}
+            states = {f"models/{s.name}": s for s in map(self.encoders.told, self.router.statuses())}
             failed = {name: s.detail for name, s in states.items() if s.state is ModelState.FAILED}
             restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
             refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}

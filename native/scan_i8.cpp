@@ -98,7 +98,7 @@ extern "C" {
 
 // The best `keep` rows by scales[row] * dot(vectors[row], query), best first, equal scores by row.
 //
-// vectors: int8 [rows, dim]; scales: float32 [rows]; allowed: one byte a row, 0 for no, or null for all.
+// vectors: int8 [rows, dim]; scales: float32 [rows]; allowed: one byte a row, 1 for yes and 0 for no, or null for all.
 // Writes at most `keep` rows and scores; returns how many. Safe from many threads.
 // path: 0 portable, 1 AVX2, 2 AVX-512 VNNI, -1 the best here; returns -1 where this machine has not that path.
 __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, const float* scales, const uint8_t* allowed,

@@ -1,4 +1,4 @@
-"""Imported ONNX models, embedders and rerankers, each in a process of its own: started at its first use, ended when idle.
+"""Imported ONNX models, embedders and rerankers, each in a process of its own: started when asked, ended when idle.
 
     stdin    {"kind": "embedding", "model": path, "tokenizer": path, "threads": 2, "memory_bytes": n}, and then for each
              request {"texts": [...]}, of a reranker {"query": ..., "texts": [...]}
@@ -154,7 +154,7 @@ class Encoders:
         loaded = self._loaded.get(status.name)
         if loaded is None:
             return status
-        if loaded.child:
+        if _alive(loaded):
             return replace(status, state=ModelState.READY, memory_bytes=_needed_bytes(loaded.file))
         state = ModelState.LOADING if loaded.exchange else ModelState.FAILED if loaded.fault else status.state
         return replace(status, state=state, detail=loaded.fault)
@@ -222,6 +222,8 @@ class Encoders:
         name = loaded.file.name
         if loaded.gone:
             raise ModelRestarting(f"Model {name} was unloaded.")
+        if not _alive(loaded):  # one that died while nobody asked it is no news to who asks now
+            loaded.child = None
         if loaded.child is None:
             loaded.child = await self._start(loaded)
         if not rows:
@@ -288,6 +290,10 @@ class Encoders:
         return _Child(process, width)
 
 
+def _alive(loaded: _Loaded) -> bool:
+    return loaded.child is not None and loaded.child.process.returncode is None
+
+
 def _needed_bytes(file: ModelFile) -> int:
     return 3 * file.size_bytes + WORKING_BYTES
 
@@ -312,10 +318,14 @@ async def _tell(process: Process, line: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise ValueError("no object")
     if "reason" in said:
-        if said["reason"] not in FAULTS:
+        if said["reason"] not in FAULTS or not isinstance(said["message"], str):
             raise ValueError("reason")
-        raise make_error(said["reason"], str(said["message"])[:1000])
+        raise make_error(said["reason"], _printable(said["message"]))
     return said
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:1000])
 
 
 async def _drop(loaded: _Loaded) -> None:

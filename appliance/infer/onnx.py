@@ -187,6 +187,7 @@ def _open(
     """A session, a tokenizer that does not pad, and the identity of both. Raises ModelDamaged."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what fails is raised; what a model calls its parts is not for our log
     # no busy threads between calls: the engine's cores are not ours
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

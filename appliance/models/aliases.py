@@ -198,7 +198,7 @@ class AliasBook:
         return self._change(name, Change((Target(model),), f"{model} promoted", datetime.now(UTC)))
 
     def rollback(self, name: str) -> Alias:
-        """The latest targets before the last change whose models are all still here. Raises NotFound, InvalidArgument."""
+        """The latest earlier targets whose models are all still here. Raises NotFound, InvalidArgument."""
         entry = self._entry(name)
         older = list(entry.before)
         while older:

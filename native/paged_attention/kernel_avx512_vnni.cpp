@@ -78,7 +78,8 @@ public:
         }
         multiply(rows, count, PAGE_CELLS / 2, v_.data(), value_size_, [&](int row, int column, __m512i sum) {
             float * to = out + size_t(at[row]) * value_size_ + column;
-            I::store(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), I::all(back_[row]), _mm512_mul_ps(I::load(to), I::all(fades[row]))));
+            const __m512 before = _mm512_mul_ps(I::load(to), I::all(fades[row]));
+            I::store(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), I::all(back_[row]), before));
         });
     }
 
@@ -99,7 +100,8 @@ private:
         __m512 most = I::all(FLT_MIN);
         for (int i = 0; i < PAGE_CELLS; i += 16) most = I::max(most, I::load(&scaled_[row][i]));
         back_[row] = I::most(most) / WEIGHT_STEPS;
-        for (int i = 0; i < PAGE_CELLS; i += 16) round(row, i, _mm512_mul_ps(I::load(&scaled_[row][i]), I::all(1.0f / back_[row])));
+        const __m512 steps = I::all(1.0f / back_[row]);
+        for (int i = 0; i < PAGE_CELLS; i += 16) round(row, i, _mm512_mul_ps(I::load(&scaled_[row][i]), steps));
     }
 
     // Some elements of keys are much larger than the rest, in every cell alike: small steps for those would be large for

@@ -105,7 +105,8 @@ async def test_vectors_are_the_embedders_own_in_their_order(served: HttpBox, for
 
 
 async def test_an_imported_embedder_answers_by_its_name(served: HttpBox) -> None:
-    answer = await served.openai().embeddings.create(model="bge", input=["badge"], dimensions=8, encoding_format="float")
+    given: Any = {"dimensions": 8, "encoding_format": "float"}
+    answer = await served.openai().embeddings.create(model="bge", input=["badge"], **given)
     np.testing.assert_allclose(answer.data[0].embedding, WordEncoders.embedder.embed(["badge"])[0], rtol=1e-6)
     assert (answer.model, answer.usage.prompt_tokens) == ("bge", 3)
     client = served.openai(served.key(AppScope.INFERENCE, models=["minilm"]))

@@ -127,7 +127,7 @@ def write_gemma3(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
 
 
 def write_gemma4(path: Path, shape: Shape = TINY, seed: int = 0) -> Path:
-    """Gemma 4 architecture, dense: as Gemma 3, and layers from the fifth on read the KV cache of the two before them."""
+    """Gemma 4 architecture, dense: as Gemma 3; layers from the fifth on read the KV cache of the two before them."""
     writer = _open(path, "gemma4", shape)
     writer.add_sliding_window(shape.window)
     writer.add_sliding_window_pattern([layer % 2 == 0 for layer in range(shape.layers)])

@@ -116,15 +116,28 @@ async def test_a_model_of_another_kind_does_not_answer(bench: Bench) -> None:
         await bench.encoders.embed("none", ["a"])
 
 
-async def test_a_process_that_is_killed_fails_its_calls_and_the_next_call_starts_another(bench: Bench) -> None:
+async def test_a_process_that_is_killed_fails_its_call_and_the_next_call_starts_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = bench.add(write_embedder(bench.root / "words"))
-    await bench.encoders.embed(name, ["badge"])
-    first = bench.pid(name)
-    os.kill(first, signal.SIGKILL)
-    with pytest.raises(WorkerDied, match="SIGKILL|broke the connection"):
-        await bench.encoders.embed(name, ["badge"])
+    with monkeypatch.context() as patch:
+        text = "echo '{\"width\": 1}'\nread -r asked\nkill -KILL $$"
+        patch.setattr(sys, "executable", script(bench.root / "worker", text))
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            await bench.encoders.embed(name, ["badge"])
     assert (await bench.encoders.embed(name, ["badge"])).tokens == 3
-    assert bench.pid(name) != first
+
+
+async def test_a_process_that_died_while_idle_is_replaced_unnoticed(bench: Bench) -> None:
+    name = bench.add(write_embedder(bench.root / "words"))
+    await bench.encoders.load(name)
+    child = bench.encoders._loaded[name].child
+    assert child
+    os.kill(child.process.pid, signal.SIGKILL)
+    await until(lambda: child.process.returncode is not None)
+    assert bench.state(name) == (ModelState.STORED, "")
+    assert (await bench.encoders.embed(name, ["badge"])).tokens == 3
+    assert bench.pid(name) != child.process.pid
 
 
 async def test_an_idle_process_is_ended_and_comes_back(bench: Bench) -> None:
@@ -207,6 +220,7 @@ async def test_a_file_that_changed_in_the_store_is_not_given_to_a_process(bench:
         ("echo '{\"width\": -1}'", ModelDamaged),
         ("echo '{\"width\": 99999999999}'", ModelDamaged),
         ('echo \'{"reason": "FORBIDDEN", "message": "no"}\'', WorkerDied),
+        ('echo \'{"reason": "MODEL_DAMAGED", "message": 1}\'', WorkerDied),
         ("head -c 200000 /dev/zero; sleep 60", WorkerDied),
         ("head -c 60000 /dev/zero | tr '\\0' '['; echo; sleep 60", WorkerDied),
     ],

@@ -262,8 +262,8 @@ def test_a_tenant_alone_on_its_adapter_goes_as_fast_as_many_that_share_one() -> 
 def test_a_turn_is_worth_computing_again_what_was_put_aside() -> None:
     scheduler = Scheduler(pages=512, sequences=2, sequence_ids=16, batch_tokens=512, queue=4)
     scheduler.submit(Order(1, np.arange(32_000, dtype=np.int32), 700, tenant="a"), 0.0)
-    while not scheduler.streaming:
-        scheduler.plan(0.0)
+    while not scheduler.plan(0.0).chunks[0].samples:
+        pass
     scheduler.submit(Order(2, np.arange(32_000, dtype=np.int32), 10, tenant="b"), 0.0)
     for _ in range(699):
         scheduler.extend(1, [1])

@@ -149,9 +149,10 @@ struct Case {
         double top = s.sinks ? double(sinks[head]) : -INFINITY;
         for (int c = 0; c < s.cells; c++) {
             if (mask[at(row, c)] == HIDDEN) continue;
+            const float * query = &q[(size_t(row) * heads() + head) * s.key_size];
+            const float * key = &k.values[size_t(c) * k.size + kv_head * s.key_size];
             double score = 0;
-            for (int i = 0; i < s.key_size; i++)
-                score += double(q[(size_t(row) * heads() + head) * s.key_size + i]) * k.values[size_t(c) * k.size + kv_head * s.key_size + i];
+            for (int i = 0; i < s.key_size; i++) score += double(query[i]) * key[i];
             score *= scale();
             if (s.softcap != 0) score = s.softcap * std::tanh(score / s.softcap);
             scores[c] = score + alibi_slope(head, heads(), s.max_bias) * from_half(mask[at(row, c)]);
@@ -211,8 +212,8 @@ int main(int argc, char ** argv) {
             const double apart = one.error(one.compute(*each));
             apart < 4e-3 ? passed++ : failed++;
             if (!(apart < 4e-3))
-                std::printf("case %d, %s, off by %g: %d rows, %d cells, %d x %d heads, keys of %d, values of %d, type %d, %d threads, "
-                            "soft cap %g, ALiBi %g, sinks %d, biased %d, broken %d\n",
+                std::printf("case %d, %s, off by %g: %d rows, %d cells, %d x %d heads, keys of %d, values of %d, type %d, "
+                            "%d threads, soft cap %g, ALiBi %g, sinks %d, biased %d, broken %d\n",
                             number, each->name, apart, s.rows, s.cells, s.kv_heads, s.group, s.key_size, s.value_size, int(s.type),
                             s.threads, s.softcap, s.max_bias, s.sinks, s.biased, s.broken);
         }

@@ -24,12 +24,14 @@ compile() {
             *) set_flags= ;;
         esac
         # GCC's own AVX-512 headers set off its warnings about uninitialized values
-        $compiler $flags -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized $set_flags -c "$unit" -o "$out/$(basename "$unit").o"
+        $compiler $flags -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized $set_flags \
+            -c "$unit" -o "$out/$(basename "$unit").o"
     done
     $compiler $flags "$out"/*.o -o "$out/check" 2>"$out/link" || { cat "$out/link"; exit 1; }
 }
 
-x86="kernel_avx2.cpp kernel_avx512.cpp kernel_avx512_vnni.cpp product_avx512_vnni.cpp" driver=../../tests/native/attention_check.cpp
+x86="kernel_avx2.cpp kernel_avx512.cpp kernel_avx512_vnni.cpp product_avx512_vnni.cpp"
+driver=../../tests/native/attention_check.cpp
 case $1 in
     native)
         flags="$flags -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
