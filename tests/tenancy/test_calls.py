@@ -1,5 +1,6 @@
 import itertools
 import json
+from typing import Any
 from collections.abc import Iterable
 
 import pytest
@@ -153,7 +154,7 @@ def test_the_schema_of_a_call_keeps_references_and_names_the_tools() -> None:
 
 
 def test_names_and_values_of_the_callers_own_are_left_as_they_are() -> None:
-    parameters = {
+    parameters: dict[str, Any] = {
         "properties": {"$id": {"type": "string"}, "$ref": {"$ref": "#"}, "x": {"const": {"$ref": "#/a", "$id": 1}}},
         "required": ["$id"],
     }
