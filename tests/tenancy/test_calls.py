@@ -1,7 +1,7 @@
 import itertools
 import json
-from typing import Any
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
