@@ -11,9 +11,11 @@ starts another.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import os
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -335,7 +337,9 @@ async def _drop(loaded: _Loaded) -> None:
 
 
 async def _end(process: Process) -> int:
-    """It has nothing to save."""
+    """It has nothing to save. With all that it started, whose open ends of the pipes would keep us waiting; not by
+    `process.kill`, which takes the exit code of one that has just died from under asyncio."""
     if process.returncode is None:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return await process.wait()
