@@ -251,7 +251,7 @@ def test_a_box_short_of_files_or_memory_is_busy_not_damaged(
 
     with monkeypatch.context() as patch:
         patch.setattr("appliance.knowledge.durable.os.pread", short)
-        with pytest.raises(Busy, match="handbook"):
+        with pytest.raises(Busy, match="cannot be opened or read just now"):
             shelf.contents()
     assert shelf.library.damaged() == {}
     assert len(shelf.contents()) == 1
