@@ -1,4 +1,5 @@
-// The paged attention backend as ggml sees it: an ACCEL device that claims FLASH_ATTN_EXT on host memory.
+// The backend as ggml sees it: an ACCEL device that claims FLASH_ATTN_EXT, and MUL_MAT with weights whose types it knows,
+// on host memory.
 //
 // The C interface at the end is all that appliance/infer/paged.py calls.
 #include "attention.h"
@@ -72,10 +73,10 @@ const char * refusal(const ggml_tensor * op) {
 // ggml's CPU backend keeps weights in these buffers in layouts of its own, which product.h reads.
 bool is_repacked(ggml_backend_buffer_type_t type) { return std::strcmp(ggml_backend_buft_name(type), "CPU_REPACK") == 0; }
 
-// What computes a product; nullptr where it is ggml's.
+// What can compute a product, whether or not it is claimed; nullptr where nothing here can.
 const ProductType * product_of(const ggml_tensor * op) {
     const ggml_tensor *weights = op->src[0], *x = op->src[1];
-    if (!products || !weights->buffer || weights->view_src || ggml_backend_buffer_get_usage(weights->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS)
+    if (!weights->buffer || weights->view_src || ggml_backend_buffer_get_usage(weights->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS)
         return nullptr;
     const bool repacked = is_repacked(ggml_backend_buffer_get_type(weights->buffer));
     if (!repacked && !ggml_backend_buffer_is_host(weights->buffer)) return nullptr;
@@ -188,7 +189,7 @@ bool supports(ggml_backend_dev_t, const ggml_tensor * op) {
         case GGML_OP_VIEW:
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE: return true;
-        case GGML_OP_MUL_MAT: return product_of(op) != nullptr;
+        case GGML_OP_MUL_MAT: return products && product_of(op) != nullptr;
         case GGML_OP_FLASH_ATTN_EXT: {
             const char * why = refusal(op);
             if (why) {
