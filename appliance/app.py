@@ -45,7 +45,7 @@ from appliance.infer.router import Admit, EngineOptions, Router
 from appliance.infer.scheduler import output_rows
 from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
-from appliance.knowledge.ask import Asker
+from appliance.knowledge.answer.ask import Asker
 from appliance.knowledge.library import Library
 from appliance.models import minilm, plan, starter
 from appliance.models.aliases import AliasBook

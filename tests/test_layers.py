@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "onnx": {"models/minilm.py"},
     "tokenizers": {"infer/onnx.py"},
     "duckdb": {"knowledge/catalog.py"},
-    "hnswlib": {"knowledge/vectors.py"},
+    "hnswlib": {"knowledge/index/vectors.py"},
     "psutil": {"health/host.py"},
     "pypdfium2": {"ingest/extract/pdf.py"},
     "pypdf": {"ingest/extract/pdf.py"},

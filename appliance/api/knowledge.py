@@ -11,7 +11,7 @@ from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import knowledge_pb2 as pb
 from appliance.gen.v1 import knowledge_pb2_grpc
-from appliance.knowledge.ask import Asker
+from appliance.knowledge.answer.ask import Asker
 from appliance.ports import Library
 from appliance.types import AnswerMode, Principal
 

@@ -29,7 +29,7 @@ from appliance.api.fields import Fields, parse
 from appliance.api.http import CALL_SCOPE, Answer, Call, in_words
 from appliance.api.knowledge import DEFAULT_LIMIT, MAX_LIMIT, MAX_QUESTION_CHARACTERS
 from appliance.errors import ApplianceError, InvalidArgument
-from appliance.knowledge.ask import Asker
+from appliance.knowledge.answer.ask import Asker
 from appliance.ports import Library
 from appliance.types import AskFinish, Citation, Passage, Passages, Sampling, Text, Unsupported
 

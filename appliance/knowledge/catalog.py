@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge.record import from_micros, to_micros
+from appliance.knowledge.storage.record import from_micros, to_micros
 from appliance.types import Document
 
 MEMTABLE = 0

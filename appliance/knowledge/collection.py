@@ -21,12 +21,12 @@ from appliance.errors import ApplianceError, Broken, DocumentRefused, EmbedderCh
 from appliance.knowledge import chunk
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
 from appliance.knowledge.compact import Shape, due, plan
-from appliance.knowledge.manifest import SegmentEntry
 from appliance.knowledge.memtable import Memtable
-from appliance.knowledge.record import Deletion, Entry, to_stored_precision
 from appliance.knowledge.sealed import Sealed, to_rows, to_sections
-from appliance.knowledge.search import Hit, Query, Unit, best_passages
-from appliance.knowledge.store import Store
+from appliance.knowledge.search.rank import Hit, Query, Unit, best_passages
+from appliance.knowledge.storage.manifest import SegmentEntry
+from appliance.knowledge.storage.record import Deletion, Entry, to_stored_precision
+from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder
 from appliance.types import Bools, Document, NewDocument, Passage, Span
 

@@ -19,8 +19,8 @@ import structlog
 
 from appliance import types
 from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, NotFound, StoreDamaged
-from appliance.knowledge import durable, key, store
 from appliance.knowledge.collection import Collection
+from appliance.knowledge.storage import durable, key, store
 from appliance.ports import Embedder, Keyring
 from appliance.types import Document, NewDocument, Passage, Span
 

@@ -12,10 +12,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge import vectors
 from appliance.knowledge.catalog import MEMTABLE
-from appliance.knowledge.lexical import Postings
-from appliance.knowledge.record import Entry
+from appliance.knowledge.index import vectors
+from appliance.knowledge.index.lexical import Postings
+from appliance.knowledge.storage.record import Entry
 from appliance.types import Bools, Floats, Span
 
 _FAN_BITS = 3

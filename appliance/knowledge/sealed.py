@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
 from appliance.knowledge.catalog import Row, to_parquet
-from appliance.knowledge.lexical import Postings
-from appliance.knowledge.record import Entry
-from appliance.knowledge.segment import SegmentFile
-from appliance.knowledge.vectors import VectorIndex
+from appliance.knowledge.index.lexical import Postings
+from appliance.knowledge.index.vectors import VectorIndex
+from appliance.knowledge.storage.record import Entry
+from appliance.knowledge.storage.segment import SegmentFile
 from appliance.types import Bools, Floats, Span
 
 SPAN = np.dtype(

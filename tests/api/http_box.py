@@ -23,7 +23,7 @@ from appliance.api.mcp import McpServer
 from appliance.api.openai.errors import shape
 from appliance.api.openai.models import Models
 from appliance.health.metrics import CONTENT_TYPE, MeasuredGenerator, Metrics
-from appliance.knowledge.ask import Asker
+from appliance.knowledge.answer.ask import Asker
 from appliance.types import (
     AppScope,
     EngineStats,

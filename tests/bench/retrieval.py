@@ -15,8 +15,8 @@ import numpy as np
 from appliance.infer.onnx import OnnxEmbedder
 from appliance.knowledge.chunk import passages
 from appliance.knowledge.memtable import Block
-from appliance.knowledge.record import Entry, to_stored_precision
-from appliance.knowledge.search import Query, Unit, best_passages
+from appliance.knowledge.search.rank import Query, Unit, best_passages
+from appliance.knowledge.storage.record import Entry, to_stored_precision
 from appliance.types import EVERYONE, Bools, Document
 from tests.bench import report
 

@@ -20,8 +20,8 @@ from appliance.errors import PromptTooLong
 from appliance.infer import llama
 from appliance.infer.engine import Engine, Piece
 from appliance.infer.onnx import TokenVectors
-from appliance.knowledge import quote
-from appliance.knowledge.sentence_scores import Candidates, lexical_scores, meaning_scores
+from appliance.knowledge.answer import quote
+from appliance.knowledge.answer.sentence_scores import Candidates, lexical_scores, meaning_scores
 from appliance.models import starter
 from appliance.types import Finish, Floats, Generation, Origin, Sampling, Segment
 from tests.bench import report, xquad

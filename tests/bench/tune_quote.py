@@ -1,4 +1,4 @@
-"""Fit the constants of appliance/knowledge/quote.py on XQuAD, articles 0-23, and print them.
+"""Fit the constants of appliance/knowledge/answer/quote.py on XQuAD, articles 0-23, and print them.
 
 python -m tests.bench.tune_quote: FUSED on the English, LEXICAL on the Russian questions; the sentence weights by a
 conditional logit (the right sentences against all candidates), then the abstention by a logistic regression on
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from appliance.knowledge import quote
-from appliance.knowledge.sentence_scores import lexical_scores, meaning_scores
+from appliance.knowledge.answer import quote
+from appliance.knowledge.answer.sentence_scores import lexical_scores, meaning_scores
 from appliance.types import Floats
 from tests.bench import xquad
 from tests.bench.fitting import Matrix, fit_answer, fit_choice

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong
-from appliance.knowledge.ask import NOT_ANSWERED, Asker
+from appliance.knowledge.answer.ask import NOT_ANSWERED, Asker
 from appliance.types import (
     EVERYONE,
     AnswerMode,

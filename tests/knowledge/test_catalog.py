@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Row, to_parquet
-from appliance.knowledge.record import Deletion, Entry, decode, encode, to_stored_precision
+from appliance.knowledge.storage.record import Deletion, Entry, decode, encode, to_stored_precision
 from appliance.types import EVERYONE, Document, Span
 
 ALL = frozenset({EVERYONE})

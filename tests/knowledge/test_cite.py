@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.knowledge.cite import (
+from appliance.knowledge.answer.cite import (
     Sentence,
     Statement,
     locate,

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import DiskFull
 from appliance.knowledge.library import Library
-from appliance.knowledge.manifest import ManifestStore
+from appliance.knowledge.storage.manifest import ManifestStore
 from tests import crash
 from tests.knowledge.conftest import ALL, Shelf, new_document
 
@@ -34,7 +34,7 @@ class Disk:
         self.steps, self.fails_at = 0, step
         with self._patch.context() as patch:
             for name in _STEPS:
-                patch.setattr(f"appliance.knowledge.durable.os.{name}", self._wrap(name, getattr(os, name)))
+                patch.setattr(f"appliance.knowledge.storage.durable.os.{name}", self._wrap(name, getattr(os, name)))
             yield
 
     def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:

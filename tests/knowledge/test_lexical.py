@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge.lexical import K1, B, Postings, Statistics, terms
+from appliance.knowledge.index.lexical import K1, B, Postings, Statistics, terms
 
 WORDS = st.lists(st.sampled_from([f"w{number}" for number in range(30)]), max_size=40).map(" ".join)
 

@@ -19,7 +19,7 @@ from appliance.errors import (
     NotFound,
     StoreDamaged,
 )
-from appliance.knowledge import durable
+from appliance.knowledge.storage import durable
 from appliance.types import Floats, Span
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
@@ -223,7 +223,7 @@ def test_a_drop_that_failed_before_the_key_was_gone_changes_nothing(
         def full(*_: object) -> None:
             raise DiskFull("No space is left.")
 
-        patch.setattr("appliance.knowledge.key.destroy", full)
+        patch.setattr("appliance.knowledge.storage.key.destroy", full)
         with pytest.raises(DiskFull):
             shelf.library.drop("handbook")
     other = shelf.add("Doors close.")
@@ -250,7 +250,7 @@ def test_a_box_short_of_files_or_memory_is_busy_not_damaged(
         raise OSError(number, "Too many")
 
     with monkeypatch.context() as patch:
-        patch.setattr("appliance.knowledge.durable.os.pread", short)
+        patch.setattr("appliance.knowledge.storage.durable.os.pread", short)
         with pytest.raises(Busy, match="cannot be opened or read just now"):
             shelf.contents()
     assert shelf.library.damaged() == {}
@@ -301,7 +301,7 @@ def test_a_page_is_read_from_the_memtable_and_from_a_segment(shelf: Shelf) -> No
 
 
 def test_a_document_longer_than_a_record_of_the_log_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.knowledge.store.LONGEST_PAYLOAD", 1000)
+    monkeypatch.setattr("appliance.knowledge.storage.store.LONGEST_PAYLOAD", 1000)
     with pytest.raises(DocumentRefused) as caught:
         shelf.add("Badges expire. " * 100)
     assert caught.value.file_reason == "TOO_LARGE"
@@ -380,7 +380,7 @@ def test_a_document_that_is_in_the_log_is_added_though_sealing_finds_the_disk_fu
         def full(*_: object) -> None:
             raise DiskFull("No space is left.")
 
-        patch.setattr("appliance.knowledge.store.write_segment", full)
+        patch.setattr("appliance.knowledge.storage.store.write_segment", full)
         shelf.add("Badge two expires.")
     assert len(shelf.contents()) == 2
     shelf.add("Badge three expires.")

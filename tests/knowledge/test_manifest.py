@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge import key
-from appliance.knowledge.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
-from appliance.knowledge.segment import Layout
+from appliance.knowledge.storage import key
+from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
+from appliance.knowledge.storage.segment import Layout
 from appliance.vault import FileKeyring
 from tests.knowledge.conftest import ALL, Shelf, flip
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from appliance.knowledge import quote, sentence_scores
+from appliance.knowledge.answer import quote, sentence_scores
+from appliance.knowledge.answer.sentence_scores import Candidates, Integers, cue, lexical_scores, meaning_scores, stem
 from appliance.knowledge.chunk import sentences
-from appliance.knowledge.sentence_scores import Candidates, Integers, cue, lexical_scores, meaning_scores, stem
 from appliance.types import Floats
 
 DIMENSION = 512

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.knowledge.search import LEG_CANDIDATES, Query, best_passages, meaning_weight
-from appliance.knowledge.vectors import VectorIndex
+from appliance.knowledge.index.vectors import VectorIndex
+from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages, meaning_weight
 from appliance.types import Bools, Document, Floats
 from tests.knowledge.conftest import ALL, Shelf
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge.segment import (
+from appliance.knowledge.storage.segment import (
     CHUNK_BYTES,
     HEADER_BYTES,
     ChunkCache,

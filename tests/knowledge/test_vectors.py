@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import Broken, StoreDamaged
-from appliance.knowledge import vectors
-from appliance.knowledge.vectors import VectorIndex, exact, scan
+from appliance.knowledge.index import vectors
+from appliance.knowledge.index.vectors import VectorIndex, exact, scan
 from appliance.types import Floats
 
 PATHS = (0, 1, 2, -1)

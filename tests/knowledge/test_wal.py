@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge.wal import HEADER_BYTES, SECTOR_BYTES, WalId, WalReader, WalWriter
+from appliance.knowledge.storage.wal import HEADER_BYTES, SECTOR_BYTES, WalId, WalReader, WalWriter
 from appliance.vault.envelope import AesGcm
 from tests.knowledge.conftest import Shelf, flip
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, StoreDamaged
-from appliance.knowledge import durable
-from appliance.knowledge.key import CollectionKey
-from appliance.knowledge.segment import Layout
+from appliance.knowledge.storage import durable
+from appliance.knowledge.storage.key import CollectionKey
+from appliance.knowledge.storage.segment import Layout
 from appliance.ports import Keyring
 
 _VERSION = 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.knowledge.chunk import SENTENCE_CHARACTERS, sentences
-from appliance.knowledge.lexical import UNSPACED, terms
+from appliance.knowledge.index.lexical import UNSPACED, terms
 from appliance.types import Floats, Passage, Span
 
 # Mean of word coverage and cosine. On XQuAD in English, German and Russian 1 sentence in 40 would be "supported" by

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge import durable
-from appliance.knowledge.record import from_micros, to_micros
+from appliance.knowledge.storage import durable
+from appliance.knowledge.storage.record import from_micros, to_micros
 from appliance.ports import Keyring
 
 NAME = "key"

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge import durable
+from appliance.knowledge.storage import durable
 from appliance.ports import Buffer, Cipher
 
 CHUNK_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from appliance.knowledge.sentence_scores import (
+from appliance.knowledge.answer.sentence_scores import (
     WORD,
     Candidates,
     LexicalScores,

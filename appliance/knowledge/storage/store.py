@@ -14,13 +14,13 @@ from pathlib import Path
 import structlog
 
 from appliance.errors import DocumentRefused, StoreDamaged
-from appliance.knowledge import durable, key, record
-from appliance.knowledge.key import CollectionKey
-from appliance.knowledge.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
-from appliance.knowledge.record import Deletion, Entry
 from appliance.knowledge.sealed import Sealed
-from appliance.knowledge.segment import ChunkCache, SegmentFile, SegmentId, write_segment
-from appliance.knowledge.wal import HEADER_BYTES, LONGEST_PAYLOAD, WalId, WalReader, WalWriter
+from appliance.knowledge.storage import durable, key, record
+from appliance.knowledge.storage.key import CollectionKey
+from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
+from appliance.knowledge.storage.record import Deletion, Entry
+from appliance.knowledge.storage.segment import ChunkCache, SegmentFile, SegmentId, write_segment
+from appliance.knowledge.storage.wal import HEADER_BYTES, LONGEST_PAYLOAD, WalId, WalReader, WalWriter
 from appliance.ports import Buffer, Cipher, Embedder, Keyring
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge.lexical import K1, Postings, Statistics, terms
+from appliance.knowledge.index.lexical import K1, Postings, Statistics, terms
 from appliance.types import Bools, Floats, Span
 
 LEG_CANDIDATES = 50

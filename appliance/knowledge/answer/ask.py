@@ -18,9 +18,9 @@ from typing import Protocol
 import structlog
 
 from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong
-from appliance.knowledge import cite, quote
-from appliance.knowledge.cite import Sentence
-from appliance.knowledge.sentence_scores import Candidates, Tokens
+from appliance.knowledge.answer import cite, quote
+from appliance.knowledge.answer.cite import Sentence
+from appliance.knowledge.answer.sentence_scores import Candidates, Tokens
 from appliance.ports import Composer, Embedder, Generator, Library
 from appliance.types import (
     AnswerMode,

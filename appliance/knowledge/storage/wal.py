@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge import durable
+from appliance.knowledge.storage import durable
 from appliance.ports import Cipher
 
 HEADER_BYTES = 64

@@ -1,0 +1,1 @@
+"""What a unit of passages is searched by: vectors and words."""

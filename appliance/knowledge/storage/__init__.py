@@ -1,0 +1,1 @@
+"""A collection's files: what was acknowledged survives, and nothing is read that was not written so."""

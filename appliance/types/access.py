@@ -1,0 +1,62 @@
+"""Who calls, and the keys of apps."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+EVERYONE = "everyone"
+
+
+class Role(Enum):
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    APP = "app"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a caller is, from the URI name of its certificate."""
+
+    tenant: str
+    user: str
+    role: Role
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """What a document's `readers` are compared with."""
+        return frozenset({EVERYONE, f"user:{self.user}", f"role:{self.role.value}"})
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/users/{self.user} ({self.role.value})"
+
+
+class AppScope(Enum):
+    """What an app key opens."""
+
+    INFERENCE = "inference"
+    KNOWLEDGE = "knowledge"
+    METRICS = "metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class AppKey:
+    """A key of an application, without its secret. No collections or models: all of them.
+
+    last_use_time is coarse: to the hour.
+    """
+
+    id: str
+    tenant: str
+    user: str
+    scopes: frozenset[AppScope]
+    create_time: datetime
+    expire_time: datetime
+    collections: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    last_use_time: datetime | None = None
+    revoke_time: datetime | None = None
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.tenant, self.user, Role.APP)

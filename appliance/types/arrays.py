@@ -1,0 +1,7 @@
+"""Arrays as they cross boundaries."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]

@@ -1,0 +1,49 @@
+"""What is wrong with the box, and how it does."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+class Severity(Enum):
+    OK = 1
+    WARNING = 2
+    CRITICAL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that an admin may have to know, as seen at `since`."""
+
+    code: str
+    severity: Severity
+    subject: str
+    title: str
+    remedy: str
+    since: datetime
+    detail: str = ""
+    impacts_serving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    severity: Severity
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The box at a glance."""
+
+    version: str
+    uptime_seconds: float
+    data_directory: str
+    listen_address: str
+    severity: Severity
+    model_count: int
+    collection_count: int
+    document_count: int
+    memory_used_bytes: int
+    memory_total_bytes: int
+    disk_free_bytes: int
+    principal: str = ""

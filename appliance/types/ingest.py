@@ -1,0 +1,35 @@
+"""What became of files."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a locked child read from one file."""
+
+    media_type: str
+    parser: str
+    pages: tuple[str, ...]
+
+
+class FileState(Enum):
+    COMMITTED = "committed"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """How one file ended. `path` is printable: control and bidirectional characters are escaped."""
+
+    path: str
+    state: FileState
+    reason: str = ""
+    detail: str = ""
+    document: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    job: str = ""
+    time: datetime | None = None
