@@ -9,7 +9,9 @@ Encoders     imported embedders and rerankers      infer/encoders.py
 Quantizer    a model in fewer bits                 infer/quantizer.py
 Cipher       authenticated encryption              vault/envelope.py
 Keyring      wraps keys, signs manifests           vault/keyring.py
-Library      the knowledge base                    knowledge/library.py
+Libraries    each tenant's knowledge base          knowledge/library.py
+Library      one of them                           knowledge/library.py
+Retriever    search in pages, reranked             knowledge/search/retrieve.py
 Extractor    one untrusted file to text            sandbox/extractor.py
 Jobs         the one runner of long work           jobs.py
 Progress     what a job tells of itself            jobs.py
@@ -26,13 +28,17 @@ from appliance.types import (
     Extracted,
     Finish,
     Floats,
+    Found,
     Generation,
     Job,
     Message,
     ModelFile,
     NewDocument,
     Passage,
+    Principal,
+    SearchOptions,
     Segment,
+    ShredProof,
     Span,
     Tally,
     Text,
@@ -170,19 +176,30 @@ class Keyring(Protocol):
         """Raises StoreDamaged where this box's key did not sign that message."""
 
 
-class Library(Protocol):
-    """The knowledge base. Safe to call from many threads; every call may block on the disk.
+class Libraries(Protocol):
+    """The knowledge bases of all tenants: apart on disk, apart by key. Safe to use from many threads."""
 
-    `groups` are the caller's: documents whose readers share none with them do not exist for the call.
+    def of(self, tenant: str) -> "Library":
+        """That tenant's, which may hold nothing yet. Collections of another tenant do not exist in it."""
+
+
+class Library(Protocol):
+    """One tenant's knowledge base. Safe to call from many threads; every call may block on the disk.
+
+    `groups` are the caller's principals and groups: documents whose readers share none with them do not exist for the
+    call, in no leg, count, facet, snippet or citation.
     """
 
     def create(self, collection: str) -> Collection:
         """Raises AlreadyExists, InvalidArgument."""
 
-    def collections(self) -> tuple[Collection, ...]: ...
+    def collections(self, groups: frozenset[str]) -> tuple[Collection, ...]: ...
 
-    def drop(self, collection: str) -> None:
-        """Destroys the wrapped keys first, then the files. Raises NotFound."""
+    def describe(self, collection: str, groups: frozenset[str]) -> Collection:
+        """Raises NotFound."""
+
+    def drop(self, collection: str) -> ShredProof:
+        """Destroys the keys first, then the files: no copy of the files opens afterwards. Raises NotFound."""
 
     def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
         """The document made from those bytes by that pipeline: ingest is idempotent on the pair. Raises NotFound."""
@@ -190,10 +207,19 @@ class Library(Protocol):
     def add(self, collection: str, document: NewDocument) -> Document:
         """Chunk, embed, write. When it returns the document survives power loss; when it raises nothing of it stays.
 
-        Raises NotFound, DocumentRefused (no text), DiskFull, StoreDamaged.
+        Raises NotFound (also of what it replaces), DocumentRefused (no text), DiskFull, StoreDamaged.
         """
 
-    def documents(self, collection: str, groups: frozenset[str]) -> tuple[Document, ...]: ...
+    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+        """Who may read it from the next call on; durable on return. Raises NotFound, InvalidArgument, DiskFull."""
+
+    def documents(
+        self, collection: str, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+    ) -> tuple[tuple[Document, ...], str]:
+        """By title, and where the next ones begin, '' at the end. condition: a filter; after: that place; limit 0: all.
+
+        Documents that come or go between two calls shift nothing. Raises NotFound, InvalidArgument.
+        """
 
     def get(self, collection: str, document: str, groups: frozenset[str]) -> Document:
         """Raises NotFound."""
@@ -204,17 +230,48 @@ class Library(Protocol):
     def page(self, collection: str, document: str, page: int, groups: frozenset[str]) -> str:
         """The stored text of one page, from 1. Raises NotFound, StoreDamaged."""
 
+    def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
+        """The stored text of a span. Raises NotFound, StoreDamaged."""
+
     def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
         """Gone from every search when it returns. Raises NotFound."""
 
     def compact(self, collection: str) -> Collection:
         """Seal the memtable; rewrite segments without deleted rows. Raises NotFound, DiskFull, StoreDamaged."""
 
-    def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
-        """The best passages by fused lexical and vector score, best first; ACL and tombstones apply before top-k."""
+    def search(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> Found:
+        """The best passages by fused lexical and vector score, best first; ACL and tombstones apply before top-k.
 
-    def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
-        """The stored text of a span. Raises NotFound, StoreDamaged."""
+        options.reranker is not for this call; there is one page. Raises NotFound, InvalidArgument, StoreDamaged.
+        """
+
+    def version(self, collection: str) -> str:
+        """Changes with everything that may change an answer. Raises NotFound."""
+
+
+class Retriever(Protocol):
+    """Search as callers ask for it: over `Library.search`, with a reranker's order, and in pages."""
+
+    async def search(
+        self,
+        caller: Principal,
+        collection: str,
+        query: str,
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+        page: str = "",
+    ) -> Found:
+        """page: `Found.next_page` of the call before, made by the same caller with the same arguments.
+
+        Raises NotFound, InvalidArgument, StoreDamaged, and as `Encoders.rerank`.
+        """
 
 
 class Extractor(Protocol):

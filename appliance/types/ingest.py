@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from appliance.types.knowledge import Block
+
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a locked child read from one file."""
+    """What a locked child read from one file. blocks: its structure, in order, without overlap; it may have none."""
 
     media_type: str
     parser: str
     pages: tuple[str, ...]
+    blocks: tuple[Block, ...] = ()
 
 
 class FileState(Enum):

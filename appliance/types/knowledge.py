@@ -1,6 +1,7 @@
 """Documents, passages, and answers from them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -17,9 +18,36 @@ class Span:
     end: int
 
 
+class BlockKind(Enum):
+    HEADING = "heading"
+    PARAGRAPH = "paragraph"
+    LIST = "list"
+    TABLE = "table"
+    CODE = "code"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a stretch of a page is: [start, end) in code points of the page's text. level: of a heading, from 1."""
+
+    kind: BlockKind
+    page: int
+    start: int
+    end: int
+    level: int = 0
+
+
+MetadataValue = str | float | bool
+
+
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """What ingest hands to a collection: the extracted text by page, and where it came from (lineage)."""
+    """What ingest hands to a collection: the extracted text by page, and where it came from (lineage).
+
+    blocks: the structure that the parser saw, in order, without overlap; none: it is read from the text.
+    metadata: names [a-z][a-z0-9_]*, for filters and facets. replaces: the document that this one takes the place of, in
+    the same instant.
+    """
 
     title: str
     media_type: str
@@ -30,6 +58,9 @@ class NewDocument:
     pipeline: str
     pages: tuple[str, ...]
     readers: frozenset[str] = frozenset({EVERYONE})
+    blocks: tuple[Block, ...] = ()
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +80,7 @@ class Document:
     passage_count: int
     readers: frozenset[str]
     create_time: datetime
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,6 +89,8 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
+    """document_count, passage_count: of what the asking principal may read."""
+
     id: str
     document_count: int
     passage_count: int
@@ -68,15 +102,121 @@ class Collection:
         return f"collections/{self.id}"
 
 
+class Leg(Enum):
+    """What finds passages."""
+
+    WORDS = "words"
+    MEANING = "meaning"
+
+
+class Expand(Enum):
+    """How much of its document a passage is shown with."""
+
+    NONE = "none"
+    SECTION = "section"
+    PAGE = "page"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What a search may ask for besides its words.
+
+    filter: an expression over documents (knowledge/search/filter.py), '' for none. diversity: 0 to 1, how much being
+    unlike what stands above counts (MMR). reranker: a model that orders the best anew, '' for none. facets: fields of
+    documents whose values are counted.
+    """
+
+    filter: str = ""
+    legs: frozenset[Leg] = frozenset(Leg)
+    diversity: float = 0.0
+    reranker: str = ""
+    expand: Expand = Expand.NONE
+    explain: bool = False
+    facets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """The part of a passage that answers best, in one line. highlights: [start, end) in its code points."""
+
+    text: str
+    highlights: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LegScore:
+    """rank: from 1 among what this leg found, 0 where it did not find the passage by itself."""
+
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a passage stands where it does. words: BM25; meaning: cosine; meaning_weight: how much the latter counted."""
+
+    words: LegScore
+    meaning: LegScore
+    meaning_weight: float
+    fused: float
+    reranked: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A found stretch of a document. `document` is a resource name."""
+    """A found stretch of a document. `document` is a resource name. context: the wider text, if it was asked for."""
 
     document: str
     title: str
     span: Span
     text: str
     score: float
+    snippet: Snippet = Snippet("")
+    context: str = ""
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FacetCount:
+    value: str
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One page of a search. facets: by field, the commonest values first, over what the caller may read and filtered.
+
+    next_page: where the next page begins, '' at the end; pages don't shift when documents come and go.
+    """
+
+    passages: tuple[Passage, ...]
+    facets: Mapping[str, tuple[FacetCount, ...]] = field(default_factory=dict)
+    next_page: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier question of a conversation, and what was answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A byte that is not what was written. file: relative to the box's data directory."""
+
+    collection: str
+    file: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShredProof:
+    """That a collection's key is no more. statement: what was signed, UTF-8; signature: Ed25519 by the box."""
+
+    statement: str
+    signature: bytes
 
 
 class AnswerMode(Enum):
@@ -114,8 +254,16 @@ class Unsupported:
 
 @dataclass(frozen=True, slots=True)
 class AskFinish:
+    """groundedness: the share of the answer that stored sentences back, 0 to 1. cached: nothing was computed anew.
+
+    queries: what was searched for, where it was not the question as it stands.
+    """
+
     answered: bool
     finish: Finish
+    groundedness: float = 0.0
+    cached: bool = False
+    queries: tuple[str, ...] = ()
 
 
 AskPiece = Passages | Text | Citation | Unsupported | AskFinish

@@ -46,6 +46,11 @@ class KnowledgeServiceStub:
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.ListCollectionsRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
+        self.GetCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/GetCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.GetCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.GetCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/appliance.v1.KnowledgeService/DeleteCollection',
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.DeleteCollectionRequest.SerializeToString,
@@ -61,6 +66,11 @@ class KnowledgeServiceStub:
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.GetDocumentRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_knowledge__pb2.GetDocumentResponse.FromString,
                 _registered_method=True)
+        self.SetDocumentReaders = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/SetDocumentReaders',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersResponse.FromString,
+                _registered_method=True)
         self.DeleteDocument = channel.unary_unary(
                 '/appliance.v1.KnowledgeService/DeleteDocument',
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.DeleteDocumentRequest.SerializeToString,
@@ -70,6 +80,46 @@ class KnowledgeServiceStub:
                 '/appliance.v1.KnowledgeService/CompactCollection',
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.CompactCollectionRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_knowledge__pb2.CompactCollectionResponse.FromString,
+                _registered_method=True)
+        self.VerifyCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/VerifyCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionResponse.FromString,
+                _registered_method=True)
+        self.ListFaults = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/ListFaults',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.ListFaultsRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ListFaultsResponse.FromString,
+                _registered_method=True)
+        self.ReembedCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/ReembedCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionResponse.FromString,
+                _registered_method=True)
+        self.RotateKeys = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/RotateKeys',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.RotateKeysRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.RotateKeysResponse.FromString,
+                _registered_method=True)
+        self.ExportCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/ExportCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.ExportCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ExportCollectionResponse.FromString,
+                _registered_method=True)
+        self.ImportCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/ImportCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.ImportCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ImportCollectionResponse.FromString,
+                _registered_method=True)
+        self.BackupCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/BackupCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.BackupCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.BackupCollectionResponse.FromString,
+                _registered_method=True)
+        self.RestoreCollection = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/RestoreCollection',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.FromString,
                 _registered_method=True)
         self.Search = channel.unary_unary(
                 '/appliance.v1.KnowledgeService/Search',
@@ -100,8 +150,14 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCollection(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
-        """Destroys the collection's keys, then its files.
+        """Destroys the collection's keys, then its files; no copy of the files can be read after that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +175,13 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDocumentReaders(self, request, context):
+        """Who may read a document, from the next query on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDocument(self, request, context):
         """Gone from every search at once, from disk at compaction.
         """
@@ -129,6 +192,59 @@ class KnowledgeServiceServicer:
     def CompactCollection(self, request, context):
         """Seals the memtable into a segment and rewrites segments without their deleted rows.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyCollection(self, request, context):
+        """Reads and checks every byte of a collection. The job fails where something is damaged; ListFaults names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFaults(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReembedCollection(self, request, context):
+        """Vectors of another embedder beside the present ones, then in their place; searches go on meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKeys(self, request, context):
+        """New keys without rewriting data: the tenant's and each of its collections'.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportCollection(self, request, context):
+        """One collection as one file that a passphrase opens, on this box or another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCollection(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupCollection(self, request, context):
+        """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCollection(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -159,6 +275,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ListCollectionsRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_knowledge__pb2.ListCollectionsResponse.SerializeToString,
             ),
+            'GetCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.GetCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.GetCollectionResponse.SerializeToString,
+            ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.DeleteCollectionRequest.FromString,
@@ -174,6 +295,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.GetDocumentRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_knowledge__pb2.GetDocumentResponse.SerializeToString,
             ),
+            'SetDocumentReaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDocumentReaders,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersResponse.SerializeToString,
+            ),
             'DeleteDocument': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDocument,
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.DeleteDocumentRequest.FromString,
@@ -183,6 +309,46 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.CompactCollection,
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.CompactCollectionRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_knowledge__pb2.CompactCollectionResponse.SerializeToString,
+            ),
+            'VerifyCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionResponse.SerializeToString,
+            ),
+            'ListFaults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFaults,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ListFaultsRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.ListFaultsResponse.SerializeToString,
+            ),
+            'ReembedCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReembedCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionResponse.SerializeToString,
+            ),
+            'RotateKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeys,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.RotateKeysRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.RotateKeysResponse.SerializeToString,
+            ),
+            'ExportCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ExportCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.ExportCollectionResponse.SerializeToString,
+            ),
+            'ImportCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ImportCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.ImportCollectionResponse.SerializeToString,
+            ),
+            'BackupCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackupCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.BackupCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.BackupCollectionResponse.SerializeToString,
+            ),
+            'RestoreCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreCollection,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -251,6 +417,33 @@ class KnowledgeService:
             '/appliance.v1.KnowledgeService/ListCollections',
             appliance_dot_v1_dot_knowledge__pb2.ListCollectionsRequest.SerializeToString,
             appliance_dot_v1_dot_knowledge__pb2.ListCollectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/GetCollection',
+            appliance_dot_v1_dot_knowledge__pb2.GetCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.GetCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -343,6 +536,33 @@ class KnowledgeService:
             _registered_method=True)
 
     @staticmethod
+    def SetDocumentReaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/SetDocumentReaders',
+            appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.SetDocumentReadersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteDocument(request,
             target,
             options=(),
@@ -386,6 +606,222 @@ class KnowledgeService:
             '/appliance.v1.KnowledgeService/CompactCollection',
             appliance_dot_v1_dot_knowledge__pb2.CompactCollectionRequest.SerializeToString,
             appliance_dot_v1_dot_knowledge__pb2.CompactCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/VerifyCollection',
+            appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.VerifyCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/ListFaults',
+            appliance_dot_v1_dot_knowledge__pb2.ListFaultsRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.ListFaultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReembedCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/ReembedCollection',
+            appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.ReembedCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/RotateKeys',
+            appliance_dot_v1_dot_knowledge__pb2.RotateKeysRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.RotateKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/ExportCollection',
+            appliance_dot_v1_dot_knowledge__pb2.ExportCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.ExportCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/ImportCollection',
+            appliance_dot_v1_dot_knowledge__pb2.ImportCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.ImportCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/BackupCollection',
+            appliance_dot_v1_dot_knowledge__pb2.BackupCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.BackupCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/RestoreCollection',
+            appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,14 +37,30 @@ class KnowledgeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> KnowledgeServiceAsyncStub: ...
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.CreateCollectionRequest, _knowledge_pb2.CreateCollectionResponse]
     ListCollections: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ListCollectionsRequest, _knowledge_pb2.ListCollectionsResponse]
+    GetCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetCollectionRequest, _knowledge_pb2.GetCollectionResponse]
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteCollectionRequest, _knowledge_pb2.DeleteCollectionResponse]
-    """Destroys the collection's keys, then its files."""
+    """Destroys the collection's keys, then its files; no copy of the files can be read after that."""
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ListDocumentsRequest, _knowledge_pb2.ListDocumentsResponse]
     GetDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetDocumentRequest, _knowledge_pb2.GetDocumentResponse]
+    SetDocumentReaders: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SetDocumentReadersRequest, _knowledge_pb2.SetDocumentReadersResponse]
+    """Who may read a document, from the next query on."""
     DeleteDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteDocumentRequest, _knowledge_pb2.DeleteDocumentResponse]
     """Gone from every search at once, from disk at compaction."""
     CompactCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.CompactCollectionRequest, _knowledge_pb2.CompactCollectionResponse]
     """Seals the memtable into a segment and rewrites segments without their deleted rows."""
+    VerifyCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.VerifyCollectionRequest, _knowledge_pb2.VerifyCollectionResponse]
+    """Reads and checks every byte of a collection. The job fails where something is damaged; ListFaults names it."""
+    ListFaults: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ListFaultsRequest, _knowledge_pb2.ListFaultsResponse]
+    ReembedCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedCollectionRequest, _knowledge_pb2.ReembedCollectionResponse]
+    """Vectors of another embedder beside the present ones, then in their place; searches go on meanwhile."""
+    RotateKeys: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RotateKeysRequest, _knowledge_pb2.RotateKeysResponse]
+    """New keys without rewriting data: the tenant's and each of its collections'."""
+    ExportCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ExportCollectionRequest, _knowledge_pb2.ExportCollectionResponse]
+    """One collection as one file that a passphrase opens, on this box or another."""
+    ImportCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ImportCollectionRequest, _knowledge_pb2.ImportCollectionResponse]
+    BackupCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.BackupCollectionRequest, _knowledge_pb2.BackupCollectionResponse]
+    """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it."""
+    RestoreCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RestoreCollectionRequest, _knowledge_pb2.RestoreCollectionResponse]
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
     Ask: _grpc.UnaryStreamMultiCallable[_knowledge_pb2.AskRequest, _knowledge_pb2.AskResponse]
     """Sends the passages first, then text, then verified citations, then finish: a reader sees the sources before the claim."""
@@ -58,14 +74,30 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.CreateCollectionRequest, _knowledge_pb2.CreateCollectionResponse]  # type: ignore[assignment]
     ListCollections: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ListCollectionsRequest, _knowledge_pb2.ListCollectionsResponse]  # type: ignore[assignment]
+    GetCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetCollectionRequest, _knowledge_pb2.GetCollectionResponse]  # type: ignore[assignment]
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteCollectionRequest, _knowledge_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Destroys the collection's keys, then its files."""
+    """Destroys the collection's keys, then its files; no copy of the files can be read after that."""
     ListDocuments: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ListDocumentsRequest, _knowledge_pb2.ListDocumentsResponse]  # type: ignore[assignment]
     GetDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetDocumentRequest, _knowledge_pb2.GetDocumentResponse]  # type: ignore[assignment]
+    SetDocumentReaders: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SetDocumentReadersRequest, _knowledge_pb2.SetDocumentReadersResponse]  # type: ignore[assignment]
+    """Who may read a document, from the next query on."""
     DeleteDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteDocumentRequest, _knowledge_pb2.DeleteDocumentResponse]  # type: ignore[assignment]
     """Gone from every search at once, from disk at compaction."""
     CompactCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.CompactCollectionRequest, _knowledge_pb2.CompactCollectionResponse]  # type: ignore[assignment]
     """Seals the memtable into a segment and rewrites segments without their deleted rows."""
+    VerifyCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.VerifyCollectionRequest, _knowledge_pb2.VerifyCollectionResponse]  # type: ignore[assignment]
+    """Reads and checks every byte of a collection. The job fails where something is damaged; ListFaults names it."""
+    ListFaults: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ListFaultsRequest, _knowledge_pb2.ListFaultsResponse]  # type: ignore[assignment]
+    ReembedCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedCollectionRequest, _knowledge_pb2.ReembedCollectionResponse]  # type: ignore[assignment]
+    """Vectors of another embedder beside the present ones, then in their place; searches go on meanwhile."""
+    RotateKeys: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RotateKeysRequest, _knowledge_pb2.RotateKeysResponse]  # type: ignore[assignment]
+    """New keys without rewriting data: the tenant's and each of its collections'."""
+    ExportCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ExportCollectionRequest, _knowledge_pb2.ExportCollectionResponse]  # type: ignore[assignment]
+    """One collection as one file that a passphrase opens, on this box or another."""
+    ImportCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ImportCollectionRequest, _knowledge_pb2.ImportCollectionResponse]  # type: ignore[assignment]
+    BackupCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.BackupCollectionRequest, _knowledge_pb2.BackupCollectionResponse]  # type: ignore[assignment]
+    """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it."""
+    RestoreCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RestoreCollectionRequest, _knowledge_pb2.RestoreCollectionResponse]  # type: ignore[assignment]
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_knowledge_pb2.AskRequest, _knowledge_pb2.AskResponse]  # type: ignore[assignment]
     """Sends the passages first, then text, then verified citations, then finish: a reader sees the sources before the claim."""
@@ -90,12 +122,19 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.ListCollectionsResponse, _abc.Awaitable[_knowledge_pb2.ListCollectionsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def GetCollection(
+        self,
+        request: _knowledge_pb2.GetCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.GetCollectionResponse, _abc.Awaitable[_knowledge_pb2.GetCollectionResponse]]: ...
+
+    @_abc_1.abstractmethod
     def DeleteCollection(
         self,
         request: _knowledge_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.DeleteCollectionResponse, _abc.Awaitable[_knowledge_pb2.DeleteCollectionResponse]]:
-        """Destroys the collection's keys, then its files."""
+        """Destroys the collection's keys, then its files; no copy of the files can be read after that."""
 
     @_abc_1.abstractmethod
     def ListDocuments(
@@ -112,6 +151,14 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.GetDocumentResponse, _abc.Awaitable[_knowledge_pb2.GetDocumentResponse]]: ...
 
     @_abc_1.abstractmethod
+    def SetDocumentReaders(
+        self,
+        request: _knowledge_pb2.SetDocumentReadersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.SetDocumentReadersResponse, _abc.Awaitable[_knowledge_pb2.SetDocumentReadersResponse]]:
+        """Who may read a document, from the next query on."""
+
+    @_abc_1.abstractmethod
     def DeleteDocument(
         self,
         request: _knowledge_pb2.DeleteDocumentRequest,
@@ -126,6 +173,67 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.CompactCollectionResponse, _abc.Awaitable[_knowledge_pb2.CompactCollectionResponse]]:
         """Seals the memtable into a segment and rewrites segments without their deleted rows."""
+
+    @_abc_1.abstractmethod
+    def VerifyCollection(
+        self,
+        request: _knowledge_pb2.VerifyCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.VerifyCollectionResponse, _abc.Awaitable[_knowledge_pb2.VerifyCollectionResponse]]:
+        """Reads and checks every byte of a collection. The job fails where something is damaged; ListFaults names it."""
+
+    @_abc_1.abstractmethod
+    def ListFaults(
+        self,
+        request: _knowledge_pb2.ListFaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ListFaultsResponse, _abc.Awaitable[_knowledge_pb2.ListFaultsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReembedCollection(
+        self,
+        request: _knowledge_pb2.ReembedCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ReembedCollectionResponse, _abc.Awaitable[_knowledge_pb2.ReembedCollectionResponse]]:
+        """Vectors of another embedder beside the present ones, then in their place; searches go on meanwhile."""
+
+    @_abc_1.abstractmethod
+    def RotateKeys(
+        self,
+        request: _knowledge_pb2.RotateKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.RotateKeysResponse, _abc.Awaitable[_knowledge_pb2.RotateKeysResponse]]:
+        """New keys without rewriting data: the tenant's and each of its collections'."""
+
+    @_abc_1.abstractmethod
+    def ExportCollection(
+        self,
+        request: _knowledge_pb2.ExportCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ExportCollectionResponse, _abc.Awaitable[_knowledge_pb2.ExportCollectionResponse]]:
+        """One collection as one file that a passphrase opens, on this box or another."""
+
+    @_abc_1.abstractmethod
+    def ImportCollection(
+        self,
+        request: _knowledge_pb2.ImportCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ImportCollectionResponse, _abc.Awaitable[_knowledge_pb2.ImportCollectionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BackupCollection(
+        self,
+        request: _knowledge_pb2.BackupCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.BackupCollectionResponse, _abc.Awaitable[_knowledge_pb2.BackupCollectionResponse]]:
+        """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it."""
+
+    @_abc_1.abstractmethod
+    def RestoreCollection(
+        self,
+        request: _knowledge_pb2.RestoreCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.RestoreCollectionResponse, _abc.Awaitable[_knowledge_pb2.RestoreCollectionResponse]]: ...
 
     @_abc_1.abstractmethod
     def Search(
