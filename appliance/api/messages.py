@@ -100,7 +100,16 @@ def document(value: types.Document) -> knowledge_pb2.Document:
         parser=value.parser,
         readers=sorted(value.readers),
         create_time=timestamp(value.create_time),
+        metadata={name: _metadata_value(part) for name, part in value.metadata.items()},
     )
+
+
+def _metadata_value(value: types.MetadataValue) -> knowledge_pb2.MetadataValue:
+    if isinstance(value, bool):
+        return knowledge_pb2.MetadataValue(flag=value)
+    if isinstance(value, str):
+        return knowledge_pb2.MetadataValue(text=value)
+    return knowledge_pb2.MetadataValue(number=value)
 
 
 def passage(value: types.Passage) -> knowledge_pb2.Passage:
@@ -112,7 +121,40 @@ def passage(value: types.Passage) -> knowledge_pb2.Passage:
         end=value.span.end,
         text=value.text,
         score=value.score,
+        snippet=_snippet(value.snippet),
+        context=value.context,
+        explanation=_explanation(value.explanation) if value.explanation else None,
     )
+
+
+def _snippet(value: types.Snippet) -> knowledge_pb2.Snippet:
+    highlights = (knowledge_pb2.Range(start=start, end=end) for start, end in value.highlights)
+    return knowledge_pb2.Snippet(text=value.text, highlights=highlights)
+
+
+def _explanation(value: types.Explanation) -> knowledge_pb2.Explanation:
+    return knowledge_pb2.Explanation(
+        words=knowledge_pb2.LegScore(rank=value.words.rank, score=value.words.score),
+        meaning=knowledge_pb2.LegScore(rank=value.meaning.rank, score=value.meaning.score),
+        meaning_weight=value.meaning_weight,
+        fused=value.fused,
+        reranked=value.reranked,
+    )
+
+
+def found(value: types.Found) -> knowledge_pb2.SearchResponse:
+    facets = {
+        field: knowledge_pb2.Facet(
+            counts=[knowledge_pb2.FacetCount(value=item.value, document_count=item.documents) for item in counts]
+        )
+        for field, counts in value.facets.items()
+    }
+    passages = map(passage, value.passages)
+    return knowledge_pb2.SearchResponse(passages=passages, facets=facets, next_page_token=value.next_page)
+
+
+def fault(value: types.Fault) -> knowledge_pb2.Fault:
+    return knowledge_pb2.Fault(file=value.file, problem=value.problem)
 
 
 def ask_piece(value: types.AskPiece) -> knowledge_pb2.AskResponse:
@@ -129,7 +171,13 @@ def ask_piece(value: types.AskPiece) -> knowledge_pb2.AskResponse:
             span = knowledge_pb2.Unsupported(answer_start=value.answer_start, answer_end=value.answer_end)
             return knowledge_pb2.AskResponse(unsupported=span)
         case types.AskFinish():
-            ending = knowledge_pb2.AskFinish(answered=value.answered, finish=finish(value.finish))
+            ending = knowledge_pb2.AskFinish(
+                answered=value.answered,
+                finish=finish(value.finish),
+                groundedness=value.groundedness,
+                cached=value.cached,
+                queries=value.queries,
+            )
             return knowledge_pb2.AskResponse(finish=ending)
 
 

@@ -123,7 +123,45 @@ def finish(value: inference_pb2.Finish) -> types.Finish:
 
 def passage(value: knowledge_pb2.Passage) -> types.Passage:
     span = types.Span(value.page, value.start, value.end)
-    return types.Passage(value.document, value.title, span, value.text, value.score)
+    highlights = tuple((part.start, part.end) for part in value.snippet.highlights)
+    return types.Passage(
+        value.document,
+        value.title,
+        span,
+        value.text,
+        value.score,
+        types.Snippet(value.snippet.text, highlights),
+        value.context,
+        _explanation(value.explanation) if value.HasField("explanation") else None,
+    )
+
+
+def _explanation(value: knowledge_pb2.Explanation) -> types.Explanation:
+    return types.Explanation(
+        words=types.LegScore(value.words.rank, value.words.score),
+        meaning=types.LegScore(value.meaning.rank, value.meaning.score),
+        meaning_weight=value.meaning_weight,
+        fused=value.fused,
+        reranked=value.reranked if value.HasField("reranked") else None,
+    )
+
+
+def found(answer: knowledge_pb2.SearchResponse) -> types.Found:
+    facets = {
+        field: tuple(types.FacetCount(count.value, count.document_count) for count in facet.counts)
+        for field, facet in answer.facets.items()
+    }
+    return types.Found(tuple(map(passage, answer.passages)), facets, answer.next_page_token)
+
+
+def _metadata_value(value: knowledge_pb2.MetadataValue) -> types.MetadataValue:
+    match value.WhichOneof("value"):
+        case "number":
+            return value.number
+        case "flag":
+            return value.flag
+        case _:
+            return value.text
 
 
 def ask_piece(answer: knowledge_pb2.AskResponse) -> types.AskPiece:
@@ -140,7 +178,10 @@ def ask_piece(answer: knowledge_pb2.AskResponse) -> types.AskPiece:
         case "unsupported":
             return types.Unsupported(answer.unsupported.answer_start, answer.unsupported.answer_end)
         case _:
-            return types.AskFinish(answer.finish.answered, finish(answer.finish.finish))
+            ending = answer.finish
+            return types.AskFinish(
+                ending.answered, finish(ending.finish), ending.groundedness, ending.cached, tuple(ending.queries)
+            )
 
 
 def collection(value: knowledge_pb2.Collection) -> types.Collection:
@@ -164,6 +205,7 @@ def document(value: knowledge_pb2.Document) -> types.Document:
         passage_count=value.passage_count,
         readers=frozenset(value.readers),
         create_time=time(value.create_time),
+        metadata={name: _metadata_value(part) for name, part in value.metadata.items()},
     )
 
 

@@ -1,0 +1,116 @@
+"""The box itself: health, jobs, ingest, keys of applications."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from appliance import errors, types
+from appliance.client import messages as convert
+from appliance.client.calls import CALL_SECONDS, WATCH_SECONDS, Calls, Stream
+from appliance.client.messages import named
+from appliance.gen.v1 import access_pb2, ingest_pb2, job_pb2, telemetry_pb2
+from appliance.gen.v1.access_pb2_grpc import AccessServiceStub
+from appliance.gen.v1.ingest_pb2_grpc import IngestServiceStub
+from appliance.gen.v1.job_pb2_grpc import JobServiceStub
+from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
+
+
+class BoxCalls(Calls):
+    """The box itself: health, jobs, ingest, keys of applications."""
+
+    def __init__(self, *connection: Any) -> None:
+        super().__init__(*connection)
+        self._ingest = IngestServiceStub(self._channel)
+        self._jobs = JobServiceStub(self._channel)
+        self._telemetry = TelemetryServiceStub(self._channel)
+        self._access = AccessServiceStub(self._channel)
+        self._check: Any = health_pb2_grpc.HealthStub(self._channel).Check  # type: ignore[attr-defined]
+
+    def serving(self) -> bool:
+        """Whether the daemon takes calls (grpc.health.v1). False too where none answers."""
+        try:
+            answer = self._call(self._check, health_pb2.HealthCheckRequest(), 5.0)
+        except (errors.Unreachable, errors.DeadlineExceeded):
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def status(self) -> types.Status:
+        return convert.status(self._call(self._telemetry.GetStatus, telemetry_pb2.GetStatusRequest()))
+
+    def health(self) -> types.HealthReport:
+        """What there is to know now."""
+        with self.watch_health(CALL_SECONDS) as reports:
+            return next(reports)
+
+    def watch_health(self, timeout_seconds: float = WATCH_SECONDS) -> Stream[types.HealthReport]:
+        """The present report at once, then each change."""
+        request = telemetry_pb2.WatchHealthRequest()
+        return self._stream(self._telemetry.WatchHealth, request, convert.health, timeout_seconds)
+
+    def ingest_folder(self, path: str, collection: str, readers: Sequence[str] = ()) -> types.Job:
+        """Start to read a folder or file of the box; no `readers`: everyone may read the documents."""
+        request = ingest_pb2.IngestFolderRequest(
+            path=path, collection=named("collections", collection), readers=readers
+        )
+        return convert.job(self._call(self._ingest.IngestFolder, request).job)
+
+    def files(self, job: str) -> Iterator[types.FileOutcome]:
+        """What became of each file of an ingest job."""
+        request = ingest_pb2.ListFilesRequest(job=named("jobs", job))
+        return map(convert.file_outcome, self._pages(self._ingest.ListFiles, request, "files"))
+
+    def quarantine(self) -> Iterator[types.FileOutcome]:
+        """Files that were refused, of all jobs, newest first."""
+        return map(
+            convert.file_outcome, self._pages(self._ingest.ListQuarantine, ingest_pb2.ListQuarantineRequest(), "files")
+        )
+
+    def job(self, job: str) -> types.Job:
+        return convert.job(self._call(self._jobs.GetJob, job_pb2.GetJobRequest(name=named("jobs", job))).job)
+
+    def jobs(self) -> Iterator[types.Job]:
+        """Newest first."""
+        return map(convert.job, self._pages(self._jobs.ListJobs, job_pb2.ListJobsRequest(), "jobs"))
+
+    def watch_job(self, job: str, timeout_seconds: float = WATCH_SECONDS) -> Stream[types.Job]:
+        """The present state at once, then each change, until the job has ended."""
+        request = job_pb2.WatchJobRequest(name=named("jobs", job))
+        return self._stream(self._jobs.WatchJob, request, lambda answer: convert.job(answer.job), timeout_seconds)
+
+    def cancel_job(self, job: str) -> types.Job:
+        return convert.job(self._call(self._jobs.CancelJob, job_pb2.CancelJobRequest(name=named("jobs", job))).job)
+
+    def create_app_key(
+        self,
+        user: str,
+        scopes: Sequence[types.AppScope],
+        collections: Sequence[str] = (),
+        models: Sequence[str] = (),
+        tenant: str = "",
+        lifetime: timedelta | None = None,
+    ) -> tuple[types.AppKey, str]:
+        """A key for an application that speaks HTTP, and its token, told only here.
+
+        No collections or models: all of them. '' is the caller's own tenant; without `lifetime` the box chooses.
+        """
+        request = access_pb2.CreateAppKeyRequest(
+            tenant=tenant,
+            user=user,
+            scopes=[access_pb2.AppScope.Value(f"APP_SCOPE_{scope.name}") for scope in scopes],
+            collections=[named("collections", name) for name in collections],
+            models=[named("models", name) for name in models],
+            lifetime=convert.duration(lifetime),
+        )
+        answer = self._call(self._access.CreateAppKey, request)
+        return convert.app_key(answer.app_key), answer.token
+
+    def app_keys(self) -> Iterator[types.AppKey]:
+        """Newest first, revoked and expired ones too."""
+        return map(convert.app_key, self._pages(self._access.ListAppKeys, access_pb2.ListAppKeysRequest(), "app_keys"))
+
+    def revoke_app_key(self, key: str) -> types.AppKey:
+        """No call with the key is taken from here on. `key`: the token's part before the dot."""
+        request = access_pb2.RevokeAppKeyRequest(name=named("appKeys", key))
+        return convert.app_key(self._call(self._access.RevokeAppKey, request).app_key)
