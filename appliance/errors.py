@@ -19,6 +19,9 @@ ApplianceError
 │   ├── ModelInUse           adapters or aliases need it
 │   ├── AdapterMismatch      made for another base model
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
+│   ├── PassphraseWrong      it does not open the file
+│   ├── ArchiveRefused       an exported file that is damaged, cut short or none
+│   ├── BackupRefused        a backup's folder that is not what this box wrote
 │   ├── EmbedderChanged      a collection's vectors are of another embedder
 │   ├── ConfigInvalid
 │   ├── PortInUse
@@ -187,6 +190,23 @@ class DocumentRefused(Refused):
     def __init__(self, file_reason: str, message: str) -> None:
         super().__init__(message)
         self.file_reason = file_reason
+
+
+class PassphraseWrong(Refused):
+    reason = "PASSPHRASE_WRONG"
+    remedy = "Type the passphrase that the file was exported with; there is no other way into it."
+
+
+class ArchiveRefused(Refused):
+    reason = "ARCHIVE_REFUSED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Copy the file again from where it was exported, or export the collection again."
+
+
+class BackupRefused(Refused):
+    reason = "BACKUP_REFUSED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Copy the folder again or take an older one: a backup opens whole, and on the box that made it."
 
 
 class EmbedderChanged(Refused):

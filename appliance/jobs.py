@@ -6,14 +6,15 @@ ones have ended, so that a client that comes back later still learns how its job
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
-from appliance.errors import ApplianceError, NotFound
-from appliance.ports import Work
+from appliance.errors import ApplianceError, Cancelled, NotFound
+from appliance.ports import Progress, Work
 from appliance.types import Job, JobState
 
 KEEP_ENDED = 200
@@ -42,6 +43,38 @@ class _Progress:
         self.entry.publish(replace(self.entry.job, done=done, total=total, note=note))
 
 
+class _ThreadProgress:
+    """What work in a thread tells, brought to the loop; and how it learns that it is to end."""
+
+    def __init__(self, told: Progress) -> None:
+        self._told, self._loop = told, asyncio.get_running_loop()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        """Raises Cancelled."""
+        if self._cancelled:
+            raise Cancelled("The job was cancelled.")
+        self._loop.call_soon_threadsafe(self._told.update, done, total, note)
+
+
+async def _to_its_end(work: Callable[[Progress], None], told: Progress) -> None:
+    """Run work in a thread, which nothing can stop but itself."""
+    progress = _ThreadProgress(told)
+    running = asyncio.ensure_future(asyncio.to_thread(work, progress))
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            progress.cancel()
+    try:
+        running.result()
+    except Cancelled:
+        raise asyncio.CancelledError from None
+
+
 class JobRunner:
     """Fulfils `ports.Jobs`. Belongs to one event loop."""
 
@@ -56,6 +89,9 @@ class JobRunner:
         entry.task.add_done_callback(lambda _: None if entry.job.state.ended else self._end(entry, JobState.CANCELLED))
         self._forget_old()
         return job
+
+    def start_in_thread(self, kind: str, subject: str, unit: str, work: Callable[[Progress], None]) -> Job:
+        return self.start(kind, subject, unit, partial(_to_its_end, work))
 
     def get(self, job: str) -> Job:
         return self._entry(job).job

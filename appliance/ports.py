@@ -30,12 +30,15 @@ from appliance.types import (
     Floats,
     Found,
     Generation,
+    Ints,
     Job,
     Message,
     ModelFile,
     NewDocument,
     Passage,
+    PassphraseCost,
     Principal,
+    Ranking,
     SearchOptions,
     Segment,
     ShredProof,
@@ -59,11 +62,21 @@ class Embedder(Protocol):
     @property
     def dimension(self) -> int: ...
 
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text `embed` sees, those that frame it not counted."""
+
     def embed(self, texts: Sequence[str]) -> Floats:
-        """float32 [len(texts), dimension], unit norm. Text past the model's 256 tokens is not seen."""
+        """float32 [len(texts), dimension], unit norm. Text past `max_tokens` is not seen."""
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that `embed` would read, for usage."""
+
+    def token_ends(self, texts: Sequence[str]) -> Sequence[Ints]:
+        """Where each token ends, in code points of its text, ascending: int64 [tokens] a text, however long it is.
+
+        Tokens that frame a text are not among them. Linear in time, in memory 8 bytes a token.
+        """
 
 
 class Generator(Protocol):
@@ -169,6 +182,9 @@ class Keyring(Protocol):
 
     def cipher(self, key: bytes) -> Cipher: ...
 
+    def stretch(self, passphrase: str, salt: bytes, cost: PassphraseCost) -> bytes:
+        """64 bytes that follow from a passphrase, slowly. Raises InvalidArgument for a cost past all sense, Busy."""
+
     def sign(self, message: bytes) -> bytes:
         """Ed25519, 64 bytes."""
 
@@ -252,6 +268,29 @@ class Library(Protocol):
         options.reranker is not for this call; there is one page. Raises NotFound, InvalidArgument, StoreDamaged.
         """
 
+    def rank(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> Ranking:
+        """The first half of `search`: what it finds, to be shown now or later. Raises as `search`."""
+
+    def show(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        ranking: Ranking,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> tuple[Passage, ...]:
+        """The second half: the passages of a ranking in its order, less those that are gone or may not be read now.
+
+        Raises NotFound, StoreDamaged.
+        """
+
     def version(self, collection: str) -> str:
         """Changes with everything that may change an answer. Raises NotFound."""
 
@@ -297,6 +336,9 @@ class Jobs(Protocol):
     """Long work with one shape. Cancelling a job cancels its task at the next await."""
 
     def start(self, kind: str, subject: str, unit: str, work: Work) -> Job: ...
+
+    def start_in_thread(self, kind: str, subject: str, unit: str, work: Callable[[Progress], None]) -> Job:
+        """As `start`, for work that blocks: once it is cancelled, its next `update` raises Cancelled."""
 
     def get(self, job: str) -> Job:
         """Raises NotFound."""

@@ -19,6 +19,7 @@ from appliance.types import (
     FinishReason,
     Floats,
     Generation,
+    Ints,
     Message,
     ModelFile,
     ModelKind,
@@ -38,6 +39,8 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 class WordEmbedder:
     """`ports.Embedder`: a text's vector is the sum of fixed random vectors of its words, so shared words are near."""
 
+    max_tokens = 180
+
     def __init__(self, name: str = "words", dimension: int = 32) -> None:
         self.identity = hashlib.sha256(name.encode()).hexdigest()
         self.dimension = dimension
@@ -53,6 +56,9 @@ class WordEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return sum(len(text.split()) + 2 for text in texts)
+
+    def token_ends(self, texts: Sequence[str]) -> list[Ints]:
+        return [np.array([word.end() for word in re.finditer(r"\S+", text)], np.int64) for text in texts]
 
 
 class WordEncoders:
@@ -86,6 +92,7 @@ class WordTokenEmbedder:
 
     identity = "0" * 64
     dimension = 256
+    max_tokens = 180
 
     def embed(self, texts: Sequence[str]) -> Floats:
         sums = [tokens.vectors.sum(axis=0) for tokens in self.embed_tokens(texts)]
@@ -98,6 +105,9 @@ class WordTokenEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return sum(len(tokens.ids) for tokens in self.embed_tokens(texts))
+
+    def token_ends(self, texts: Sequence[str]) -> list[Ints]:
+        return [np.array([word.end() for word in re.finditer(r"\w+", text)], np.int64) for text in texts]
 
     def _tokens(self, text: str) -> WordTokens:
         matches = list(re.finditer(r"\w+", text))

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 import pytest
 
@@ -108,3 +109,32 @@ async def test_jobs_are_listed_newest_first_and_old_ended_ones_are_forgotten() -
     with pytest.raises(NotFound):
         runner.get(started[0].id)
     assert len(runner.list()) <= KEEP_ENDED + 1
+
+
+async def test_work_in_a_thread_tells_its_progress_to_the_loop() -> None:
+    def work(progress: Progress) -> None:
+        progress.update(1, 2, "first")
+        progress.update(2, 2, "second")
+
+    runner = JobRunner()
+    last = await ended(runner, runner.start_in_thread("verify", "collections/a", "files", work))
+    assert (last.state, last.done, last.note) == (JobState.SUCCEEDED, 2, "second")
+
+
+async def test_work_in_a_thread_learns_that_it_is_cancelled_at_its_next_update() -> None:
+    runner, began, go_on, after = JobRunner(), threading.Event(), threading.Event(), []
+
+    def work(progress: Progress) -> None:
+        began.set()
+        go_on.wait(10)
+        progress.update(1)
+        after.append("never")
+
+    job = runner.start_in_thread("verify", "collections/a", "files", work)
+    await asyncio.to_thread(began.wait, 10)
+    runner.cancel(job.id)
+    await asyncio.sleep(0)
+    assert not runner.get(job.id).state.ended  # a thread cannot be stopped from outside
+    go_on.set()
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+    assert after == []

@@ -15,12 +15,13 @@ MAY_IMPORT = {
     "onnx": {"models/minilm.py"},
     "tokenizers": {"infer/onnx.py"},
     "duckdb": {"knowledge/catalog.py"},
-    "hnswlib": {"knowledge/index/vectors.py"},
+    "hnswlib": {"knowledge/index/hnsw.py"},
     "psutil": {"health/host.py"},
     "pypdfium2": {"ingest/extract/pdf.py"},
     "pypdf": {"ingest/extract/pdf.py"},
     "selectolax": {"ingest/extract/html.py"},
     "markdown_it": {"ingest/extract/markdown.py"},
+    "argon2": {"vault/passphrase.py"},
     "cryptography": {"access/ca.py", "vault/envelope.py", "vault/keyring.py"},
 }
 

@@ -1,11 +1,13 @@
 """`appliance ask`: a question to the documents, with the sources first and verified citations last."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from appliance.cli.search import FilterOption, RerankerOption
 from appliance.cli.session import CollectionOption, ModelOption, Session, command
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ class Answer:
     citations: "tuple[Citation, ...]"
     unsupported: "tuple[Unsupported, ...]"
     finish: "Finish"
+    groundedness: float
+    cached: bool
+    queries: tuple[str, ...]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,28 +37,53 @@ def add_to(app: typer.Typer) -> None:
 
 def ask(
     session: Session,
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Annotated[str | None, typer.Argument(help="The question; without one a conversation begins.")] = None,
     collection: CollectionOption = "default",
     mode: Annotated[
         Literal["quote", "generate"] | None,
         typer.Option("--mode", help="Sentences of the documents verbatim, or an answer written from them."),
     ] = None,
     model: ModelOption = "",
+    condition: FilterOption = "",
+    reranker: RerankerOption = "",
 ) -> None:
     """Answer a question from the documents.
 
-    The sources come first, then the answer, then its citations.
+    The sources come first, then the answer, then its citations. In a conversation a question may refer to those before
+    it; an empty line ends it.
     """
     from appliance.cli import output
-    from appliance.types import AnswerMode
+    from appliance.types import AnswerMode, Turn
 
+    history: list[Turn] = []
     with session.connect() as client:
-        pieces = client.ask(collection, question, AnswerMode(mode) if mode else None, model)
-        with pieces:
-            answer = gather(pieces, ignore if session.json else show_piece)
-    if session.json:
-        return output.show_json(as_document(answer))
-    return show_rest(answer)
+        while asked := question or _next_question():
+            pieces = client.ask(
+                collection,
+                asked,
+                AnswerMode(mode) if mode else None,
+                model,
+                history=history,
+                condition=condition,
+                reranker=reranker,
+            )
+            with pieces:
+                answer = gather(pieces, ignore if session.json else show_piece)
+            if session.json:
+                output.show_json(as_document(answer))
+            else:
+                show_rest(answer)
+            if question:
+                return
+            history.append(Turn(asked, answer.text))
+
+
+def _next_question() -> str:
+    """The next line of a conversation; '' at its end."""
+    try:
+        return input("\n? " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
 
 
 def gather(pieces: "Iterable[AskPiece]", shown: "Callable[[AskPiece], None]") -> Answer:
@@ -76,6 +106,9 @@ def gather(pieces: "Iterable[AskPiece]", shown: "Callable[[AskPiece], None]") ->
         tuple(found[types.Citation]),
         tuple(found[types.Unsupported]),
         ending.finish,
+        ending.groundedness,
+        ending.cached,
+        ending.queries,
     )
 
 
@@ -98,6 +131,9 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "answered": answer.answered,
         "citations": citations,
         "unsupported": answer.unsupported,
+        "groundedness": answer.groundedness,
+        "cached": answer.cached,
+        "queries": answer.queries,
         "usage": answer.finish.usage,
         "timings": answer.finish.timings,
     }
@@ -134,8 +170,12 @@ def show_rest(answer: Answer) -> None:
     for span in answer.unsupported:
         sentence = _one_line(answer.text[span.answer_start : span.answer_end])
         output.show(f"\nNot supported by the documents: “{sentence}”", "yellow")
+    if answer.queries:
+        output.show(f"\nSearched for: {'; '.join(map(output.printable, answer.queries))}", "dim")
     usage, seconds = answer.finish.usage, answer.finish.timings.total_seconds
-    output.show(f"\n{answer.mode.value} mode, {usage.output_tokens} tokens, {seconds:.2f} s", "dim")
+    grounded = f"{answer.groundedness:.0%} backed, " if answer.answered else ""
+    again = ", answered before" if answer.cached else ""
+    output.show(f"\n{answer.mode.value} mode, {grounded}{usage.output_tokens} tokens, {seconds:.2f} s{again}", "dim")
 
 
 def _show_sources(found: "Passages") -> None:

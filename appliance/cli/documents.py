@@ -1,23 +1,21 @@
-"""`appliance documents`: collections and the documents in them."""
+"""`appliance documents`: what is in a collection."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.session import CollectionOption, Session, Yes, command, complete_collection, confirm
+from appliance.cli.search import FilterOption
+from appliance.cli.session import CollectionOption, Session, Yes, command, confirm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from appliance.client import Client
-    from appliance.types import Collection, Document
+    from appliance.types import Document
 
 documents = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and delete documents.")
 DocumentName = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="Its title or id in the collection, or its whole resource name.")
-]
-CollectionName = Annotated[
-    str, typer.Argument(metavar="COLLECTION", help="A collection.", autocompletion=complete_collection)
 ]
 
 
@@ -26,12 +24,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 @command(documents, "list")
-def list_documents(session: Session, collection: CollectionOption = "default") -> None:
+def list_documents(session: Session, collection: CollectionOption = "default", condition: FilterOption = "") -> None:
     """List the documents of a collection."""
     from appliance.cli import output
 
     with session.connect() as client:
-        found = list(client.documents(collection))
+        found = list(client.documents(collection, condition))
     if session.json:
         return output.show_json({"documents": found})
     rows = (
@@ -87,44 +85,20 @@ def delete(
 
 
 @command(documents)
-def collections(session: Session) -> None:
-    """List collections."""
+def readers(
+    session: Session,
+    document: DocumentName,
+    reader: Annotated[list[str], typer.Argument(help="Who may read it: everyone, role:ROLE, group:NAME or user:NAME.")],
+    collection: CollectionOption = "default",
+) -> None:
+    """Say who may read a document, from the next question on."""
     from appliance.cli import output
 
     with session.connect() as client:
-        found = list(client.collections())
+        changed = client.set_readers(_resource_name(client, collection, document), reader)
     if session.json:
-        return output.show_json({"collections": found})
-    return _show_collections(found)
-
-
-@command(documents)
-def compact(session: Session, collection: CollectionName = "default") -> None:
-    """Drop deleted documents from disk.
-
-    What was written since the last time is sealed into a segment.
-    """
-    from appliance.cli import output
-
-    with session.connect() as client:
-        found = client.compact(collection)
-    return output.show_json(found) if session.json else _show_collections([found])
-
-
-@command(documents, "delete-collection")
-def delete_collection(session: Session, collection: CollectionName, yes: Yes = False) -> None:
-    """Destroy a collection.
-
-    First its keys, then its files.
-    """
-    from appliance.cli import output
-
-    confirm(f"Destroy the collection {output.printable(collection)} and every document in it?", yes)
-    with session.connect() as client:
-        client.delete_collection(collection)
-    if session.json:
-        return output.show_json({"deleted": collection})
-    return output.show(f"Destroyed {collection}.")
+        return output.show_json(changed)
+    return output.show(f"{output.printable(changed.title)} is for {', '.join(sorted(changed.readers))}.")
 
 
 def _resource_name(client: "Client", collection: str, document: str) -> str:
@@ -157,6 +131,7 @@ def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json:
             ("source", document.source),
             ("parser", document.parser),
             ("readers", ", ".join(sorted(document.readers))),
+            *((name, str(value)) for name, value in sorted(document.metadata.items())),
             ("taken in", output.time_text(document.create_time)),
         ]
     )
@@ -164,13 +139,3 @@ def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json:
         output.show(f"\n— page {number} of {document.page_count} —", "bold")
         output.show(text)
     return None
-
-
-def _show_collections(found: "Sequence[Collection]") -> None:
-    from appliance.cli import output
-
-    rows = (
-        (item.id, str(item.document_count), str(item.passage_count), output.bytes_text(item.size_bytes))
-        for item in found
-    )
-    output.show_table(("collection", "#documents", "#passages", "#size"), rows)

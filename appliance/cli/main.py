@@ -5,7 +5,21 @@ import sys
 
 import typer
 
-from appliance.cli import apps, ask, chat, demo, documents, health, ingest, jobs, models, search, serve, status
+from appliance.cli import (
+    apps,
+    ask,
+    chat,
+    demo,
+    documents,
+    health,
+    ingest,
+    jobs,
+    knowledge,
+    models,
+    search,
+    serve,
+    status,
+)
 from appliance.cli.session import Address, DataDirOrEnvironment, Json, Timeout
 
 EXIT_CODES = """Exit codes, stable for ever: 0 done; 1 broken, or health is critical; 2 usage; 3 refused: trying again
@@ -31,7 +45,7 @@ def options(
     """
 
 
-for verb in (serve, demo, status, chat, ask, ingest, search, documents, models, jobs, apps, health):
+for verb in (serve, demo, status, chat, ask, ingest, search, documents, knowledge, models, jobs, apps, health):
     verb.add_to(app)
 
 

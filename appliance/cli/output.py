@@ -79,6 +79,18 @@ def show(text: str = "", style: str = "") -> None:
     console().print(Text(printable(text, newlines=True), style=style))
 
 
+def show_marked(text: str, highlights: Iterable[tuple[int, int]]) -> None:
+    """A line with [start, end) ranges of it in bold."""
+    shown = Text()
+    at = 0
+    for start, end in highlights:
+        shown.append(printable(text[at:start]))
+        shown.append(printable(text[start:end]), "bold")
+        at = end
+    shown.append(printable(text[at:]))
+    console().print(shown)
+
+
 def note(text: str) -> None:
     """A line about the work itself, on stderr."""
     console(stderr=True).print(Text(printable(text, newlines=True), style="dim"))

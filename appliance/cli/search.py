@@ -1,10 +1,20 @@
 """`appliance search`: the passages that a question finds."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from appliance.cli.session import CollectionOption, Session, command
+from appliance.cli.session import CollectionOption, Session, command, complete_model
+
+if TYPE_CHECKING:
+    from appliance.types import Found, Passage
+
+FilterOption = Annotated[
+    str, typer.Option("--filter", "-f", help='Only documents for which this holds: year >= 2020 AND source : "usb".')
+]
+RerankerOption = Annotated[
+    str, typer.Option("--reranker", help="A reranker model that orders the best anew.", autocompletion=complete_model)
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -13,22 +23,70 @@ def add_to(app: typer.Typer) -> None:
 
 def search(
     session: Session,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(help='What to look for; "words in quotes" stand together.')],
     collection: CollectionOption = "default",
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=100, help="How many; 0: the box chooses.")] = 0,
+    condition: FilterOption = "",
+    leg: Annotated[
+        Literal["words", "meaning"] | None, typer.Option("--leg", help="Find by words or by meaning alone.")
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option("--diversity", min=0, max=1, help="How much being unlike those above counts.")
+    ] = 0.0,
+    reranker: RerankerOption = "",
+    context: Annotated[
+        Literal["none", "section", "page"], typer.Option("--context", help="Show the text around each passage.")
+    ] = "none",
+    explain: Annotated[bool, typer.Option("--explain", help="Show why each passage stands where it does.")] = False,
+    facet: Annotated[list[str] | None, typer.Option("--facet", help="Count the values of this field.")] = None,
+    page: Annotated[str, typer.Option("--page", help="Go on where the same search ended before.")] = "",
 ) -> None:
     """Show the passages that fit best."""
     from appliance.cli import output
+    from appliance.types import Expand, Leg, SearchOptions
 
+    options = SearchOptions(
+        filter=condition,
+        legs=frozenset({Leg(leg)}) if leg else frozenset(Leg),
+        diversity=diversity,
+        reranker=reranker,
+        expand=Expand(context),
+        explain=explain,
+        facets=tuple(facet or ()),
+    )
     with session.connect() as client:
-        passages = client.search(collection, query, limit)
-    if session.json:
-        return output.show_json({"passages": passages})
-    if not passages:
+        found = client.search(collection, query, limit, options, page)
+    return output.show_json(found) if session.json else _show(found)
+
+
+def _show(found: "Found") -> None:
+    from appliance.cli import output
+
+    if not found.passages:
         output.show("Nothing was found.")
-    for number, passage in enumerate(passages, 1):
-        span = passage.span
-        output.show(f"{number}. {output.printable(passage.title)}, page {span.page}, {span.start}–{span.end}", "bold")
-        output.show(passage.text.strip())
-        output.show()
-    return None
+    for number, passage in enumerate(found.passages, 1):
+        _show_passage(number, passage)
+    for field, counts in found.facets.items():
+        output.show(output.printable(field), "bold")
+        output.show_table(("value", "#documents"), ((item.value, str(item.documents)) for item in counts))
+    if found.next_page:
+        output.show(f"There is more: --page {found.next_page}", "dim")
+
+
+def _show_passage(number: int, passage: "Passage") -> None:
+    from appliance.cli import output
+
+    span = passage.span
+    output.show(f"{number}. {output.printable(passage.title)}, page {span.page}, {span.start}–{span.end}", "bold")
+    if why := passage.explanation:
+        legs = ((name, leg) for name, leg in (("words", why.words), ("meaning", why.meaning)))
+        told = [f"{name} {leg.score:.3f}" + (f" (#{leg.rank})" if leg.rank else "") for name, leg in legs]
+        reranked = "" if why.reranked is None else f", reranked {why.reranked:.3f}"
+        output.show(
+            f"{', '.join(told)}, weight of meaning {why.meaning_weight:.2f}, together {why.fused:.3f}{reranked}", "dim"
+        )
+    if passage.context or not passage.snippet.text:
+        output.show((passage.context or passage.text).strip())
+    else:
+        output.show_marked(passage.snippet.text, passage.snippet.highlights)
+    output.show()

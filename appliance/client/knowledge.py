@@ -55,7 +55,7 @@ class KnowledgeCalls(Calls):
         options: types.SearchOptions | None = None,
         page: str = "",
     ) -> types.Found:
-        """The best passages, best first; limit 0: as many as the box thinks right. page: `next_page` of the answer before."""
+        """The best passages, best first; limit 0: the box chooses. page: `next_page` of the answer before."""
         wanted = options or types.SearchOptions()
         request = knowledge_pb2.SearchRequest(
             collection=named("collections", collection),

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from appliance.errors import ModelDamaged, ModelUnsupported
-from appliance.types import Floats
+from appliance.types import Floats, Ints
 
 MAX_TOKENS = 256
 MAX_CHARACTERS = 32_768  # what is cut off unread anyway must not be tokenized: that takes 600 bytes a token
 MAX_TOKENS_IN_CONTEXT = 512  # all positions that the model has
 BATCH_TEXTS = 8  # of like length; more gains nothing on a CPU and pads more
+FRAMING_TOKENS = 2  # one opens a text, one closes it
+COUNTED_CHARACTERS = 1 << 19  # that are tokenized at once where tokens are only counted: some 80 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class TokenVectors:
 
 class OnnxEmbedder:
     """`ports.Embedder` over one ONNX file and its tokenizer. Safe to call from many threads."""
+
+    max_tokens = MAX_TOKENS - FRAMING_TOKENS
 
     def __init__(self, onnx: Path, tokenizer: Path, threads: int = 1) -> None:
         """Raises ModelDamaged where onnxruntime or the tokenizer refuses the file."""
@@ -65,6 +69,15 @@ class OnnxEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that `embed` would read."""
         return sum(min(len(encoding.ids), MAX_TOKENS) for encoding in self._encode(texts))
+
+    def token_ends(self, texts: Sequence[str]) -> list[Ints]:
+        """Where each token ends in its text, for any length of text, as int64 [tokens]."""
+        found: list[list[Ints]] = [[] for _ in texts]
+        for batch in _batches_of_windows(texts):
+            encodings = self._tokenizer.encode_batch([window for _, _, window in batch], add_special_tokens=False)
+            for (text, start, _), encoding in zip(batch, encodings, strict=True):
+                found[text].append(np.array([start + end for _, end in encoding.offsets], np.int64))
+        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in found]
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
         found: list[Encoding] = self._tokenizer.encode_batch([_clean(text) for text in texts])
@@ -203,6 +216,26 @@ def _open(
 def _clean(text: str) -> str:
     """Text as it can be encoded: for a lone surrogate stands a mark of the same length, so that spans stay true."""
     return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _batches_of_windows(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
+    """The texts as (text, start, window), a window at most MAX_CHARACTERS long, COUNTED_CHARACTERS together."""
+    batch: list[tuple[int, int, str]] = []
+    characters = 0
+    for number, text in enumerate(texts):
+        start = 0
+        while start < len(text):
+            window = _clean(text[start : start + MAX_CHARACTERS])
+            if start + len(window) < len(text):  # no word is cut that could be left whole
+                window = window[: window.rfind(" ") + 1] or window
+            batch.append((number, start, window))
+            start += len(window)
+            characters += len(window)
+            if characters >= COUNTED_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(ids: Sequence[int], most: int) -> list[int]:

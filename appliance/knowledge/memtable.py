@@ -18,6 +18,7 @@ from appliance.knowledge.index.lexical import Postings
 from appliance.knowledge.storage.record import Entry
 from appliance.types import Bools, Floats, Span
 
+_PLACE = [("document", "V16"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4")]
 _FAN_BITS = 3
 _FAN = 1 << _FAN_BITS
 _FEW = 4  # below a quarter of the rows, to gather them costs less than to read them all
@@ -37,6 +38,14 @@ class Block:
         self.rows = sum(counts)
         self.owners: NDArray[np.uint32] = np.repeat(np.arange(len(entries), dtype=np.uint32), counts)
         self._firsts = np.cumsum(counts) - counts
+        self._places = np.array(
+            [
+                (bytes.fromhex(entry.document.id), span.page, span.start, span.end)
+                for entry in entries
+                for span in entry.spans
+            ],
+            _PLACE,
+        )
         self._vectors = np.concatenate([entry.vectors for entry in entries])
         self.postings = Postings.build([text for entry in entries for text in entry.passages()])
 
@@ -47,6 +56,14 @@ class Block:
             return vectors.exact(self._vectors, query, allowed, k)
         best, scores = vectors.exact(self._vectors[rows], query, None, k)
         return rows[best], scores
+
+    def vectors(self, rows: NDArray[np.uint32]) -> Floats:
+        """Of some rows, float32 [len(rows), dimension]."""
+        return self._vectors[rows]
+
+    def places(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
+        """Where some rows stand, as `search.Unit` says."""
+        return self._places[rows]
 
     def document_id(self, owner: int) -> str:
         return self.entries[owner].document.id

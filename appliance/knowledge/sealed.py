@@ -23,11 +23,12 @@ from appliance.knowledge.index.lexical import Postings
 from appliance.knowledge.index.vectors import VectorIndex
 from appliance.knowledge.storage.record import Entry
 from appliance.knowledge.storage.segment import SegmentFile
-from appliance.types import Bools, Floats, Span
+from appliance.types import CANDIDATE, Bools, Floats, Span
 
 SPAN = np.dtype(
     [("owner", "<u4"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4"), ("text_start", "<u8"), ("text_end", "<u8")]
 )
+_PLACE = ["document", "page", "start", "end"]
 _VECTOR_SECTIONS = ("vec_i8", "vec_f16", "graph")
 
 
@@ -108,8 +109,23 @@ class Sealed:
         # None spares the graph a call of Python for each row that it visits
         return self._vectors.search(query, None if allowed.all() else allowed, k)
 
+    def vectors(self, rows: NDArray[np.uint32]) -> Floats:
+        """Of some rows, float32 [len(rows), dimension]. Raises StoreDamaged."""
+        size = self._file.size("vec_f16") // max(self.rows, 1)
+        halves = b"".join(self._file.read("vec_f16", row * size, size) for row in rows.tolist())
+        return np.frombuffer(halves, "<f2").reshape(len(rows), size // 2).astype(np.float32)
+
     def document_id(self, owner: int) -> str:
         return self._ids[16 * owner : 16 * owner + 16].hex()
+
+    def places(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
+        """Where some rows stand, as `search.Unit` says."""
+        spans = self._spans[rows]
+        found = np.zeros(len(rows), CANDIDATE)
+        found["document"] = np.frombuffer(self._ids, "V16")[spans["owner"]]
+        for name in ("page", "start", "end"):
+            found[name] = spans[name]
+        return found[_PLACE]
 
     def document_ids(self) -> frozenset[str]:
         """Of all its documents, with those that were deleted since."""

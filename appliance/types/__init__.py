@@ -1,7 +1,7 @@
 """Frozen values that cross boundaries. No behaviour beyond what a value knows of itself."""
 
-from appliance.types.access import EVERYONE, AppKey, AppScope, Principal, Role
-from appliance.types.arrays import Bools, Floats
+from appliance.types.access import EVERYONE, AppKey, AppScope, PassphraseCost, Principal, Role
+from appliance.types.arrays import Bools, Floats, Ints
 from appliance.types.health import Finding, HealthReport, Severity, Status
 from appliance.types.inference import (
     MAX_STOP_CHARACTERS,
@@ -36,6 +36,7 @@ from appliance.types.inference import (
 from appliance.types.ingest import Extracted, FileOutcome, FileState
 from appliance.types.jobs import Job, JobState
 from appliance.types.knowledge import (
+    CANDIDATE,
     AnswerMode,
     AskFinish,
     AskPiece,
@@ -55,6 +56,7 @@ from appliance.types.knowledge import (
     NewDocument,
     Passage,
     Passages,
+    Ranking,
     SearchOptions,
     ShredProof,
     Snippet,
@@ -76,6 +78,7 @@ from appliance.types.models import (
 )
 
 __all__ = [
+    "CANDIDATE",
     "EVERYONE",
     "MAX_STOPS",
     "MAX_STOP_CHARACTERS",
@@ -115,6 +118,7 @@ __all__ = [
     "Generation",
     "HealthReport",
     "ImportedFile",
+    "Ints",
     "Job",
     "JobState",
     "Leg",
@@ -130,8 +134,10 @@ __all__ = [
     "Origin",
     "Passage",
     "Passages",
+    "PassphraseCost",
     "Principal",
     "Priority",
+    "Ranking",
     "Role",
     "Sampling",
     "SearchOptions",

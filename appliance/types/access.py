@@ -31,6 +31,15 @@ class Principal:
         return f"tenants/{self.tenant}/users/{self.user} ({self.role.value})"
 
 
+@dataclass(frozen=True, slots=True)
+class PassphraseCost:
+    """What argon2id spends on each guess of a passphrase (RFC 9106). lanes: how many threads may share it."""
+
+    memory_kib: int = 256 << 10
+    passes: int = 3
+    lanes: int = 4
+
+
 class AppScope(Enum):
     """What an app key opens."""
 

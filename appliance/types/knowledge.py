@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from appliance.types.access import EVERYONE
+from appliance.types.arrays import Floats
 from appliance.types.inference import Finish, Text
 
 
@@ -46,7 +50,7 @@ class NewDocument:
 
     blocks: the structure that the parser saw, in order, without overlap; none: it is read from the text.
     metadata: names [a-z][a-z0-9_]*, for filters and facets. replaces: the document that this one takes the place of, in
-    the same instant.
+    the same instant. create_time: of a document that moves from another collection; None: now.
     """
 
     title: str
@@ -61,6 +65,7 @@ class NewDocument:
     blocks: tuple[Block, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
     replaces: str = ""
+    create_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A found stretch of a document. `document` is a resource name. context: the wider text, if it was asked for."""
+    """A found stretch of a document. `document` is a resource name. context: the wider text, if it was asked for.
+
+    heading: the headings that it stands under.
+    """
 
     document: str
     title: str
@@ -174,12 +182,40 @@ class Passage:
     snippet: Snippet = Snippet("")
     context: str = ""
     explanation: Explanation | None = None
+    heading: str = ""
+
+
+CANDIDATE = np.dtype(
+    [
+        *(("document", "V16"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4")),
+        *(("section_start", "<u4"), ("section_end", "<u4")),
+        *(("words_rank", "<u4"), ("words", "<f4"), ("meaning_rank", "<u4"), ("meaning", "<f4")),
+        *(("fused", "<f4"), ("reranked", "<f4")),
+    ]
+)
+"""A found passage by what stays the same while documents come and go: id, span, section, and what it was given.
+
+reranked: not a number where no reranker read it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class FacetCount:
     value: str
     documents: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """What a search found, without any text. candidates: CANDIDATE [n], best first; facets: as of Found.
+
+    vectors: float32 [m, dimension] of the first m, where they are to be reranked and diversity was asked for.
+    """
+
+    candidates: NDArray[np.void]
+    meaning_weight: float
+    facets: Mapping[str, tuple[FacetCount, ...]]
+    vectors: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.errors import KeyUnavailable, StoreDamaged
 from appliance.ports import Cipher
+from appliance.types import PassphraseCost
 from appliance.vault import envelope, files
+from appliance.vault.passphrase import stretch
 
 SLOT = Path("slots") / "file.key"
 SIGNING = Path("signing.key")
@@ -67,6 +69,10 @@ class FileKeyring:
     def cipher(self, key: bytes) -> Cipher:
         """AES-256-GCM under `key`."""
         return envelope.AesGcm(key)
+
+    def stretch(self, passphrase: str, salt: bytes, cost: PassphraseCost) -> bytes:
+        """64 bytes by argon2id. Raises InvalidArgument, Busy."""
+        return stretch(passphrase, salt, cost)
 
     def sign(self, message: bytes) -> bytes:
         """Ed25519 (RFC 8032), 64 bytes."""

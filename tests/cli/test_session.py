@@ -171,7 +171,7 @@ def test_completion_offers_the_box_s_models_and_is_silent_without_a_box(box: Box
 
 
 def test_no_confirmation_deletes_nothing(box: Box, cli: Cli) -> None:
-    for verb in (("models", "delete", "qwen"), ("documents", "delete-collection", "default")):
+    for verb in (("models", "delete", "qwen"), ("knowledge", "shred", "default")):
         assert cli(*verb, input="n\n").exit_code == 130
         assert cli(*verb).exit_code == 130
     assert box.calls == []

@@ -263,9 +263,9 @@ def test_collections_are_listed_compacted_and_destroyed(box: Box, cli: Cli) -> N
         collection=collection
     )
     box.answers["DeleteCollection"] = lambda request, context: knowledge_pb2.DeleteCollectionResponse()
-    assert "default" in cli("documents", "collections").stdout
-    assert json.loads(cli("documents", "compact", "--json").stdout)["document_count"] == 3
-    assert cli("documents", "delete-collection", "default", "--yes").exit_code == 0
+    assert "default" in cli("knowledge", "list").stdout
+    assert json.loads(cli("knowledge", "compact", "--json").stdout)["document_count"] == 3
+    assert cli("knowledge", "shred", "default", "--yes").exit_code == 0
     assert box.calls[-1].request.name == "collections/default"
 
 

@@ -10,30 +10,40 @@ into many tokens, so tokens a word tell: about 1.3 for English, 2 for German, 4 
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.knowledge.index.lexical import K1, Postings, Statistics, terms
-from appliance.types import Bools, Floats, Span
+from appliance.ports import Embedder
+from appliance.types import Bools, Explanation, Floats, Leg, LegScore, Span
 
 LEG_CANDIDATES = 50
 """How many of each leg are scored by the other as well, at least."""
 
+QUERY_CHARACTERS = 4096
+"""Of a query as much is read: more than the embedder sees of any text."""
+
+QUERY_TERMS = 64
+
 _MEANING_WEIGHT = 0.5
 _KNOWN_TOKENS_PER_WORD = 1.6
 _FOREIGN_TOKENS_PER_WORD = 3.0
-_WORD = re.compile(r"\w+")
+_JUDGED_WORDS = 24  # so few that the embedder's limit of tokens doesn't cut them in any language
+_WORD = re.compile(r"[^\W_]+")
+
+Rows = NDArray[np.uint32]
 
 
 class Unit(Protocol):
     """Passages that are searched together: a sealed segment, or a block of the memtable. Immutable.
 
     number, first_ordinal, documents: which documents of the catalogue these are; owners: uint32 [rows], the document of
-    each passage, counted from first_ordinal.
+    each passage, counted from first_ordinal, ascending.
     """
 
     @property
@@ -49,33 +59,60 @@ class Unit(Protocol):
     @property
     def postings(self) -> Postings: ...
 
-    def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
+    def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[Rows, Floats]:
         """The k best allowed rows by cosine, best first: rows [n], scores [n], n <= k."""
 
-    def document_id(self, owner: int) -> str: ...
+    def vectors(self, rows: Rows) -> Floats:
+        """float32 [len(rows), dimension], unit norm. Raises StoreDamaged."""
 
-    def passage(self, row: int) -> tuple[Span, str]: ...
+    def places(self, rows: Rows) -> NDArray[np.void]:
+        """Where some rows stand: fields of types.CANDIDATE from `document` to `section_end`."""
+
+    def passage(self, row: int) -> tuple[Span, str]:
+        """Where a passage stands in its document, and its text. Raises StoreDamaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """terms: of `lexical.terms`; vector: float32 [dimension], unit norm; meaning_weight: 0 to 1."""
+    """terms: of `lexical.terms`; vector: float32 [dimension], unit norm, None to leave meaning out.
+
+    meaning_weight: 0 to 1, of the fused score.
+    """
 
     terms: tuple[str, ...]
-    vector: Floats
+    vector: Floats | None
     meaning_weight: float
+    legs: frozenset[Leg] = frozenset(Leg)
 
     @classmethod
     def of(cls, text: str, vector: Floats, tokens: int) -> "Query":
         """tokens: how many the embedder reads of the text."""
         return cls(tuple(terms(text)), vector, meaning_weight(text, tokens))
 
+    @classmethod
+    def asked(cls, text: str, legs: frozenset[Leg], embedder: Embedder) -> "Query":
+        """The query that a text of any length is. One without a single letter or digit finds nothing."""
+        text = text.strip()[:QUERY_CHARACTERS]
+        judged = [match.end() for match in islice(_WORD.finditer(text), _JUDGED_WORDS)]
+        if not judged:
+            return cls((), None, 0.0, frozenset())
+        words = tuple(islice(dict.fromkeys(terms(text)), QUERY_TERMS)) if Leg.WORDS in legs else ()
+        vector = embedder.embed([text])[0] if Leg.MEANING in legs else None
+        if vector is None or not np.isfinite(vector).all():
+            return cls(words, None, 0.0, legs & {Leg.WORDS})
+        known = text[: judged[-1]]
+        weight = meaning_weight(known, embedder.count_tokens([known])) if Leg.WORDS in legs else 1.0
+        return cls(words, vector, weight, legs)
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """score: fused; explanation: what it is made of."""
+
     unit: Unit
     row: int
     score: float
+    explanation: Explanation
 
 
 def meaning_weight(text: str, tokens: int) -> float:
@@ -92,45 +129,116 @@ def best_passages(
     units: Sequence[Unit], readable: Callable[[Unit], Bools], query: Query, limit: int
 ) -> tuple[Hit, ...]:
     """The best `limit` passages, best first. readable: bool [documents], which of a unit's documents may be found."""
+    found = candidates(units, readable, query, limit)
+    return tuple(found.hit(place) for place in range(len(found)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Found passages by column, best first: which of `units` (int32), its row (uint32), BM25, cosine and the fused
+    score (float32), and the rank that each leg gave it (uint32, from 1; 0 where that leg did not find it)."""
+
+    units: Sequence[Unit]
+    unit: NDArray[np.int32]
+    row: Rows
+    words: Floats
+    meaning: Floats
+    fused: Floats
+    words_rank: Rows
+    meaning_rank: Rows
+    meaning_weight: float
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def hit(self, place: int) -> Hit:
+        words = LegScore(int(self.words_rank[place]), float(self.words[place]))
+        meaning = LegScore(int(self.meaning_rank[place]), float(self.meaning[place]))
+        fused = float(self.fused[place])
+        explanation = Explanation(words, meaning, self.meaning_weight, fused)
+        return Hit(self.units[self.unit[place]], int(self.row[place]), fused, explanation)
+
+    def vectors(self) -> Floats:
+        """float32 [n, dimension]. Raises StoreDamaged."""
+        parts = [(at, unit.vectors(self.row[at])) for unit, at in self.by_unit()]
+        found = np.zeros((len(self), parts[0][1].shape[1] if parts else 0), np.float32)
+        for at, vectors in parts:
+            found[at] = vectors
+        return found
+
+    def by_unit(self) -> Iterator[tuple[Unit, NDArray[np.intp]]]:
+        """Each unit with the places of its passages."""
+        for number in np.unique(self.unit):
+            yield self.units[number], np.flatnonzero(self.unit == number)
+
+    def first(self, count: int) -> "Candidates":
+        return self.take(np.arange(min(count, len(self))))
+
+    def take(self, places: NDArray[np.intp]) -> "Candidates":
+        """Those at some places, in that order."""
+        columns = ("unit", "row", "words", "meaning", "fused", "words_rank", "meaning_rank")
+        return replace(self, **{name: getattr(self, name)[places] for name in columns})
+
+
+def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: Query, limit: int) -> Candidates:
+    """As best_passages, by column."""
     searched = [(unit, readable(unit)[unit.owners]) for unit in units]
     statistics = _statistics(searched, query.terms)
-    most = _most(statistics, query.terms)
-    found: list[Hit] = []
-    for unit, allowed in searched:
-        rows, lexical, meaning = _candidates(unit, allowed, query, statistics, limit)
-        weight = query.meaning_weight
-        scores = (1 - weight) * lexical / most + weight * np.maximum(meaning, 0)
-        best = np.argsort(-scores, kind="stable")[:limit]
-        found += [Hit(unit, int(rows[at]), float(scores[at])) for at in best]
-    found.sort(key=lambda hit: -hit.score)
-    return tuple(found[:limit])
-
-
-def _candidates(
-    unit: Unit, allowed: Bools, query: Query, statistics: Statistics, limit: int
-) -> tuple[NDArray[np.uint32], Floats, Floats]:
-    """The best of both legs in one unit: rows [n], and their BM25 and cosine, each float32 [n]."""
     depth = max(limit, LEG_CANDIDATES)
-    lexical = np.where(allowed, unit.postings.score(query.terms, statistics), np.float32(0))
-    by_words = _top(lexical, depth)
-    by_meaning, near = unit.nearest(query.vector, allowed, depth)
-    cosines = dict(zip(by_meaning.tolist(), near.tolist(), strict=True))
-    only_words = np.setdiff1d(by_words, by_meaning)
-    if len(only_words):
-        missing = np.zeros(unit.rows, np.bool_)
-        missing[only_words] = True
-        rows, scores = unit.nearest(query.vector, missing, len(only_words))
-        cosines |= dict(zip(rows.tolist(), scores.tolist(), strict=True))
-    rows = np.fromiter(cosines, np.uint32, len(cosines))
-    return rows, lexical[rows], np.fromiter(cosines.values(), np.float32, len(cosines))
+    parts = [_of_unit(unit, allowed, query, statistics, depth) for unit, allowed in searched]
+    counts = [len(part[0]) for part in parts]
+    unit = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
+    row, words, meaning, by_words, by_meaning = (
+        np.concatenate([part[column] for part in parts]) if parts else _NOTHING[column] for column in range(5)
+    )
+    weight = query.meaning_weight
+    share = words / np.float32(_most(statistics, query.terms))
+    fused = ((1 - weight) * share + weight * np.maximum(meaning, 0)).astype(np.float32)
+    found = Candidates(
+        units, unit, row, words, meaning, fused, _ranks(words, by_words), _ranks(meaning, by_meaning), weight
+    )
+    return found.take(np.argsort(-fused, kind="stable")[:limit])
 
 
-def _top(scores: Floats, k: int) -> NDArray[np.uint32]:
-    """The rows of the k greatest scores above 0, in no order."""
+_NOTHING = (
+    np.zeros(0, np.uint32),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.bool_),
+    np.zeros(0, np.bool_),
+)
+Part = tuple[Rows, Floats, Floats, Bools, Bools]
+
+
+def _of_unit(unit: Unit, allowed: Bools, query: Query, statistics: Statistics, depth: int) -> Part:
+    """The best of both legs in one unit: rows, BM25, cosine, and which of the legs found each."""
+    if not allowed.any():
+        return _NOTHING
+    lexical = unit.postings.score(query.terms, statistics)
+    by_words = _top(lexical, allowed, depth)
+    by_meaning = np.zeros(0, np.uint32)
+    if query.vector is not None:
+        by_meaning = unit.nearest(query.vector, allowed, depth)[0]
+    rows = np.union1d(by_words, by_meaning)
+    meaning = np.zeros(len(rows), np.float32) if query.vector is None else unit.vectors(rows) @ query.vector
+    return rows, lexical[rows], meaning, np.isin(rows, by_words), np.isin(rows, by_meaning)
+
+
+def _top(scores: Floats, allowed: Bools, k: int) -> Rows:
+    """The allowed rows of the k greatest scores above 0, in no order."""
     rows = np.flatnonzero(scores).astype(np.uint32)
+    rows = rows[allowed[rows]]
     if len(rows) > k:
         rows = rows[np.argpartition(-scores[rows], k - 1)[:k]]
     return rows
+
+
+def _ranks(scores: Floats, found: Bools) -> Rows:
+    """By score from 1 where found, else 0."""
+    ranks = np.zeros(len(scores), np.uint32)
+    order = np.argsort(np.where(found, -scores, np.inf), kind="stable")[: np.count_nonzero(found)]
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks
 
 
 def _statistics(searched: Sequence[tuple[Unit, Bools]], query_terms: Sequence[str]) -> Statistics:

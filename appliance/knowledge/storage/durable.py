@@ -5,19 +5,27 @@ whole or it is not there. Names that start with `.new-` belong to writers that d
 them.
 """
 
+import ctypes
 import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
-from appliance.errors import Busy, DiskFull, StoreDamaged
+from appliance.errors import AlreadyExists, Busy, DiskFull, StoreDamaged
 from appliance.ports import Buffer
 
 TEMPORARY = ".new-"
+Pace = Callable[[int], None]
+"""Is told how many bytes are about to be written, and waits as long as they shall."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
@@ -35,11 +43,32 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise StoreDamaged(f"{path}: {error.strerror or 'the disk failed'}.") from error
 
 
+def unpaced(size_bytes: int) -> None:
+    """The pace of what somebody waits for."""
+
+
+class TokenBucket:
+    """A pace: so many bytes a second at most, in bursts of up to a second's worth. Safe to use from many threads."""
+
+    def __init__(self, bytes_per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bytes_per_second, self._clock = bytes_per_second, clock
+        self._free_seconds = clock() - 1.0  # when all that was let through so far would have been written at that pace
+        self._lock = Lock()
+
+    def __call__(self, size_bytes: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._free_seconds = max(self._free_seconds, now - 1.0) + size_bytes / self._bytes_per_second
+            wait_seconds = self._free_seconds - now
+        if wait_seconds > 0:
+            time.sleep(wait_seconds)
+
+
 class NewFile:
     """A file that has no name yet. Use as a context: left without `publish`, nothing of it stays."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, pace: Pace = unpaced) -> None:
+        self._directory, self._pace = directory, pace
         self._temporary = directory / f"{TEMPORARY}{secrets.token_hex(8)}"
         self._digest = hashlib.sha256()
         self.size_bytes = 0
@@ -56,6 +85,7 @@ class NewFile:
 
     def write(self, data: Buffer) -> None:
         """Append. Raises DiskFull."""
+        self._pace(len(data))
         with disk_errors(self._temporary):
             write_at(self._descriptor, data, self.size_bytes)
         self._digest.update(data)
@@ -82,6 +112,34 @@ class NewFile:
                     with suppress(OSError):
                         os.unlink(path)
                 raise
+
+
+    def publish_new(self, name: str) -> None:
+        """As `publish`, but never in place of anything, not even of a link. Raises AlreadyExists, DiskFull."""
+        path = self._directory / name
+        with disk_errors(path):
+            os.fsync(self._descriptor)
+            try:
+                rename_new(self._temporary, path)
+            except FileExistsError:
+                raise AlreadyExists(f"There is a file {path} already.") from None
+            try:
+                sync_directory(self._directory)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(path)
+                raise
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give a file another name that nothing has (renameat2(2), which FAT knows, or else a hard link). Raises OSError."""
+    if not _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(target))
+    os.link(source, target)
+    os.unlink(source)
 
 
 def write_file(path: Path, data: Buffer) -> None:

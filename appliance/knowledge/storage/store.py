@@ -19,7 +19,8 @@ from appliance.knowledge.storage import durable, key, record
 from appliance.knowledge.storage.key import CollectionKey
 from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
 from appliance.knowledge.storage.record import Deletion, Entry
-from appliance.knowledge.storage.segment import ChunkCache, SegmentFile, SegmentId, write_segment
+from appliance.knowledge.storage.resident import Memory
+from appliance.knowledge.storage.segment import SegmentFile, SegmentId, write_segment
 from appliance.knowledge.storage.wal import HEADER_BYTES, LONGEST_PAYLOAD, WalId, WalReader, WalWriter
 from appliance.ports import Buffer, Cipher, Embedder, Keyring
 
@@ -44,7 +45,7 @@ class Store:
         """Raises StoreDamaged, naming the file."""
         self._directory, self._keyring = directory, keyring
         self._key: CollectionKey = key.load(directory, name, keyring)
-        self._cache = ChunkCache(cache_bytes)
+        self._memory = Memory.of(4 << 30, cache_bytes)
         self._manifests = ManifestStore(directory, keyring, self._key)
         self.manifest = self._manifests.load()
         self.create_time = self._key.create_time
@@ -107,7 +108,7 @@ class Store:
         """Raises StoreDamaged, naming the file."""
         cipher = self._cipher(b"segment", entry.file_id, entry.wrapped_key)
         segment = SegmentId(self._key.collection, entry.file_id)
-        file = SegmentFile(self._directory / "seg", entry.layout, segment, cipher, self._cache)
+        file = SegmentFile(self._directory / "seg", entry.layout, segment, cipher, self._memory)
         sealed = Sealed(entry.number, entry.documents, file)
         if sealed.rows != entry.passages:
             raise StoreDamaged(f"{file.path} is damaged: it holds {sealed.rows} of {entry.passages} passages.")

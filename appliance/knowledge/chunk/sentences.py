@@ -1,25 +1,15 @@
-"""Text to sentences and passages, as ranges of code points.
+"""Text to sentences, as ranges of code points.
 
 A sentence ends at terminal punctuation, at a blank line, or at a line that stands alone (a heading, a list item, a row
-of a table); lines wrapped by a page's width are one sentence. Passages are whole sentences of one page, up to
-`PASSAGE_WORDS`, without overlap: quote mode reads the sentences of the page, so none is lost at a passage's border, and
-nothing is stored or ranked twice. The rules are few and know English, German and Russian abbreviations; whatever the
-text, every character that is not white space lies in exactly one sentence and one passage, in time linear in the text.
+of a table); lines wrapped by a page's width are one sentence. The rules are few and know English, German and Russian
+abbreviations; whatever the text, every character that is not white space lies in exactly one sentence, in time linear
+in the text.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 
-from appliance.types import Span
-
-PASSAGE_WORDS = 180
 SENTENCE_CHARACTERS = 600
-
-# What counts as a word of a passage: scripts without spaces count by character, long compounds more than once,
-# so that a passage of any language about fits the 256 tokens that the embedder reads.
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u9fff]{1,12}|\S"
-)
 
 _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»“)\]]*+(?=\s)|[。！？｡]++[」』”’）]*+")
 _TOKEN_BEFORE = re.compile(r"[^\s(\[\"'“„«]*\Z")
@@ -61,36 +51,6 @@ def sentences(text: str) -> list[tuple[int, int]]:
             last = border
         found += _cut(text, last, end)
     return found
-
-
-def passages(pages: Sequence[str]) -> list[Span]:
-    """Passages of the pages: at most PASSAGE_WORDS, about equally long within a page, whole sentences if they fit."""
-    return [Span(number, start, end) for number, page in enumerate(pages, 1) for start, end in _passages_of(page)]
-
-
-def _passages_of(page: str) -> Iterator[tuple[int, int]]:
-    pieces = [piece for start, end in sentences(page) for piece in _by_words(page, start, end)]
-    total = sum(words for _, _, words in pieces)
-    wanted = total / max(1, -(-total // PASSAGE_WORDS))
-    first, size, previous = 0, 0, 0
-    for start, end, words in pieces:
-        if size and (size >= wanted or size + words > PASSAGE_WORDS):
-            yield first, previous
-            size = 0
-        if not size:
-            first = start
-        size += words
-        previous = end
-    if size:
-        yield first, previous
-
-
-def _by_words(page: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """A sentence as (start, end, words), cut where it alone is longer than a passage."""
-    matches = list(_WORD.finditer(page, start, end))
-    for at in range(0, len(matches), PASSAGE_WORDS):
-        part = matches[at : at + PASSAGE_WORDS]
-        yield part[0].start(), part[-1].end(), len(part)
 
 
 def _units(text: str) -> Iterator[tuple[int, int]]:

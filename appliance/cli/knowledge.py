@@ -1,0 +1,224 @@
+"""`appliance knowledge`: collections, their keys, and that they are whole."""
+
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.session import Session, Yes, command, complete_collection, complete_model, confirm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from appliance.client import Client
+    from appliance.types import Collection, Job
+
+knowledge = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Collections: keys, checks, copies.")
+CollectionName = Annotated[
+    str, typer.Argument(metavar="COLLECTION", help="A collection.", autocompletion=complete_collection)
+]
+BoxPath = Annotated[str, typer.Argument(metavar="PATH", help="A path of the box.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Start the job and leave.")]
+PassphraseFile = Annotated[
+    str, typer.Option("--passphrase-file", help="A file with the passphrase, - for stdin; else it is asked for.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(knowledge, name="knowledge")
+
+
+@command(knowledge, "list")
+def list_collections(session: Session) -> None:
+    """List the collections, with what you may read in them."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found = list(client.collections())
+    return output.show_json({"collections": found}) if session.json else _show(found)
+
+
+@command(knowledge)
+def create(session: Session, collection: CollectionName) -> None:
+    """Make an empty collection."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        made = client.create_collection(collection)
+    return output.show_json(made) if session.json else _show([made])
+
+
+@command(knowledge)
+def compact(session: Session, collection: CollectionName = "default") -> None:
+    """Drop deleted documents from disk.
+
+    What was written since the last time is sealed into a segment.
+    """
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found = client.compact(collection)
+    return output.show_json(found) if session.json else _show([found])
+
+
+@command(knowledge)
+def shred(session: Session, collection: CollectionName, yes: Yes = False) -> None:
+    """Destroy a collection: first its keys, then its files.
+
+    No copy of its files opens afterwards, but for an export, which has a passphrase of its own.
+    """
+    from appliance.cli import output
+
+    confirm(f"Destroy the collection {output.printable(collection)} and every document in it?", yes)
+    with session.connect() as client:
+        proof = client.delete_collection(collection)
+    if session.json:
+        return output.show_json({"statement": proof.statement, "signature": proof.signature.hex()})
+    output.show(f"Destroyed {collection}.\n\n{proof.statement}\n")
+    return output.show(f"signature {proof.signature.hex()}", "dim")
+
+
+@command(knowledge)
+def verify(session: Session, collection: CollectionName = "default", no_wait: NoWait = False) -> None:
+    """Read and check every byte of a collection."""
+    from appliance.cli import output, progress
+
+    with session.connect() as client:
+        job = client.verify_collection(collection)
+        if no_wait:
+            return _show_started(job, session)
+        ended = progress.wait(client, job)
+        faults = client.faults(collection)
+    if session.json:
+        output.show_json({"job": ended, "faults": faults})
+    elif faults:
+        output.show_table(("file", "damage"), ((fault.file, fault.problem) for fault in faults))
+    else:
+        output.show(f"{collection}: {ended.done} {ended.unit} read, every byte is what was written.")
+    return progress.raise_failure(ended)
+
+
+@command(knowledge)
+def reembed(
+    session: Session,
+    collection: CollectionName = "default",
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="An embedder; else the built-in one.", autocompletion=complete_model),
+    ] = "",
+    no_wait: NoWait = False,
+) -> None:
+    """Make a collection's vectors anew by another embedder, while it serves."""
+    _run(session, lambda client: client.reembed_collection(collection, model), no_wait)
+
+
+@command(knowledge, "rotate-keys")
+def rotate_keys(session: Session) -> None:
+    """Replace your tenant's key and the key of each of its collections; no data is rewritten."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        count = client.rotate_keys()
+    if session.json:
+        return output.show_json({"collections": count})
+    return output.show(f"New keys for {count} collection{'s' * (count != 1)}.")
+
+
+@command(knowledge, "export")
+def export_(
+    session: Session,
+    collection: CollectionName,
+    path: BoxPath,
+    passphrase_file: PassphraseFile = "",
+    no_wait: NoWait = False,
+) -> None:
+    """Write a collection as one file that a passphrase opens, on any box."""
+    secret = _passphrase(passphrase_file, twice=True)
+    _run(session, lambda client: client.export_collection(collection, _absolute(path), secret), no_wait)
+
+
+@command(knowledge, "import")
+def import_(
+    session: Session,
+    collection: CollectionName,
+    path: BoxPath,
+    passphrase_file: PassphraseFile = "",
+    no_wait: NoWait = False,
+) -> None:
+    """Make a collection of an exported file."""
+    secret = _passphrase(passphrase_file, twice=False)
+    _run(session, lambda client: client.import_collection(collection, _absolute(path), secret), no_wait)
+
+
+@command(knowledge)
+def backup(session: Session, collection: CollectionName, path: BoxPath, no_wait: NoWait = False) -> None:
+    """Copy a collection's encrypted files into a folder, while it serves; this box's keys open the copy."""
+    _run(session, lambda client: client.backup_collection(collection, _absolute(path)), no_wait)
+
+
+@command(knowledge)
+def restore(session: Session, collection: CollectionName, path: BoxPath, no_wait: NoWait = False) -> None:
+    """Make a collection of a backup."""
+    _run(session, lambda client: client.restore_collection(collection, _absolute(path)), no_wait)
+
+
+def _run(session: Session, start: "Callable[[Client], Job]", no_wait: bool) -> None:
+    """Start a job; wait for its end, and fail as it did."""
+    from appliance.cli import output, progress
+
+    with session.connect() as client:
+        job = start(client)
+        if no_wait:
+            return _show_started(job, session)
+        ended = progress.wait(client, job)
+    if session.json:
+        output.show_json({"job": ended})
+    progress.raise_failure(ended)
+    if not session.json:
+        output.show(
+            f"{ended.kind.capitalize()} of {ended.subject.removeprefix('collections/')}: {ended.done} {ended.unit}."
+        )
+    return None
+
+
+def _show_started(job: "Job", session: Session) -> None:
+    from appliance.cli import output
+
+    if session.json:
+        return output.show_json({"job": job})
+    return output.show(f"Started {job.name}. Follow it with: appliance jobs watch {job.id}")
+
+
+def _passphrase(file: str, twice: bool) -> str:
+    """From a file, or asked for: never an argument, which every user of the machine could read."""
+    from appliance.errors import InvalidArgument
+
+    if file:
+        try:
+            secret = (sys.stdin.read() if file == "-" else Path(file).read_text()).rstrip("\n")
+        except OSError as error:
+            raise InvalidArgument.of("passphrase-file", f"{file} cannot be read: {error.strerror}.") from None
+    else:
+        secret = getpass.getpass("Passphrase: ")
+        if twice and getpass.getpass("Again: ") != secret:
+            raise InvalidArgument.of("passphrase", "the two differ.")
+    if not secret:
+        raise InvalidArgument.of("passphrase", "must not be empty.")
+    return secret
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _show(found: "Sequence[Collection]") -> None:
+    from appliance.cli import output
+
+    rows = (
+        (item.id, str(item.document_count), str(item.passage_count), output.bytes_text(item.size_bytes))
+        for item in found
+    )
+    output.show_table(("collection", "#documents", "#passages", "#size"), rows)

@@ -1,0 +1,81 @@
+"""The graph of a sealed segment: built by hnswlib, kept as plain arrays. This module alone knows hnswlib.
+
+HNSW (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using hierarchical navigable small
+world graphs", 2018): every row is a node of level 0, and each level above holds about one in M of the level below. A
+search goes down from `entry`, always to the best neighbour, and looks around on level 0. `native/graph_i8.cpp` does it.
+
+Section `graph`, little endian; nothing but sizes and positions, which `kernels.check_graph` proves to be in range:
+    magic "GRAPH\\x02\\0\\0", u32 rows, u32 levels, u32 entry (a position in the topmost level), then a level from 0 up:
+    u32 nodes, u32 links
+    u32 row[nodes]             which row each node is, ascending; not at level 0, where node i is row i
+    u32 start[nodes + 1]       where each node's neighbours begin; the last is `links`
+    u32 neighbour[links]       positions of nodes in this level
+Each row of a level is in the level below, too. Format 1 was hnswlib's own file; a segment that has it is refused as
+damaged, and its documents have to be ingested again.
+"""
+
+import struct
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.types import Floats
+
+_MAGIC = b"GRAPH\x02\0\0"
+_HEADER = struct.Struct("<8sIII")
+_LINKS = 16
+_BUILD_WIDTH = 200
+_SEED = 1
+
+Links = NDArray[np.uint32]
+
+
+def build(vectors: Floats) -> bytes:
+    """The graph of unit vectors, float32 [rows, dim], rows > 0; one thread and a fixed seed: the same give the same.
+
+    While it runs it holds the vectors three times over.
+    """
+    index = hnswlib.Index("ip", vectors.shape[1])
+    index.init_index(len(vectors), M=_LINKS, ef_construction=_BUILD_WIDTH, random_seed=_SEED)
+    index.add_items(vectors, np.arange(len(vectors)), num_threads=1)
+    (state,) = index.__getstate__()
+    levels = np.asarray(state["element_levels"])
+    parts = [_level(np.arange(len(vectors)), *_level_0(state, len(vectors)), lowest=True)]
+    nodes = np.arange(len(vectors))
+    for level in range(1, int(state["max_level"]) + 1):
+        nodes = np.flatnonzero(levels >= level)
+        parts.append(_level(nodes, *_upper(state, levels, nodes, level), lowest=False))
+    entry = int(np.searchsorted(nodes, state["enterpoint_node"]))
+    return _HEADER.pack(_MAGIC, len(vectors), len(parts), entry) + b"".join(parts)
+
+
+def _level_0(state: dict[str, object], rows: int) -> tuple[Links, Links]:
+    """Counts [rows] and neighbours [rows, slots] out of hnswlib's memory."""
+    slots = int(state["max_M0"])  # type: ignore[call-overload]
+    records = np.asarray(state["data_level0"]).view(np.uint8)
+    records = records.reshape(-1, int(state["size_data_per_element"]))[:rows]  # type: ignore[call-overload]
+    start = int(state["offset_level0"])  # type: ignore[call-overload]
+    return _count_and_links(records[:, start : start + 4 + 4 * slots])
+
+
+def _upper(state: dict[str, object], levels: NDArray[np.int32], nodes: NDArray[np.int64], level: int) -> tuple[Links, Links]:
+    """The same of one upper level: its records lie node by node, and of a node level by level."""
+    size = 4 + 4 * int(state["max_M"])  # type: ignore[call-overload]
+    records = np.asarray(state["link_lists"]).view(np.uint8).reshape(-1, size)
+    first = np.cumsum(levels) - levels
+    return _count_and_links(records[first[nodes] + level - 1])
+
+
+def _count_and_links(records: NDArray[np.uint8]) -> tuple[Links, Links]:
+    words = np.ascontiguousarray(records).view("<u4")
+    return words[:, 0] & 0xFFFF, words[:, 1:]
+
+
+def _level(nodes: NDArray[np.int64], counts: Links, links: Links, *, lowest: bool) -> bytes:
+    used = np.arange(links.shape[1]) < counts[:, None]
+    neighbours = np.searchsorted(nodes, links[used])
+    start = np.concatenate([[0], np.cumsum(counts, dtype=np.uint64)])
+    rows = b"" if lowest else nodes.astype("<u4").tobytes()
+    sizes = struct.pack("<II", len(nodes), len(neighbours))
+    return sizes + rows + start.astype("<u4").tobytes() + neighbours.astype("<u4").tobytes()
