@@ -62,6 +62,10 @@ class Config:
     parse_wall_seconds: int = option(60, "Wall time of a parser child.", minimum=1)
     document_max_mib: int = option(64, "Largest file that ingest takes.", minimum=1)
     document_max_pages: int = option(5000, "Most pages of one document.", minimum=1)
+    quote_only_tenants: str = option(
+        "", "Tenants whose answers only quote their documents, with commas between; *: all of them."
+    )
+    answer_cache_mib: int = option(32, "Memory for answers that are given again while nothing changed; 0: off.", minimum=0)
     log_level: str = option("info", "debug, info, warning or error.", restart=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +78,10 @@ class Config:
             off = name == "http_listen" and not address
             if not off and (not host or not port.isdigit() or int(port) > 65535):
                 raise ConfigInvalid(f"{name}: must be host:port, such as 127.0.0.1:7431.")
+        if self.model_batch_tokens < self.model_sequences:
+            raise ConfigInvalid(
+                f"model_batch_tokens: must be at least model_sequences, {self.model_sequences}: a step gives each a token."
+            )
         if self.model_kv_type not in ("f16", "q8_0"):
             raise ConfigInvalid("model_kv_type: must be f16 or q8_0.")
         if self.model_attention not in ("auto", "stock"):
@@ -82,6 +90,10 @@ class Config:
             raise ConfigInvalid("model_draft: must be a model's name without models/ before it.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
+
+    def quotes_only(self, tenant: str) -> bool:
+        """Whether answers to this tenant must be sentences of its documents."""
+        return bool({tenant, "*"} & {name.strip() for name in self.quote_only_tenants.split(",")})
 
 
 def load(given: Mapping[str, str], environ: Mapping[str, str]) -> Config:

@@ -9,6 +9,7 @@ ApplianceError
 │   ├── Unauthenticated      no certificate, or one of another authority
 │   │   └── KeyRefused       no app key, or one that is unknown, expired or revoked
 │   ├── Forbidden
+│   │   └── QuoteOnly        generate, and the tenant's answers may only quote
 │   ├── DeadlineRequired
 │   ├── PromptTooLong
 │   ├── NoChatModel          chat or generate, and no chat model is imported
@@ -125,6 +126,11 @@ class Forbidden(Refused):
     code = StatusCode.PERMISSION_DENIED
     remedy = "Ask an administrator for a certificate with the role that this needs."
     exit_code = 5
+
+
+class QuoteOnly(Forbidden):
+    reason = "QUOTE_ONLY"
+    remedy = "Ask in quote mode, or have the tenant taken out of the option `quote_only_tenants`."
 
 
 class DeadlineRequired(Refused):

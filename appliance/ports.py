@@ -9,6 +9,7 @@ Encoders     imported embedders and rerankers      infer/encoders.py
 Quantizer    a model in fewer bits                 infer/quantizer.py
 Cipher       authenticated encryption              vault/envelope.py
 Keyring      wraps keys, signs manifests           vault/keyring.py
+TenantKeys   each tenant's key, by epoch           vault/tenants.py
 Libraries    each tenant's knowledge base          knowledge/library.py
 Library      one of them                           knowledge/library.py
 Retriever    search in pages, reranked             knowledge/search/retrieve.py
@@ -46,6 +47,7 @@ from appliance.types import (
     Tally,
     Text,
     Tool,
+    Turn,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -104,6 +106,10 @@ class Composer(Protocol):
 
     def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:
         """Numbered passages, marked as retrieved, then the question."""
+
+    def rewrite(self, scaffold: str, question: str, history: Sequence[Turn], others: int) -> tuple[Segment, ...]:
+        """What asks for the question as it reads without the conversation before it, in a line; then for up to `others`
+        questions that search for the same in other words, or for a part of it, a line each."""
 
 
 class ModelFiles(Protocol):
@@ -190,6 +196,25 @@ class Keyring(Protocol):
 
     def verify(self, message: bytes, signature: bytes) -> None:
         """Raises StoreDamaged where this box's key did not sign that message."""
+
+
+class TenantKeys(Protocol):
+    """Each tenant's keys by epoch, a number that rises with each rotation. What they wrap says under which epoch.
+
+    Safe to use from many threads, but for two that change one tenant's.
+    """
+
+    def epochs(self, tenant: str) -> tuple[int, ...]:
+        """Those whose keys are there, ascending: one, or two while a rotation is under way; none before the first."""
+
+    def get(self, tenant: str, epoch: int) -> bytes:
+        """32 bytes. Raises KeyUnavailable, naming the file."""
+
+    def add(self, tenant: str) -> int:
+        """A new key, durable on return; its epoch is the highest. Raises DiskFull, KeyUnavailable."""
+
+    def destroy(self, tenant: str, epoch: int) -> None:
+        """Overwritten and unlinked on return; may be called again. Raises DiskFull, KeyUnavailable."""
 
 
 class Libraries(Protocol):

@@ -93,7 +93,7 @@ class LibraryWorkload:
             }
             assert len(found) == len(documents), "a document is there twice"
             for document in documents[:3]:
-                hits = library.search(COLLECTION, last_words(number_of(document.title)), GROUPS, 5)
+                hits = library.search(COLLECTION, last_words(number_of(document.title)), GROUPS, 5).passages
                 check_found(document.name, hits)
             return found
         except NotFound:

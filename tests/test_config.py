@@ -25,6 +25,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ("drain_seconds = -1", "drain_seconds"),
         ("model_queue = true", "model_queue"),
         ('log_level = "loud"', "log_level"),
+        ("model_batch_tokens = 32\nmodel_sequences = 33", "model_batch_tokens"),
         ("listen = [", "appliance.toml"),
     ],
 )

@@ -31,13 +31,29 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
             ASK,
             {
                 "InferenceService": ("Chat", "Embed", "Rerank", "Tokenize"),
-                "KnowledgeService": ("ListCollections", "ListDocuments", "GetDocument", "Search", "Ask"),
+                "KnowledgeService": (
+                    "ListCollections",
+                    "GetCollection",
+                    "ListDocuments",
+                    "GetDocument",
+                    "Search",
+                    "Ask",
+                ),
             },
         ),
         (
             WRITE,
             {
-                "KnowledgeService": ("CreateCollection", "DeleteDocument", "CompactCollection"),
+                "KnowledgeService": (
+                    "CreateCollection",
+                    "DeleteDocument",
+                    "SetDocumentReaders",
+                    "CompactCollection",
+                    "VerifyCollection",
+                    "ListFaults",
+                    "ReembedCollection",
+                    "BackupCollection",
+                ),
                 "IngestService": ("IngestFolder",),
                 "JobService": ("CancelJob",),
                 "ModelService": (
@@ -57,7 +73,13 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
             ONLY_ADMIN,
             {
                 "AccessService": ("CreateAppKey", "ListAppKeys", "RevokeAppKey"),
-                "KnowledgeService": ("DeleteCollection",),
+                "KnowledgeService": (
+                    "DeleteCollection",
+                    "RotateKeys",
+                    "ExportCollection",
+                    "ImportCollection",
+                    "RestoreCollection",
+                ),
                 "ModelService": ("DeleteModel",),
             },
         ),

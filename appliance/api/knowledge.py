@@ -77,7 +77,7 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
             raise InvalidArgument.of("limit", f"must be between 1 and {MAX_LIMIT}, or 0 for {DEFAULT_LIMIT}.")
         limit = request.limit or DEFAULT_LIMIT
         found = await asyncio.to_thread(self.library.search, collection, query, _caller(context).groups, limit)
-        return pb.SearchResponse(passages=map(messages.passage, found))
+        return pb.SearchResponse(passages=map(messages.passage, found.passages))
 
     async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.AskResponse]:
         if request.mode not in MODES:

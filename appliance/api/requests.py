@@ -101,11 +101,16 @@ def require_unicode(value: str, field: str) -> None:
 
 def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
     """One page of a listing and the token of the next ('' at the end). Raises InvalidArgument."""
-    if page_size < 0:
-        raise InvalidArgument.of("page_size", "must not be negative.")
     start = _offset(page_token)
-    end = start + min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    end = start + page_size_of(page_size)
     return items[start:end], _token(end) if end < len(items) else ""
+
+
+def page_size_of(wanted: int) -> int:
+    """How many items a page is to have, 0 leaving it to the box. Raises InvalidArgument."""
+    if wanted < 0:
+        raise InvalidArgument.of("page_size", "must not be negative.")
+    return min(wanted or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, example: str) -> re.Match[str]:

@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.storage.record import from_micros, to_micros
 from appliance.types import Document
 
@@ -110,10 +111,14 @@ class Catalog:
     def get(self, document: str, groups: frozenset[str]) -> Row | None:
         return self._one("id = ? AND list_has_any(readers, ?)", document, sorted(groups))
 
-    def titles(self, documents: Sequence[str]) -> dict[str, str]:
-        """By document id, of those that still exist."""
-        query = "SELECT id, title FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))"
-        return dict(self._connection.execute(query, [list(documents)]).fetchall())
+    def places(self, documents: Sequence[str], groups: frozenset[str]) -> dict[str, tuple[str, int, int]]:
+        """Title, segment and ordinal by document id, of those that exist and that the groups may read."""
+        query = (
+            "SELECT id, title, segment, ordinal, list_has_any(readers, ?) FROM documents"
+            " WHERE id IN (SELECT unnest(?::VARCHAR[]))"
+        )
+        found = self._connection.execute(query, [sorted(groups), list(documents)]).fetchall()
+        return {document: (title, segment, ordinal) for document, title, segment, ordinal, may_read in found if may_read}
 
     def find(self, sha256: str, pipeline: str) -> Row | None:
         return self._one("sha256 = ? AND pipeline = ?", sha256, pipeline)
@@ -132,10 +137,12 @@ class Catalog:
         query = "SELECT segment, CAST(sum(passage_count) AS BIGINT) FROM documents GROUP BY segment"
         return dict(self._connection.execute(query).fetchall())
 
-    def readable(self, groups: frozenset[str]) -> Places:
-        """Where the documents lie that the groups may read."""
+    def readable(self, groups: frozenset[str], condition: Condition | None = None) -> Places:
+        """Where the documents lie that the groups may read and the condition lets pass."""
+        where, values = (f" AND {condition.sql}", condition.values) if condition else ("", ())
         found = self._connection.execute(
-            "SELECT segment, ordinal FROM documents WHERE list_has_any(readers, ?)", [sorted(groups)]
+            f"SELECT segment, ordinal FROM documents WHERE list_has_any(readers, ?){where}",  # noqa: S608  (bound)
+            [sorted(groups), *values],
         ).fetchnumpy()
         return Places(np.asarray(found["segment"], np.int32), np.asarray(found["ordinal"], np.int32))
 

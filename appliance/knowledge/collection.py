@@ -8,6 +8,7 @@ never waits for embedding, for the disk or for sealing, and never sees half a ch
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -23,12 +24,15 @@ from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
 from appliance.knowledge.compact import Shape, due, plan
 from appliance.knowledge.memtable import Memtable
 from appliance.knowledge.sealed import Sealed, to_rows, to_sections
-from appliance.knowledge.search.rank import Hit, Query, Unit, best_passages
+from appliance.knowledge.search import view
+from appliance.knowledge.search.filter import Condition
+from appliance.knowledge.search.rank import Query, Unit, candidates
+from appliance.knowledge.search.snippet import snippet
 from appliance.knowledge.storage.manifest import SegmentEntry
 from appliance.knowledge.storage.record import Deletion, Entry, to_stored_precision
 from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder
-from appliance.types import Bools, Document, NewDocument, Passage, Span
+from appliance.types import Bools, Document, Expand, Found, NewDocument, Passage, Ranking, SearchOptions, Span
 
 log = structlog.get_logger()
 
@@ -36,6 +40,7 @@ FULL_SEGMENT_SEALS = 4
 """Compaction puts as many sealed memtables together into one segment."""
 
 _REMEMBERED_GROUPS = 64
+_PLAIN = SearchOptions()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -52,6 +57,12 @@ class Snapshot:
 
     def segment(self, number: int) -> Sealed:
         return next(segment for segment in self.segments if segment.number == number)
+
+    def unit(self, segment: int, ordinal: int) -> Unit:
+        """Where a document lies."""
+        if segment != MEMTABLE:
+            return self.segment(segment)
+        return next(block for block in self.memtable.blocks if ordinal < block.first_ordinal + block.documents)
 
 
 @dataclass(frozen=True)
@@ -136,29 +147,52 @@ class Collection:
             raise NotFound(f"Page {span.page} of document {document} has no characters {span.start} to {span.end}.")
         return page[span.start : span.end]
 
-    def search(self, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
-        """Raises EmbedderChanged, StoreDamaged."""
+    def search(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Found:
+        """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
+        ranking = self.rank(query, groups, limit, options)
+        return Found(self.show(query, groups, ranking, options), ranking.facets)
+
+    def rank(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Ranking:
+        """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
+        condition = view.condition_of(limit, options)
         self._check_embedder()
-        vector = self._embedder.embed([query])[0]
-        asked = Query.of(query, vector, self._embedder.count_tokens([query]))
-        snapshot, places = self._pin(groups)
+        asked = Query.asked(query, options.legs, self._embedder)
+        snapshot, places = self._pin(groups, condition)
 
         def readable(unit: Unit) -> Bools:
             return places.mask(unit.number, unit.first_ordinal, unit.documents)
 
-        return self._to_passages(best_passages(snapshot.units, readable, asked, limit))
+        return view.to_ranking(candidates(snapshot.units, readable, asked, limit), options, {})
 
-    def _to_passages(self, hits: Sequence[Hit]) -> tuple[Passage, ...]:
-        owners = [hit.unit.document_id(int(hit.unit.owners[hit.row])) for hit in hits]
+    def show(
+        self, query: str, groups: frozenset[str], ranking: Ranking, options: SearchOptions = _PLAIN
+    ) -> tuple[Passage, ...]:
+        """Raises StoreDamaged."""
+        owners = [bytes(document).hex() for document in ranking.candidates["document"]]
         with self._publishing:
-            titles = self._catalog.titles(owners)
-        found: list[Passage] = []
-        for hit, owner in zip(hits, owners, strict=True):
-            if owner in titles:  # else deleted since the search began
-                span, text = hit.unit.passage(hit.row)
-                name = f"collections/{self.name}/documents/{owner}"
-                found.append(Passage(name, titles[owner], span, text, hit.score))
-        return tuple(found)
+            present, snapshot = self._catalog.places(owners, groups), self._snapshot
+        marked = view.query_terms(query)
+        shown: list[Passage] = []
+        for candidate, owner in zip(ranking.candidates, owners, strict=True):
+            if owner not in present:  # deleted since it was ranked, or no longer for these groups
+                continue
+            title, segment, ordinal = present[owner]
+            span, unit = view.span(candidate), snapshot.unit(segment, ordinal)
+            with suppress(NotFound):
+                text = view.stored(unit, ordinal, span) or self.text(owner, span, groups)
+                page = "" if options.expand is Expand.NONE else self.page(owner, span.page, groups)
+                passage = Passage(
+                    f"collections/{self.name}/documents/{owner}",
+                    title,
+                    span,
+                    text,
+                    float(candidate["fused"]),
+                    snippet(text, marked),
+                    view.context(page, candidate, options.expand),
+                    view.explanation(candidate, ranking.meaning_weight) if options.explain else None,
+                )
+                shown.append(passage)
+        return tuple(shown)
 
     def _locate(self, document: str, groups: frozenset[str]) -> tuple[Row, Snapshot]:
         with self._publishing:
@@ -167,8 +201,10 @@ class Collection:
             raise NotFound(f"Collection {self.name} has no document {document}.")
         return row, snapshot
 
-    def _pin(self, groups: frozenset[str]) -> tuple[Snapshot, Places]:
+    def _pin(self, groups: frozenset[str], condition: Condition | None) -> tuple[Snapshot, Places]:
         with self._publishing:
+            if condition:
+                return self._snapshot, self._catalog.readable(groups, condition)
             places = self._readable.get(groups)
             if places is None:
                 if len(self._readable) >= _REMEMBERED_GROUPS:

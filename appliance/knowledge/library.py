@@ -22,7 +22,7 @@ from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, Not
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.storage import durable, key, store
 from appliance.ports import Embedder, Keyring
-from appliance.types import Document, NewDocument, Passage, Span
+from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, Span
 
 log = structlog.get_logger()
 
@@ -154,9 +154,38 @@ class Library:
             except ApplianceError as error:
                 log.warning("compaction_failed", collection=name, reason=error.reason, error=str(error))
 
-    def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
+    def search(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> Found:
         with self._using(collection, clears=True) as opened:
-            return opened.search(query, groups, limit)
+            return opened.search(query, groups, limit, options)
+
+    def rank(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> Ranking:
+        with self._using(collection, clears=True) as opened:
+            return opened.rank(query, groups, limit, options)
+
+    def show(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        ranking: Ranking,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> tuple[Passage, ...]:
+        with self._using(collection, clears=True) as opened:
+            return opened.show(query, groups, ranking, options)
 
     def close(self) -> None:
         """Closes the files. Nothing is lost without it."""

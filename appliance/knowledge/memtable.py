@@ -16,9 +16,8 @@ from appliance.knowledge.catalog import MEMTABLE
 from appliance.knowledge.index import vectors
 from appliance.knowledge.index.lexical import Postings
 from appliance.knowledge.storage.record import Entry
-from appliance.types import Bools, Floats, Span
+from appliance.types import PLACE, Bools, Floats, Span
 
-_PLACE = [("document", "V16"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4")]
 _FAN_BITS = 3
 _FAN = 1 << _FAN_BITS
 _FEW = 4  # below a quarter of the rows, to gather them costs less than to read them all
@@ -40,11 +39,11 @@ class Block:
         self._firsts = np.cumsum(counts) - counts
         self._places = np.array(
             [
-                (bytes.fromhex(entry.document.id), span.page, span.start, span.end)
+                (bytes.fromhex(entry.document.id), span.page, span.start, span.end, 0, 0)
                 for entry in entries
                 for span in entry.spans
             ],
-            _PLACE,
+            PLACE,
         )
         self._vectors = np.concatenate([entry.vectors for entry in entries])
         self.postings = Postings.build([text for entry in entries for text in entry.passages()])

@@ -23,12 +23,11 @@ from appliance.knowledge.index.lexical import Postings
 from appliance.knowledge.index.vectors import VectorIndex
 from appliance.knowledge.storage.record import Entry
 from appliance.knowledge.storage.segment import SegmentFile
-from appliance.types import CANDIDATE, Bools, Floats, Span
+from appliance.types import PLACE, Bools, Floats, Span
 
 SPAN = np.dtype(
     [("owner", "<u4"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4"), ("text_start", "<u8"), ("text_end", "<u8")]
 )
-_PLACE = ["document", "page", "start", "end"]
 _VECTOR_SECTIONS = ("vec_i8", "vec_f16", "graph")
 
 
@@ -121,11 +120,11 @@ class Sealed:
     def places(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
         """Where some rows stand, as `search.Unit` says."""
         spans = self._spans[rows]
-        found = np.zeros(len(rows), CANDIDATE)
+        found = np.zeros(len(rows), PLACE)
         found["document"] = np.frombuffer(self._ids, "V16")[spans["owner"]]
         for name in ("page", "start", "end"):
             found[name] = spans[name]
-        return found[_PLACE]
+        return found
 
     def document_ids(self) -> frozenset[str]:
         """Of all its documents, with those that were deleted since."""

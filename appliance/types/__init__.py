@@ -37,6 +37,7 @@ from appliance.types.ingest import Extracted, FileOutcome, FileState
 from appliance.types.jobs import Job, JobState
 from appliance.types.knowledge import (
     CANDIDATE,
+    PLACE,
     AnswerMode,
     AskFinish,
     AskPiece,
@@ -83,6 +84,7 @@ __all__ = [
     "MAX_STOPS",
     "MAX_STOP_CHARACTERS",
     "MAX_TOP_LOGPROBS",
+    "PLACE",
     "SAMPLING_RANGES",
     "Adapter",
     "Alias",

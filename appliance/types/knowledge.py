@@ -185,18 +185,30 @@ class Passage:
     heading: str = ""
 
 
-CANDIDATE = np.dtype(
+PLACE = np.dtype(
     [
-        *(("document", "V16"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4")),
-        *(("section_start", "<u4"), ("section_end", "<u4")),
-        *(("words_rank", "<u4"), ("words", "<f4"), ("meaning_rank", "<u4"), ("meaning", "<f4")),
-        *(("fused", "<f4"), ("reranked", "<f4")),
+        ("document", "V16"),
+        ("page", "<u4"),
+        ("start", "<u4"),
+        ("end", "<u4"),
+        ("section_start", "<u4"),
+        ("section_end", "<u4"),
     ]
 )
-"""A found passage by what stays the same while documents come and go: id, span, section, and what it was given.
+"""A passage by what stays the same while documents come and go: the document's id, span, and section on its page."""
 
-reranked: not a number where no reranker read it.
-"""
+CANDIDATE = np.dtype(
+    [
+        *PLACE.descr,
+        ("words_rank", "<u4"),
+        ("words", "<f4"),
+        ("meaning_rank", "<u4"),
+        ("meaning", "<f4"),
+        ("fused", "<f4"),
+        ("reranked", "<f4"),
+    ]
+)
+"""A found passage: its PLACE, and what it was given. reranked: not a number where no reranker read it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,12 @@ def load(path: Path, keyring: Keyring) -> bytes:
     return key
 
 
+def rewrap(path: Path, keyring: Keyring) -> None:
+    """Wrap the key at `path` anew, after the root key was changed. Raises DiskFull, KeyUnavailable."""
+    if path.exists():
+        files.replace_key_file(path, files.KIND_CACHE, keyring.wrap(load(path, keyring), _CONTEXT))
+
+
 def derive(key: bytes, purpose: str, name: str = "") -> bytes:
     """A key for one purpose and name, 32 bytes; nothing of the others follows from it (HMAC as a PRF)."""
     return hmac.digest(key, purpose.encode() + b"\x00" + name.encode(), "sha256")

@@ -1,17 +1,23 @@
-"""Key files: made once, never overwritten, readable by their owner alone.
+"""Key files: readable by their owner alone, written whole or not at all, overwritten only to be destroyed.
 
     slots/file.key   the root key in the clear: a FILE KEY SLOT, for boxes that unlock without a person
+    slots/next.key   the root key that takes its place, while all that the root key wraps is wrapped anew
     signing.key      the box's Ed25519 key, wrapped under the root key
+    tenants/<tenant>/<epoch>   a tenant's key, wrapped under the root key (see `tenants`)
     cache/key        of the prefix caches, wrapped under the root key (see `cache_key`)
 
 All are magic(8) version(2, big-endian) kind(2) payload sha256(32 of all before it). The digest tells a damaged file
-from a foreign one; it protects no secret.
+from a foreign one; it protects no secret. A key that is destroyed is overwritten with zeros before it is unlinked; a
+file of zeros is one whose destruction a crash cut short. On a copy-on-write file system, or behind a flash controller,
+an overwritten block may live on.
 """
 
 import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import DiskFull, KeyUnavailable
@@ -21,25 +27,84 @@ VERSION = (1).to_bytes(2, "big")
 KIND_ROOT_IN_CLEAR = (1).to_bytes(2, "big")
 KIND_SIGNING = (2).to_bytes(2, "big")
 KIND_CACHE = (3).to_bytes(2, "big")
+KIND_TENANT = (4).to_bytes(2, "big")
 _HEAD_BYTES = len(MAGIC) + 4
 _DIGEST_BYTES = 32
 
 
 def write_key_file(path: Path, kind: bytes, payload: bytes) -> None:
     """Make `path` with mode 0600, whole or not at all, and durable on return. Raises DiskFull, KeyUnavailable."""
+    with _told(path):
+        _write_beside(path, kind, payload)
+        os.link(_temporary(path), path)  # unlike rename, fails where a key already lies
+        os.unlink(_temporary(path))
+        sync_directory(path.parent)
+
+
+def replace_key_file(path: Path, kind: bytes, payload: bytes) -> None:
+    """In one step, in place of the key file that is there; durable on return. Raises DiskFull, KeyUnavailable.
+
+    The old bytes may live on in free blocks: this is for keys whose wrapping key is destroyed next.
+    """
+    with _told(path):
+        _write_beside(path, kind, payload)
+        os.rename(_temporary(path), path)
+        sync_directory(path.parent)
+
+
+def destroy_key_file(path: Path) -> None:
+    """Overwrite it with zeros, then unlink it; durable on return. Nothing where there is none.
+
+    Raises DiskFull, KeyUnavailable; it may be called again then.
+    """
+    with _told(path):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.unlink(path)
+        sync_directory(path.parent)
+
+
+def is_destroyed(path: Path) -> bool:
+    """Whether nothing is left of it: no file, or one of zeros alone."""
+    try:
+        return not any(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def rename_key_file(path: Path, target: Path) -> None:
+    """Durable on return. Raises DiskFull, KeyUnavailable."""
+    with _told(target):
+        os.rename(path, target)
+        sync_directory(target.parent)
+
+
+def _write_beside(path: Path, kind: bytes, payload: bytes) -> None:
     body = MAGIC + VERSION + kind + payload
     temporary = _temporary(path)
+    _make_directory(path.parent)
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(body + hashlib.sha256(body).digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into DiskFull or KeyUnavailable, naming the file."""
     try:
-        _make_directory(path.parent)
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(body + hashlib.sha256(body).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike rename, fails where a key already lies
-        temporary.unlink()
-        _sync_directory(path.parent)
+        yield
     except OSError as error:
         refused = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else KeyUnavailable
         raise refused(f"The key file {path} could not be written: {error.strerror}.") from None
@@ -91,10 +156,11 @@ def _make_directory(path: Path) -> None:
     if not path.is_dir():
         _make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -65,7 +65,7 @@ class Shelf:
 
     def search(self, query: str, groups: frozenset[str] = ALL, limit: int = 10) -> list[str]:
         """The texts that are found, best first."""
-        return [passage.text for passage in self.library.search("handbook", query, groups, limit)]
+        return [passage.text for passage in self.library.search("handbook", query, groups, limit).passages]
 
     def contents(self, groups: frozenset[str] = ALL) -> dict[str, tuple[str, ...]]:
         """Every document's pages by its id."""

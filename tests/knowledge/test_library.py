@@ -63,7 +63,7 @@ def test_everything_is_the_same_from_the_memtable_from_a_segment_and_after_reope
 
     def seen() -> list[object]:
         texts = [shelf.library.text("handbook", document.id, span, ALL) for span in spans]
-        hits = [(hit.document, hit.span, hit.text) for hit in shelf.library.search("handbook", "Badges expire", ALL, 5)]
+        hits = [(hit.document, hit.span, hit.text) for hit in shelf.library.search("handbook", "Badges expire", ALL, 5).passages]
         return [shelf.contents(), shelf.library.get("handbook", document.id, ALL), texts, hits]
 
     first = seen()
@@ -81,7 +81,7 @@ def test_a_passage_is_the_text_of_its_span(shelf: Shelf) -> None:
     changes: list[Callable[[], object]] = [lambda: None, shelf.compact]
     for change in changes:
         change()
-        hits = shelf.library.search("handbook", "Badges странице", ALL, 5)
+        hits = shelf.library.search("handbook", "Badges странице", ALL, 5).passages
         assert len(hits) == 2
         for hit in hits:
             document = hit.document.rpartition("/")[2]
@@ -133,7 +133,7 @@ def test_a_document_of_one_huge_page_is_stored_and_read_by_passage(shelf: Shelf)
     document = shelf.add(page)
     shelf.compact()
     assert shelf.library.pages("handbook", document.id, ALL) == (page,)
-    hit = shelf.library.search("handbook", "badges expire", ALL, 1)[0]
+    hit = shelf.library.search("handbook", "badges expire", ALL, 1).passages[0]
     assert hit.text == page[hit.span.start : hit.span.end]
 
 
@@ -321,7 +321,7 @@ def test_a_damaged_collection_is_named_and_the_others_serve(shelf: Shelf) -> Non
     with pytest.raises(StoreDamaged, match="handbook/wal"):
         shelf.add("Doors close.")
     assert [collection.id for collection in library.collections()] == ["second"]
-    assert library.search("second", "keys", ALL, 1)
+    assert library.search("second", "keys", ALL, 1).passages
     assert list(library.damaged()) == ["handbook"]
     assert str(shelf.file("wal")) in library.damaged()["handbook"]
     flip(shelf.file("wal"), 100)

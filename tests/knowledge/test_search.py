@@ -82,7 +82,7 @@ def test_a_query_without_words_or_of_one_endless_word_finds_something_or_nothing
 def test_no_more_than_the_limit_comes_back_best_first(shelf: Shelf) -> None:
     for number in range(20):
         shelf.add("badges " * number + f"expire {number}")
-    passages = shelf.library.search("handbook", "badges", ALL, 7)
+    passages = shelf.library.search("handbook", "badges", ALL, 7).passages
     assert len(passages) == 7
     scores = [passage.score for passage in passages]
     assert scores == sorted(scores, reverse=True)
@@ -90,7 +90,7 @@ def test_no_more_than_the_limit_comes_back_best_first(shelf: Shelf) -> None:
 
 def test_a_passage_carries_the_name_and_title_of_its_document(shelf: Shelf) -> None:
     document = shelf.add("Badges expire.", title="badges.md")
-    (passage,) = shelf.library.search("handbook", "badges", ALL, 3)
+    (passage,) = shelf.library.search("handbook", "badges", ALL, 3).passages
     assert (passage.document, passage.title) == (document.name, "badges.md")
 
 
@@ -101,8 +101,8 @@ def test_scores_compare_across_memtable_and_segments(make_shelf: Callable[..., S
         whole.add(text)
         parts.add(text)
     assert len(list((parts.files / "seg").iterdir())) == 4
-    wanted = whole.library.search("handbook", "badge expires", ALL, 15)
-    found = parts.library.search("handbook", "badge expires", ALL, 15)
+    wanted = whole.library.search("handbook", "badge expires", ALL, 15).passages
+    found = parts.library.search("handbook", "badge expires", ALL, 15).passages
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=2e-3)
 
 
@@ -122,7 +122,7 @@ def test_no_score_tells_what_words_are_in_a_document_that_may_not_be_read(
                 state(shelf)
                 shelf.delete(document)
         state(shelf)
-        found = shelf.library.search("handbook", "badges merger", ALL, 5)
+        found = shelf.library.search("handbook", "badges merger", ALL, 5).passages
         scores.append({passage.text: passage.score for passage in found})
     assert scores[0] == scores[1] == scores[2]
 
@@ -144,7 +144,7 @@ def test_a_caller_who_may_read_all_of_a_segment_is_searched_for_without_a_filter
     shelf.search("badges")
     shelf.search("badges", ALL | SECRET)
     assert filters == [[True, False], None]
-    assert secret.name in [hit.document for hit in shelf.library.search("handbook", "doors", ALL | SECRET, 1)]
+    assert secret.name in [hit.document for hit in shelf.library.search("handbook", "doors", ALL | SECRET, 1).passages]
 
 
 def test_a_document_with_the_words_of_the_query_beats_one_without(shelf: Shelf) -> None:

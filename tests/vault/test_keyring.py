@@ -91,7 +91,7 @@ def test_a_key_that_a_dead_writer_left_beside_its_name_is_removed(home: Path) ->
 
 def test_every_folder_that_is_made_for_a_key_is_made_durable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(files, "_sync_directory", synced.append)
+    monkeypatch.setattr(files, "sync_directory", synced.append)
     unlock(home)
     assert {home, home / "vault", home / "vault" / "slots"} <= set(synced)
 

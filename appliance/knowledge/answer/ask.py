@@ -99,7 +99,7 @@ class Asker:
         file = self._chat_model(mode, model)
         answering = AnswerMode.GENERATE if file else AnswerMode.QUOTE
         limit = GENERATE_PASSAGES if file else QUOTE_PASSAGES
-        passages = await asyncio.to_thread(self._library.search, collection, question, groups, limit)
+        passages = (await asyncio.to_thread(self._library.search, collection, question, groups, limit)).passages
         found = time.monotonic()
         yield Passages(answering, passages)
         if not passages:

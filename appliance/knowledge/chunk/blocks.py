@@ -12,9 +12,7 @@ from itertools import accumulate
 from appliance.types import Block, BlockKind
 
 ITEM = re.compile(r"[ \t]*(?:[-*+•–—·▪◦‣●○►]|\(?\d{1,3}(?:\.\d{1,3})*[.)]|\(?[a-zа-я][.)])[ \t]")
-TABLE_RULE = re.compile(
-    r"[ \t]*+(?:\|[ \t]*+)?:?-{3,}+:?[ \t]*+(?:\|[ \t]*+:?-{3,}+:?[ \t]*+)*+(?:\|[ \t]*+)?"
-)
+TABLE_RULE = re.compile(r"[ \t]*+(?:\|[ \t]*+)?:?-{3,}+:?[ \t]*+(?:\|[ \t]*+:?-{3,}+:?[ \t]*+)*+(?:\|[ \t]*+)?")
 
 _MARKED = re.compile(r"(#{1,6})[ \t]+\S")
 _UNDERLINE = re.compile(r"(={3,}|-{3,})[ \t]*")
@@ -36,12 +34,11 @@ _Range = tuple[BlockKind, int, int, int]
 """Kind, first line, the line after the last one, level."""
 
 
-def structure(text: str, page: int, given: Sequence[Block]) -> Iterator[Block]:
-    """Blocks of a page in order, together all of it. given: those its parser saw, in order and without overlap.
+def structure(text: str, page: int, given: Sequence[Block], titled: bool) -> Iterator[Block]:
+    """Blocks of a page in order, together all of it but white space.
 
-    A parser that saw any headings has seen them all: none is read from the text beside it.
+    given: those its parser saw, in order and without overlap. titled: it saw the headings, so none is read from text.
     """
-    titled = any(block.kind is BlockKind.HEADING for block in given)
     at = 0
     for block in given:
         yield from _between(text, page, at, block.start, titled)
@@ -51,18 +48,16 @@ def structure(text: str, page: int, given: Sequence[Block]) -> Iterator[Block]:
 
 
 def _between(text: str, page: int, start: int, end: int, titled: bool) -> Iterator[Block]:
-    if not text[start:end].strip():
-        return
+    """What plain text shows in [start, end)."""
     lines = text[start:end].split("\n")
-    starts = list(accumulate((len(line) + 1 for line in lines), initial=start))
+    starts = [min(at, end) for at in accumulate((len(line) + 1 for line in lines), initial=start)]
     last = 0
-    for kind, first, after, level in _Reader(lines, titled).read():
-        if first > last:
+    for kind, first, after, level in (*_Reader(lines, titled).read(), (BlockKind.PARAGRAPH, len(lines), 0, 0)):
+        if text[starts[last] : starts[first]].strip():
             yield Block(BlockKind.PARAGRAPH, page, starts[last], starts[first])
-        yield Block(kind, page, starts[first], min(end, starts[after]), level)
+        if after:
+            yield Block(kind, page, starts[first], starts[after], level)
         last = after
-    if last < len(lines):
-        yield Block(BlockKind.PARAGRAPH, page, starts[last], end)
 
 
 class _Reader:

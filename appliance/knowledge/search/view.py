@@ -10,7 +10,7 @@ from appliance.knowledge.index.lexical import terms
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.search.rank import QUERY_CHARACTERS, Candidates, Unit
-from appliance.types import CANDIDATE, Explanation, FacetCount, LegScore, Ranking, SearchOptions, Span
+from appliance.types import CANDIDATE, Expand, Explanation, FacetCount, LegScore, Ranking, SearchOptions, Span
 
 MAX_CANDIDATES = 1000
 RERANKED = 50
@@ -51,12 +51,19 @@ def to_ranking(
     return Ranking(ranked, found.meaning_weight, facets, vectors)
 
 
-def find_row(unit: Unit, owner: int, span: Span) -> int | None:
-    """The passage of a unit's document that is at that span; None where there is none, as it was cut anew."""
-    first, last = np.searchsorted(unit.owners, [owner, owner + 1])
+def span(candidate: np.void) -> Span:
+    return Span(int(candidate["page"]), int(candidate["start"]), int(candidate["end"]))
+
+
+def stored(unit: Unit, ordinal: int, wanted: Span) -> str:
+    """The text of a document's passage; '' where it has none at that span any more, as it was cut anew.
+
+    Raises StoreDamaged.
+    """
+    first, last = np.searchsorted(unit.owners, np.array([0, 1], np.uint32) + np.uint32(ordinal - unit.first_ordinal))
     places = unit.places(np.arange(first, last, dtype=np.uint32))
-    same = (places["page"] == span.page) & (places["start"] == span.start) & (places["end"] == span.end)
-    return int(first) + int(np.argmax(same)) if same.any() else None
+    same = (places["page"] == wanted.page) & (places["start"] == wanted.start) & (places["end"] == wanted.end)
+    return unit.passage(int(first) + int(np.argmax(same)))[1] if same.any() else ""
 
 
 def explanation(candidate: np.void, meaning_weight: float) -> Explanation:
@@ -71,12 +78,17 @@ def explanation(candidate: np.void, meaning_weight: float) -> Explanation:
     )
 
 
-def context(page: str, span: Span, within: tuple[int, int]) -> str:
-    """What stands around a span in a range of its page: CONTEXT_CHARACTERS at most, with the span about in the middle."""
-    start, end = max(0, min(within[0], span.start)), min(len(page), max(within[1], span.end))
+def context(page: str, candidate: np.void, expand: Expand) -> str:
+    """What stands around a passage on its page, CONTEXT_CHARACTERS at most, with the passage about in the middle.
+
+    Its section, where that is asked for and known; else the page.
+    """
+    at, to, start, end = int(candidate["start"]), int(candidate["end"]), 0, len(page)
+    if expand is Expand.SECTION and candidate["section_end"]:
+        start, end = min(at, int(candidate["section_start"])), max(to, int(candidate["section_end"]))
     if end - start > CONTEXT_CHARACTERS:
-        lead = max(0, CONTEXT_CHARACTERS - (span.end - span.start)) // 2
-        start = min(max(start, span.start - lead), end - CONTEXT_CHARACTERS)
+        lead = max(0, CONTEXT_CHARACTERS - (to - at)) // 2
+        start = min(max(start, at - lead), end - CONTEXT_CHARACTERS)
         end = start + CONTEXT_CHARACTERS
     return page[start:end].strip()
 

@@ -1,0 +1,42 @@
+"""An imported embedder as threads of the daemon use one: `ports.Embedder` over `ports.Encoders`."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import cached_property
+
+from appliance.ports import Embedder, Encoders
+from appliance.types import Floats, Ints, ModelFile
+
+
+class ImportedEmbedder:
+    """Not to be called from the event loop that `encoders` belongs to: it would wait for itself.
+
+    Its own tokenizer stays in its locked process, so texts are measured by another's, and by no more than that one sees.
+    """
+
+    def __init__(self, encoders: Encoders, file: ModelFile, measure: Embedder, loop: asyncio.AbstractEventLoop) -> None:
+        self._encoders, self._file, self._measure, self._loop = encoders, file, measure, loop
+
+    @property
+    def identity(self) -> str:
+        return self._file.sha256
+
+    @cached_property
+    def dimension(self) -> int:
+        """Raises as `embed`."""
+        return int(self.embed(["."]).shape[1])
+
+    @property
+    def max_tokens(self) -> int:
+        return self._measure.max_tokens
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """Raises as `Encoders.embed`."""
+        found = asyncio.run_coroutine_threadsafe(self._encoders.embed(self._file.name, texts), self._loop).result()
+        return found.rows
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return self._measure.count_tokens(texts)
+
+    def token_ends(self, texts: Sequence[str]) -> Sequence[Ints]:
+        return self._measure.token_ends(texts)

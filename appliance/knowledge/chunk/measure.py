@@ -1,0 +1,55 @@
+"""A page measured in the embedder's tokens, from where each of them ends."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from appliance.types import Ints
+
+CHARACTERS_A_TOKEN = 12
+"""At most, on average over a piece: with more the tokenizer knows nothing of the text, and its count says nothing."""
+
+Range = tuple[int, int]
+"""[start, end) in code points of a page."""
+
+
+class Page:
+    """The text of one page and what it costs to read."""
+
+    def __init__(self, text: str, token_ends: Ints) -> None:
+        self.text = text
+        self._ends: list[int] = token_ends.tolist()
+
+    def cost(self, start: int, end: int) -> int:
+        """Tokens that end in [start, end), and the last one if it ends there; at least one, but for nothing at all."""
+        return max(bisect_right(self._ends, end) - bisect_right(self._ends, start), int(start < end))
+
+    def trim(self, start: int, end: int) -> Range:
+        """Without white space around it; empty, start == end, where there is nothing else."""
+        part = self.text[start:end]
+        kept = part.lstrip()
+        return end - len(kept), end - len(kept) + len(kept.rstrip())
+
+    def lines(self, start: int, end: int) -> Iterator[Range]:
+        """The lines that hold anything, without their ends."""
+        for line in self.text[start:end].split("\n"):
+            if line.strip():
+                yield start, start + len(line.rstrip())
+            start += len(line) + 1
+
+    def reach(self, start: int, end: int, room: int) -> int:
+        """How far so many tokens go, `end` at most; to the last white space where there is some in the second half."""
+        token = bisect_right(self._ends, start) + room
+        stop = min(end, start + room * CHARACTERS_A_TOKEN, self._ends[token - 1] if token < len(self._ends) else end)
+        if stop < end and not self.text[stop].isspace():
+            space = max(self.text.rfind(one, (start + stop) // 2 + 1, stop) for one in " \n\t")
+            stop = space if space > 0 else stop
+        return stop
+
+    def cut(self, start: int, end: int, room: int) -> Iterator[Range]:
+        """[start, end) in parts of so many tokens at most, without white space around each."""
+        while start < end:
+            stop = self.reach(start, end, room)
+            part = self.trim(start, stop)
+            if part[0] < part[1]:
+                yield part
+            start = stop
