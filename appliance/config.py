@@ -65,7 +65,7 @@ class Config:
     quote_only_tenants: str = option(
         "", "Tenants whose answers only quote their documents, with commas between; *: all of them."
     )
-    answer_cache_mib: int = option(32, "Memory for answers that are given again while nothing changed; 0: off.", minimum=0)
+    answer_cache_mib: int = option(32, "Memory for answers given again while nothing changed; 0: off.", minimum=0)
     log_level: str = option("info", "debug, info, warning or error.", restart=False)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 // Dot products of one int8 query with many int8 rows: AVX-512 VNNI, AVX2, NEON or portable, chosen when it runs.
 //
-// Every kernel gives the same integers. Rows of a walk lie all over memory, so a kernel takes their numbers, and fetches
-// rows ahead while it computes.
+// Every kernel gives the same integers. Rows of a walk lie all over memory, so a kernel takes their numbers; whoever calls
+// it has asked for the rows before (`prefetch`), as early as it knew them.
 
 #pragma once
 
@@ -27,14 +27,8 @@ enum Path : int32_t { BEST = -1, PORTABLE = 0, AVX2 = 1, VNNI = 2, NEON = 3, NEO
 using Dots = void (*)(const int8_t* query, const int8_t* vectors, size_t dim, const uint32_t* rows, size_t count,
                       int32_t* out);
 
-constexpr size_t AHEAD = 4;  // rows fetched before they are needed, beyond the four in hand
-
 inline void prefetch(const int8_t* row, size_t dim) {
     for (size_t i = 0; i < dim; i += 64) __builtin_prefetch(row + i);
-}
-
-inline void prefetch_some(const int8_t* vectors, size_t dim, const uint32_t* rows, size_t from, size_t to) {
-    for (size_t i = from; i < to; i++) prefetch(vectors + rows[i] * dim, dim);
 }
 
 inline int32_t dot_portable(const int8_t* a, const int8_t* b, size_t dim) {
@@ -67,11 +61,7 @@ __attribute__((target("avx2"))) inline int32_t dot_avx2(const int8_t* a, const i
 
 __attribute__((target("avx2"))) inline void dots_avx2(const int8_t* query, const int8_t* vectors, size_t dim,
                                                       const uint32_t* rows, size_t count, int32_t* out) {
-    prefetch_some(vectors, dim, rows, 0, std::min(AHEAD, count));
-    for (size_t i = 0; i < count; i++) {
-        if (i + AHEAD < count) prefetch(vectors + rows[i + AHEAD] * dim, dim);
-        out[i] = dot_avx2(vectors + rows[i] * dim, query, dim);
-    }
+    for (size_t i = 0; i < count; i++) out[i] = dot_avx2(vectors + rows[i] * dim, query, dim);
 }
 
 // GCC 12 calls its own _mm512_undefined_epi32 uninitialized (GCC bug 105593).
@@ -93,10 +83,8 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) inline void dots_vnni(con
     if (rest) query_sums = _mm512_dpbusd_epi32(query_sums, ones, _mm512_maskz_loadu_epi8(rest, query + whole));
     const int32_t excess = 128 * _mm512_reduce_add_epi32(query_sums);
 
-    prefetch_some(vectors, dim, rows, 0, std::min(4 + AHEAD, count));
     size_t i = 0;
     for (; i + 4 <= count; i += 4) {
-        prefetch_some(vectors, dim, rows, std::min(i + 4 + AHEAD, count), std::min(i + 8 + AHEAD, count));
         const int8_t* const x0 = vectors + rows[i] * dim;
         const int8_t* const x1 = vectors + rows[i + 1] * dim;
         const int8_t* const x2 = vectors + rows[i + 2] * dim;
@@ -163,11 +151,7 @@ __attribute__((target("arch=armv8.2-a+dotprod"))) inline int32_t dot_neon_dot(co
 
 template <int32_t (*DOT)(const int8_t*, const int8_t*, size_t)>
 void dots_of(const int8_t* query, const int8_t* vectors, size_t dim, const uint32_t* rows, size_t count, int32_t* out) {
-    prefetch_some(vectors, dim, rows, 0, std::min(AHEAD, count));
-    for (size_t i = 0; i < count; i++) {
-        if (i + AHEAD < count) prefetch(vectors + rows[i + AHEAD] * dim, dim);
-        out[i] = DOT(vectors + rows[i] * dim, query, dim);
-    }
+    for (size_t i = 0; i < count; i++) out[i] = DOT(vectors + rows[i] * dim, query, dim);
 }
 
 #endif

@@ -16,6 +16,7 @@ namespace {
 constexpr size_t HEADER_BYTES = 20;
 constexpr uint32_t MOST_LEVELS = 64;
 constexpr uint32_t MOST_LINKS = 4096;  // of one node
+constexpr uint32_t LINE_LINKS = 16;    // in a line of the cache
 constexpr char MAGIC[8] = {'G', 'R', 'A', 'P', 'H', 2, 0, 0};
 
 enum Fault : int64_t { SOUND = 0, OTHER_FORMAT = 1, OTHER_SIZE = 2, IMPOSSIBLE = 3 };
@@ -103,7 +104,12 @@ struct Search {
     Scratch& scratch;
     uint64_t computed = 0;
 
-    // Scores of scratch.block[0, count), as rows, into scratch.products.
+    void fetch(uint32_t row) const {
+        i8::prefetch(vectors + row * dim, dim);
+        __builtin_prefetch(scales + row);
+    }
+
+    // Products of the rows in scratch.block[0, count), into scratch.products.
     void compute(size_t count) {
         dots(scratch.query.data(), vectors, dim, scratch.block.data(), count, scratch.products.data());
         computed += count;
@@ -119,7 +125,10 @@ struct Search {
         for (bool moved = true; moved;) {
             moved = false;
             const uint32_t first = level.start[position], count = level.start[position + 1] - first;
-            for (uint32_t i = 0; i < count; i++) scratch.block[i] = level.row(level.neighbour[first + i]);
+            for (uint32_t i = 0; i < count; i++) {
+                scratch.block[i] = level.row(level.neighbour[first + i]);
+                fetch(scratch.block[i]);
+            }
             compute(count);
             for (uint32_t i = 0; i < count; i++)
                 if (score(i) > best) {
@@ -142,6 +151,7 @@ struct Search {
             for (size_t i = 0; i < count; i++) {
                 const i8::Hit hit{score(i), block[i]};
                 if (best.size() >= width && !i8::better(hit, best.front())) continue;
+                __builtin_prefetch(level.start + hit.row);
                 frontier.push_back(hit);
                 std::push_heap(frontier.begin(), frontier.end(), worse);
                 if (allowed != nullptr && !allowed[hit.row]) continue;
@@ -156,14 +166,16 @@ struct Search {
                 if (frontier.empty() || computed >= budget) return;
                 const i8::Hit next = frontier.front();
                 if (best.size() >= width && i8::better(best.front(), next)) return;
+                const uint32_t first = level.start[next.row], last = level.start[next.row + 1];
+                for (uint32_t at = first; at < last; at += LINE_LINKS) __builtin_prefetch(level.neighbour + at);
                 std::pop_heap(frontier.begin(), frontier.end(), worse);
                 frontier.pop_back();
-                const uint32_t first = level.start[next.row], last = level.start[next.row + 1];
                 for (uint32_t at = first; at < last; at++) {
                     const uint32_t row = level.neighbour[at];
-                    block[count] = row;
-                    count += seen[row] != epoch;
+                    if (seen[row] == epoch) continue;
                     seen[row] = epoch;
+                    block[count++] = row;
+                    fetch(row);
                 }
                 if (!frontier.empty()) __builtin_prefetch(level.neighbour + level.start[frontier.front().row]);
             }

@@ -1,4 +1,4 @@
-// Scores again, from float16 rows that lie anywhere, what a search over int8 found.
+// Scores again, from float16 rows, what a search over int8 found.
 //
 // Every path adds in the same order, 16 partial sums and then a tree, and rounds each product: the same bits everywhere.
 
@@ -105,20 +105,17 @@ extern "C" {
 
 // The best `keep` of the given rows by dot(row, query), best first, equal scores by row.
 //
-// rows: their numbers [count]; addresses: of each row's float16 [dim], of any alignment; query: float32 [dim]. What is
-// no number comes last. Writes at most `keep` rows and scores; returns how many, or -1 where this machine has not that
-// path. Safe from many threads; out_rows may be rows.
-__attribute__((visibility("default"))) int64_t rescore_f16(const uint32_t* rows, const uint64_t* addresses,
-                                                           uint64_t count, uint64_t dim, const float* query,
-                                                           uint64_t keep, uint32_t* out_rows, float* out_scores,
-                                                           int32_t path) {
+// rows: their numbers [count]; halves: float16 [count, dim], of any alignment; query: float32 [dim]. What is no number
+// comes last. Writes at most `keep` rows and scores; returns how many, or -1 where this machine has not that path. Safe
+// from many threads; out_rows may be rows.
+__attribute__((visibility("default"))) int64_t rescore_f16(const uint32_t* rows, const uint16_t* halves, uint64_t count,
+                                                           uint64_t dim, const float* query, uint64_t keep,
+                                                           uint32_t* out_rows, float* out_scores, int32_t path) {
     const Score score = choose(path);
     if (score == nullptr) return -1;
     std::vector<i8::Hit> hits(count);
     for (uint64_t i = 0; i < count; i++) {
-        for (uint64_t at = 0; i + 2 < count && at < 2 * dim; at += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(addresses[i + 2]) + at);
-        const float found = score(reinterpret_cast<const uint16_t*>(addresses[i]), query, dim);
+        const float found = score(halves + i * dim, query, dim);
         hits[i] = {found == found ? found : -std::numeric_limits<float>::infinity(), rows[i]};
     }
     keep = std::min(keep, count);

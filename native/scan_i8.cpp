@@ -7,25 +7,33 @@
 
 namespace {
 
-constexpr size_t BLOCK = 256;  // rows gathered, then computed
+constexpr size_t BLOCK = 16;
 
-// The next allowed rows from `row` on, at most BLOCK; moves `row` behind them.
-size_t gather(const uint8_t* allowed, uint64_t rows, uint64_t& row, uint32_t* block) {
+// Rows that are on their way from memory while those of the block before are computed.
+struct Block {
+    uint32_t rows[BLOCK];
     size_t count = 0;
-    if (allowed == nullptr) {
-        for (; row < rows && count < BLOCK; row++) block[count++] = uint32_t(row);
-        return count;
+
+    void add(const int8_t* vectors, uint64_t dim, uint64_t row) {
+        rows[count++] = uint32_t(row);
+        i8::prefetch(vectors + row * dim, dim);
     }
-    while (row < rows && count < BLOCK) {
-        uint64_t eight;
-        if (row + 8 <= rows && (std::memcpy(&eight, allowed + row, 8), eight == 0)) {
+};
+
+// The next allowed rows from `row` on; moves `row` behind them.
+Block gather(const int8_t* vectors, uint64_t dim, const uint8_t* allowed, uint64_t rows, uint64_t& row) {
+    Block block;
+    while (row < rows && block.count < BLOCK) {
+        uint64_t eight = 1;
+        if (allowed != nullptr && row + 8 <= rows) std::memcpy(&eight, allowed + row, 8);
+        if (eight == 0) {
             row += 8;
         } else {
-            if (allowed[row]) block[count++] = uint32_t(row);
+            if (allowed == nullptr || allowed[row]) block.add(vectors, dim, row);
             row++;
         }
     }
-    return count;
+    return block;
 }
 
 }  // namespace
@@ -48,13 +56,14 @@ __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, co
     if (keep == 0) return 0;
     std::vector<i8::Hit> heap;
     heap.reserve(std::min(keep, rows));
-    uint32_t block[BLOCK];
     int32_t products[BLOCK];
     uint64_t row = 0;
-    while (const size_t count = gather(allowed, rows, row, block)) {
-        dots(codes.data(), vectors, dim, block, count, products);
-        for (size_t i = 0; i < count; i++) {
-            const i8::Hit hit{scales[block[i]] * float(products[i]), block[i]};
+    Block block = gather(vectors, dim, allowed, rows, row);
+    while (block.count > 0) {
+        const Block next = gather(vectors, dim, allowed, rows, row);
+        dots(codes.data(), vectors, dim, block.rows, block.count, products);
+        for (size_t i = 0; i < block.count; i++) {
+            const i8::Hit hit{scales[block.rows[i]] * float(products[i]), block.rows[i]};
             if (heap.size() < keep) {
                 heap.push_back(hit);
                 std::push_heap(heap.begin(), heap.end(), i8::better);
@@ -64,6 +73,7 @@ __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, co
                 std::push_heap(heap.begin(), heap.end(), i8::better);
             }
         }
+        block = next;
     }
     std::sort_heap(heap.begin(), heap.end(), i8::better);
     for (size_t i = 0; i < heap.size(); i++) {

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import AlreadyExists, DocumentRefused, NoChatModel, NotFound
 from appliance.knowledge.chunk import passages
+from appliance.ports import Library
 from appliance.types import (
     Collection,
     Document,
@@ -18,6 +19,7 @@ from appliance.types import (
     Finish,
     FinishReason,
     Floats,
+    Found,
     Generation,
     Ints,
     Message,
@@ -26,10 +28,13 @@ from appliance.types import (
     NewDocument,
     Origin,
     Passage,
+    Principal,
+    SearchOptions,
     Segment,
     Span,
     Text,
     Tool,
+    Turn,
     Usage,
 )
 
@@ -189,7 +194,14 @@ class MemoryLibrary:
     def compact(self, collection: str) -> Collection:
         return self._describe(collection)
 
-    def search(self, collection: str, query: str, groups: frozenset[str], limit: int) -> tuple[Passage, ...]:
+    def search(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> Found:
         found = [
             Passage(document.name, document.title, span, pages[span.page - 1][span.start : span.end], 0.0)
             for document, pages in self._documents(collection).values()
@@ -198,9 +210,21 @@ class MemoryLibrary:
         ]
         scores = self.embedder.embed([one.text for one in found]) @ self.embedder.embed([query])[0]
         best = np.argsort(-scores, kind="stable")[:limit]
-        return tuple(
-            Passage(found[i].document, found[i].title, found[i].span, found[i].text, float(scores[i])) for i in best
+        return Found(
+            tuple(
+                Passage(found[i].document, found[i].title, found[i].span, found[i].text, float(scores[i])) for i in best
+            )
         )
+
+    def version(self, collection: str) -> str:
+        held = sorted((name, sorted(document.readers)) for name, (document, _) in self._documents(collection).items())
+        return hashlib.sha256(repr(held).encode()).hexdigest()
+
+    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+        held, pages = self._readable(collection, document, groups)
+        changed = replace(held, readers=readers)
+        self.stored[collection][document] = (changed, pages)
+        return changed
 
     def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
         return self.pages(collection, document, groups)[span.page - 1][span.start : span.end]
@@ -225,6 +249,36 @@ class MemoryLibrary:
             size_bytes=sum(document.size_bytes for document in held),
             create_time=EPOCH,
         )
+
+
+@dataclass
+class OneLibrary:
+    """ports.Libraries with the same library for every tenant."""
+
+    library: Library
+
+    def of(self, tenant: str) -> Library:
+        return self.library
+
+
+@dataclass
+class LibraryRetriever:
+    """ports.Retriever straight over a library, in one page; `asked` holds every query."""
+
+    library: Library
+    asked: list[tuple[str, SearchOptions]] = field(default_factory=list)
+
+    async def search(
+        self,
+        caller: Principal,
+        collection: str,
+        query: str,
+        limit: int,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+        page: str = "",
+    ) -> Found:
+        self.asked.append((query, options))
+        return self.library.search(collection, query, caller.groups, limit, options)
 
 
 @dataclass
@@ -284,3 +338,7 @@ class PlainComposer:
 
     def ask(self, scaffold: str, question: str, passages: Sequence[Passage]) -> tuple[Segment, ...]:
         return (*(Segment(Origin.RETRIEVED, passage.text) for passage in passages), Segment(Origin.USER, question))
+
+    def rewrite(self, scaffold: str, question: str, history: Sequence[Turn], others: int) -> tuple[Segment, ...]:
+        told = [Segment(Origin.USER, text) for turn in history for text in (turn.question, turn.answer)]
+        return (Segment(Origin.SYSTEM, f"others {others}"), *told, Segment(Origin.USER, question))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "appliance"
 MAY_IMPORT = {
+    "Stemmer": {"knowledge/index/analysis.py"},
     "llama_cpp": {"infer/llama.py"},
     "mcp": {"api/mcp.py"},
     "prometheus_client": {"health/metrics.py"},

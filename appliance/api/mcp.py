@@ -112,7 +112,7 @@ class _Tools:
         given.finish()
         groups = call.principal.groups
         found = await asyncio.to_thread(self.library.search, collection, query, groups, limit)
-        return {"passages": [_passage(passage) for passage in found]}
+        return {"passages": [_passage(passage) for passage in found.passages]}
 
     async def ask(self, call: Call, given: Fields) -> Json:
         call.require(ASK)

@@ -11,7 +11,7 @@ from appliance.types import Floats, Ints, ModelFile
 class ImportedEmbedder:
     """Not to be called from the event loop that `encoders` belongs to: it would wait for itself.
 
-    Its own tokenizer stays in its locked process, so texts are measured by another's, and by no more than that one sees.
+    Its own tokenizer stays in its locked process: texts are measured by another's, and by no more than that one sees.
     """
 
     def __init__(self, encoders: Encoders, file: ModelFile, measure: Embedder, loop: asyncio.AbstractEventLoop) -> None:

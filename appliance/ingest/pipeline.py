@@ -24,7 +24,7 @@ from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapsh
 from appliance.ports import Extractor, Jobs, Library, Progress
 from appliance.types import Document, Extracted, FileOutcome, FileState, Job, NewDocument
 
-PIPELINE = "ingest-1"
+PIPELINE = "ingest-2"
 """Part of a document's identity: a change here makes ingest read files again that it has read before."""
 
 AHEAD = 4
@@ -188,6 +188,7 @@ class Ingest:
             pipeline=PIPELINE,
             pages=extracted.pages,
             readers=target.readers,
+            blocks=extracted.blocks,
         )
         try:
             return replace(outcome, document=self._library.add(target.collection, document).name)

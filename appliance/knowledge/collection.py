@@ -7,7 +7,7 @@ never waits for embedding, for the disk or for sealing, and never sees half a ch
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.search.rank import Query, Unit, candidates
 from appliance.knowledge.search.snippet import snippet
 from appliance.knowledge.storage.manifest import SegmentEntry
+from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.record import Deletion, Entry, to_stored_precision
 from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder
@@ -194,6 +195,33 @@ class Collection:
                 shown.append(passage)
         return tuple(shown)
 
+    def export(self) -> tuple[types.Collection, Iterator[NewDocument]]:
+        """What it is, and all its documents as of this call, whoever may read them; one at a time in memory.
+
+        Iterating raises StoreDamaged, and NotFound once the collection was dropped.
+        """
+        with self._publishing:
+            snapshot, (documents, passages) = self._snapshot, self._catalog.counts()
+            numbers = (*(segment.number for segment in snapshot.segments), MEMTABLE)
+            rows = [row for number in numbers for row in self._catalog.of_segment(number)]
+        whole = types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
+        return whole, (self._to_new(row, snapshot) for row in rows)
+
+    def _to_new(self, row: Row, snapshot: Snapshot) -> NewDocument:
+        self._check_alive()
+        if row.segment == MEMTABLE:
+            pages = snapshot.memtable.entry(row.ordinal).pages
+        else:
+            pages = snapshot.segment(row.segment).pages(row)
+        same = NewDocument.__dataclass_fields__.keys() & Document.__dataclass_fields__.keys()
+        return NewDocument(**{name: getattr(row.document, name) for name in same}, pages=pages)
+
+    def pin_files(self) -> Pinned:
+        """The files that the collection consists of as of this call, open. Raises NotFound, DiskFull, StoreDamaged."""
+        with self._writing:
+            self._check_alive()
+            return self._store.pin()
+
     def _locate(self, document: str, groups: frozenset[str]) -> tuple[Row, Snapshot]:
         with self._publishing:
             row, snapshot = self._catalog.get(document, groups), self._snapshot
@@ -201,7 +229,7 @@ class Collection:
             raise NotFound(f"Collection {self.name} has no document {document}.")
         return row, snapshot
 
-    def _pin(self, groups: frozenset[str], condition: Condition | None) -> tuple[Snapshot, Places]:
+    def _pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
         with self._publishing:
             if condition:
                 return self._snapshot, self._catalog.readable(groups, condition)
@@ -302,7 +330,7 @@ class Collection:
             page_count=len(new.pages),
             passage_count=len(spans),
             readers=new.readers,
-            create_time=datetime.now(UTC),
+            create_time=new.create_time or datetime.now(UTC),
         )
         return Entry(document, new.pages, spans, vectors)
 

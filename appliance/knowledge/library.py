@@ -1,8 +1,8 @@
-"""`ports.Library`: the collections below one directory, each opened at its first use.
+"""`ports.Library`: the collections of one tenant below one directory, each opened at its first use.
 
-    <name>/           a collection: key, CURRENT, mf/, seg/, wal/ (docs/reference/knowledge-format.md)
+    <name>/           a collection: key.<epoch>, CURRENT, mf/, seg/, wal/ (docs/reference/storage-format.md)
     .new-<random>/    one being made; the rename to its name is its commit
-    .dropped-<random>/  one being removed; its key is destroyed already
+    .dropped-<name>/  one being shredded; the rename to this name is the commit, and a start finishes what was begun
 
 A damaged collection says so to whoever uses it, and is named by `damaged`; the others serve.
 """
@@ -10,7 +10,7 @@ A damaged collection says so to whoever uses it, and is named by `damaged`; the 
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, RLock
@@ -21,6 +21,7 @@ from appliance import types
 from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, NotFound, StoreDamaged
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.storage import durable, key, store
+from appliance.knowledge.storage.pin import Pinned
 from appliance.ports import Embedder, Keyring
 from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, Span
 
@@ -34,12 +35,24 @@ class Library:
     """See `ports.Library`. One process at a time may have the directory open: the daemon's lock sees to it."""
 
     def __init__(
-        self, directory: Path, keyring: Keyring, embedder: Embedder, *, seal_passages: int, cache_bytes: int
+        self,
+        directory: Path,
+        tenant: Tenant,
+        embedder: Embedder,
+        *,
+        seal_passages: int,
+        memory: Memory,
+        pace: Pace = durable.unpaced,
     ) -> None:
-        """Opens no collection yet. cache_bytes: decrypted text kept in memory, a collection. Raises DiskFull."""
-        self._directory, self._keyring, self._embedder = directory, keyring, embedder
-        self._seal_passages, self._cache_bytes = seal_passages, cache_bytes
+        """Opens no collection yet. memory: of all libraries together. pace: of writing that nobody waits for.
+
+        Raises DiskFull, KeyUnavailable.
+        """
+        self._directory, self._tenant, self._embedder = directory, tenant, embedder
+        self._seal_passages, self._memory, self._pace = seal_passages, memory, pace
         self._lock = Lock()
+        self._keys = RLock()  # one at a time makes, wraps or destroys keys of this tenant
+        self._being_made: dict[Path, str] = {}
         self._opening: dict[str, RLock] = {}
         self._collections: dict[str, Collection] = {}
         self._damaged: dict[str, str] = {}
@@ -49,24 +62,68 @@ class Library:
 
     def create(self, collection: str) -> types.Collection:
         """Raises AlreadyExists, InvalidArgument, DiskFull."""
-        if not _NAME.fullmatch(collection):
-            raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
-        making, made = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}", self._directory / collection
-        with self._opening_of(collection):
-            if made.exists():
-                raise AlreadyExists(f"There is a collection {collection} already.")
-            try:
-                with durable.disk_errors(making):
-                    making.mkdir(mode=0o700)
-                store.create(making, collection, self._keyring, self._embedder)
-                with durable.disk_errors(made):
-                    making.rename(made)
-                    durable.sync_directory(self._directory)
-            except ApplianceError:
-                shutil.rmtree(making, ignore_errors=True)
-                shutil.rmtree(made, ignore_errors=True)
-                raise
+        with self._making(collection) as directory:
+            self._create(directory, collection)
         return self._describe(collection)
+
+    @contextmanager
+    def building(self, collection: str) -> Iterator[Collection]:
+        """A new collection that nobody else sees before the context ends well; if it does not, nothing of it stays.
+
+        Raises AlreadyExists, InvalidArgument, DiskFull.
+        """
+        with self._making(collection) as directory:
+            self._create(directory, collection)
+            built = self._load(directory, collection)
+            try:
+                yield built
+            finally:
+                built.close()
+
+    def adopt(
+        self, collection: str, backed_up_as: str, uid: bytes, fill: Callable[[Path], None]
+    ) -> types.Collection:
+        """A collection of the files that `fill` puts into an empty folder; it is read before anyone else sees it.
+
+        backed_up_as, uid: what it was when the files were copied. Raises AlreadyExists, also while the collection that
+        the files are of is alive; InvalidArgument, DiskFull, KeyUnavailable, StoreDamaged.
+        """
+        with self._making(collection) as directory:
+            if twin := self._named_by(uid):
+                raise AlreadyExists(f"Collection {twin} is the very one that the files are of; delete it first.")
+            fill(directory)
+            with self._keys:
+                store.adopt(directory, collection, backed_up_as, self._tenant)
+            self._load(directory, collection).close()
+            with durable.disk_errors(directory):
+                durable.sync_directory(directory)
+        return self._describe(collection)
+
+    def accept_rollback(self, collection: str) -> None:
+        """Take the state that the disk holds for the newest, though an older one was put back: what a person decides.
+
+        Raises NotFound, StoreDamaged where it is damaged otherwise, DiskFull, KeyUnavailable.
+        """
+        self._check_exists(collection)
+        with self._opening_of(collection):
+            with self._lock:
+                opened = self._collections.pop(collection, None)
+            if opened:
+                opened.close()
+            store.accept_rollback(self._directory / collection, collection, self._tenant)
+
+    def export(self, collection: str) -> tuple[types.Collection, Iterator[NewDocument]]:
+        """What it is, and all its documents as of this instant, whoever may read them. Raises NotFound, StoreDamaged.
+
+        Iterating raises StoreDamaged, and NotFound once the collection was dropped.
+        """
+        with self._using(collection) as opened:
+            return opened.export()
+
+    def pin_files(self, collection: str) -> Pinned:
+        """The files that it consists of as of this instant, open. Raises NotFound, DiskFull, StoreDamaged."""
+        with self._using(collection) as opened:
+            return opened.pin_files()
 
     def collections(self) -> tuple[types.Collection, ...]:
         """By name, without those that are damaged."""
@@ -81,25 +138,35 @@ class Library:
         with self._lock:
             return dict(self._damaged)
 
-    def drop(self, collection: str) -> None:
-        """Destroys the wrapped keys first, then the files. Raises NotFound, DiskFull, StoreDamaged.
+    def drop(self, collection: str) -> ShredProof:
+        """Destroys the keys, then the files; copies of the files open with no key that remains.
 
-        After a failure the collection is what the disk holds of it, and can be dropped again.
+        Raises NotFound, DiskFull, KeyUnavailable, StoreDamaged naming what stands in the way. When it raises, the
+        collection is there as before, or is gone and its shredding not finished: drop it again.
         """
-        self._check_exists(collection)
-        with self._opening_of(collection):
-            try:
-                opened = self._open(collection)
-            except StoreDamaged:
-                self._destroy(collection)
-            else:
-                try:
-                    opened.drop(lambda: self._destroy(collection))
-                finally:
-                    with self._lock:
-                        self._collections.pop(collection, None)
-            with self._lock:
-                self._damaged.pop(collection, None)
+        going = self._directory / f"{_DROPPED}{collection}"
+        with self._opening_of(collection), self._keys:
+            if not (_NAME.fullmatch(collection) and going.is_dir()):
+                self._check_exists(collection)
+                self._withdraw(collection, going)
+            shredded = shred.destroy(going, collection, self._tenant, self._homes())
+        log.info("collection_shredded", tenant=self._tenant.name, collection=collection, uid=shredded.uid)
+        return shred.prove(shredded, self._tenant)
+
+    def rotate(self) -> int:
+        """New keys for the tenant and each of its collections, the old ones destroyed; how many collections.
+
+        No data is written anew. Raises DiskFull, KeyUnavailable, StoreDamaged naming a record that cannot be read; both
+        keys are kept then where it stopped, and rotating again goes on.
+        """
+        names = self._names()
+        with self._keys:
+            if names or self._being_made:
+                shred.rotate(self._tenant, self._homes())
+        for name in names:
+            with suppress(NotFound), self._using(name) as opened, self._keys:
+                opened.rotate()
+        return len(names)
 
     def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
         with self._using(collection) as opened:
@@ -143,16 +210,19 @@ class Library:
 
         A collection that cannot be rewritten is logged, and the others go on.
         """
+        self._tend("compaction_failed", Collection.compact_if_due)
+
+    def _tend(self, failure: str, work: Callable[[Collection], None]) -> None:
         with self._lock:
             names = sorted(self._collections.keys() - self._damaged.keys())
         for name in names:
             try:
                 with self._using(name) as opened:
-                    opened.compact_if_due()
+                    work(opened)
             except NotFound:  # dropped meanwhile
                 continue
             except ApplianceError as error:
-                log.warning("compaction_failed", collection=name, reason=error.reason, error=str(error))
+                log.warning(failure, tenant=self._tenant.name, collection=name, reason=error.reason, error=str(error))
 
     def search(
         self,
@@ -186,6 +256,13 @@ class Library:
     ) -> tuple[Passage, ...]:
         with self._using(collection, clears=True) as opened:
             return opened.show(query, groups, ranking, options)
+
+    def seal_where_old(self, seconds: float) -> None:
+        """Seal what has been in a log for longer, in the collections that are open and sound; marks follow the logs.
+
+        A collection that cannot be sealed is logged, and the others go on.
+        """
+        self._tend("seal_failed", lambda opened: opened.seal_if_old(seconds))
 
     def close(self) -> None:
         """Closes the files. Nothing is lost without it."""
@@ -226,12 +303,47 @@ class Library:
                 if name in self._collections:
                     return self._collections[name]
             self._check_exists(name)
-            files = store.Store(self._directory / name, name, self._keyring, self._cache_bytes)
-            opened = Collection(name, files, self._embedder, self._seal_passages)
+            opened = self._load(self._directory / name, name)
             with self._lock:
                 self._collections[name] = opened
                 self._damaged.pop(name, None)
             return opened
+
+    def _load(self, directory: Path, name: str) -> Collection:
+        files = store.Store(directory, name, self._tenant, self._memory, self._pace)
+        return Collection(name, files, self._embedder, self._seal_passages)
+
+    @contextmanager
+    def _making(self, name: str) -> Iterator[Path]:
+        """A folder that becomes the collection when the context ends well, and is removed when it does not."""
+        if not _NAME.fullmatch(name):
+            raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
+        making, made = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}", self._directory / name
+        self._check_free(name)
+        self._being_made[making] = name
+        try:
+            with durable.disk_errors(making):
+                making.mkdir(mode=0o700)
+            yield making
+            with self._opening_of(name), self._keys:
+                self._check_free(name)
+                try:
+                    with durable.disk_errors(made):
+                        making.rename(made)
+                        durable.sync_directory(self._directory)
+                except ApplianceError:
+                    self._discard(made)
+                    raise
+        except Exception:
+            self._discard(making)
+            raise
+        finally:
+            with self._keys:
+                del self._being_made[making]
+
+    def _check_free(self, name: str) -> None:
+        if (self._directory / name).exists():
+            raise AlreadyExists(f"There is a collection {name} already.")
 
     def _exists(self, name: str) -> bool:
         return bool(_NAME.fullmatch(name)) and (self._directory / name).is_dir()
@@ -254,21 +366,153 @@ class Library:
                 path.name for path in self._directory.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)
             )
 
-    def _destroy(self, name: str) -> None:
+    def _create(self, directory: Path, name: str) -> None:
+        """The files of an empty collection, under the tenant's key, which the first one makes."""
+        with self._keys:
+            if not self._tenant.keys.epochs(self._tenant.name):
+                if self._names():
+                    raise KeyUnavailable(
+                        f"The key of tenant {self._tenant.name} is missing, and there are collections that only it opens."
+                    )
+                self._tenant.keys.add(self._tenant.name)
+            store.create(directory, name, self._tenant, self._embedder)
+
+    def _homes(self) -> dict[Path, str]:
+        """Where key records lie, of collections and of those that are being made."""
+        making = {path: name for path, name in self._being_made.items() if path.is_dir()}
+        return {self._directory / name: name for name in self._names()} | making
+
+    def _named_by(self, uid: bytes) -> str:
+        """The collection of that uid, '' for none."""
+        return next((name for name in self._names() if key.uid_of(self._directory / name) == uid), "")
+
+    def _withdraw(self, name: str, going: Path) -> None:
+        """Nobody uses the collection from now on, and the next start shreds it. Raises DiskFull, StoreDamaged."""
         directory = self._directory / name
-        if (directory / key.NAME).exists():
-            key.destroy(directory)
-        gone = self._directory / f"{_DROPPED}{secrets.token_hex(8)}"
-        with durable.disk_errors(directory):
-            directory.rename(gone)
-            durable.sync_directory(self._directory)
-        shutil.rmtree(gone, ignore_errors=True)
+
+        def move() -> None:
+            with durable.disk_errors(directory):
+                os.rename(directory, going)
+                durable.sync_directory(self._directory)
+
+        with self._lock:
+            opened = self._collections.pop(name, None)
+            self._damaged.pop(name, None)
+        opened.drop(move) if opened else move()
+
+    def _discard(self, directory: Path) -> None:
+        """What was being made and did not come to be."""
+        with suppress(ApplianceError):
+            if uid := key.uid_of(directory):
+                MarkFile(self._tenant.marks, uid, self._tenant.keyring).remove()
+        shutil.rmtree(directory, ignore_errors=True)
 
     def _finish_what_was_begun(self) -> None:
-        """Collections that were being made or dropped when the process died."""
+        """Collections that were being made or dropped, and keys that were being rotated, when the process died."""
         with durable.disk_errors(self._directory):
-            for path in self._directory.iterdir():
-                if path.name.startswith((durable.TEMPORARY, _DROPPED)):
-                    shutil.rmtree(path, ignore_errors=True)
-                elif _NAME.fullmatch(path.name) and key.is_destroyed(path):
-                    self._destroy(path.name)
+            paths = sorted(self._directory.iterdir())
+        for path in paths:
+            if path.name.startswith(durable.TEMPORARY):
+                self._discard(path)
+        try:
+            shred.finish(self._tenant, self._homes())
+            for path in paths:
+                if path.name.startswith(_DROPPED):
+                    shred.destroy(path, path.name.removeprefix(_DROPPED), self._tenant, self._homes())
+        except ApplianceError as error:  # the old keys stay; the next start or rotation goes on
+            log.error("rotation_unfinished", tenant=self._tenant.name, reason=error.reason, error=str(error))
+
+
+class Libraries:
+    """See `ports.Libraries`. Each tenant's library is <directory>/<tenant>/; a start brings an older layout up to date."""
+
+    def __init__(
+        self,
+        directory: Path,
+        keys: Path,
+        keyring: Keyring,
+        tenant_keys: TenantKeys,
+        embedder: Embedder,
+        limits: Limits,
+    ) -> None:
+        """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
+
+        Raises DiskFull, KeyUnavailable.
+        """
+        self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
+        self._marks = keys / "marks"
+        self._embedder, self._limits = embedder, limits
+        self._memory = Memory.of(limits.hot_bytes, limits.cache_bytes)
+        rate = limits.background_bytes_per_second
+        self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
+        self._lock = RLock()
+        self._open: dict[str, Library] = {}
+        with durable.disk_errors(directory):
+            durable.make_directory(directory)
+        self._finish_shredding()
+        upgrade.bring_up_to_date(directory, self._tenant(upgrade.TENANT))
+
+    def of(self, tenant: str) -> Library:
+        """Raises InvalidArgument, DiskFull, KeyUnavailable."""
+        if not _NAME.fullmatch(tenant):
+            raise InvalidArgument.of("tenant", "must be 1 to 63 of the characters a-z, 0-9 and -.")
+        with self._lock:
+            if tenant not in self._open:
+                self._open[tenant] = Library(
+                    self._directory / tenant,
+                    self._tenant(tenant),
+                    self._embedder,
+                    seal_passages=self._limits.seal_passages,
+                    memory=self._memory,
+                    pace=self._pace,
+                )
+            return self._open[tenant]
+
+    def open_all(self) -> None:
+        """Open every collection of every tenant now, so that `damaged` tells of damage before a user meets it."""
+        with durable.disk_errors(self._directory):
+            tenants = sorted(path.name for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
+        for tenant in tenants:
+            try:
+                self.of(tenant).collections()
+            except ApplianceError as error:
+                log.error("tenant_unusable", tenant=tenant, reason=error.reason, error=str(error))
+
+    def damaged(self) -> Mapping[str, str]:
+        """By "tenant/collection", of those that were found damaged, what is wrong: the file is named."""
+        found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
+        return found | upgrade.left_over(self._directory)
+
+    def compact_where_due(self) -> None:
+        """See `Library.compact_where_due`."""
+        for _, library in self._each():
+            library.compact_where_due()
+
+    def seal_where_old(self) -> None:
+        """See `Library.seal_where_old`."""
+        for _, library in self._each():
+            library.seal_where_old(self._limits.seal_seconds)
+
+    def rotate(self, tenant: str) -> int:
+        """See `Library.rotate`."""
+        return self.of(tenant).rotate()
+
+    def shred_tenant(self, tenant: str) -> tuple[ShredProof, ...]:
+        """Every collection of a tenant, then its keys; a proof a collection. Raises as `Library.drop`."""
+        library = self.of(tenant)
+        with self._lock:
+            proofs = library.shred()
+            self._open.pop(tenant).close()
+        return proofs
+
+    def close(self) -> None:
+        """Closes the files. Nothing is lost without it."""
+        for _, library in self._each():
+            library.close()
+
+    def _tenant(self, name: str) -> Tenant:
+        return Tenant(name, self._keyring, self._tenant_keys, self._marks)
+
+    def _each(self) -> list[tuple[str, Library]]:
+        with self._lock:
+            return sorted(self._open.items())

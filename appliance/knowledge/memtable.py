@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from appliance.knowledge.catalog import MEMTABLE
 from appliance.knowledge.index import vectors
-from appliance.knowledge.index.lexical import Postings
+from appliance.knowledge.index.inversion import Row
+from appliance.knowledge.index.postings import Postings
 from appliance.knowledge.storage.record import Entry
 from appliance.types import PLACE, Bools, Floats, Span
 
@@ -46,7 +47,7 @@ class Block:
             PLACE,
         )
         self._vectors = np.concatenate([entry.vectors for entry in entries])
-        self.postings = Postings.build([text for entry in entries for text in entry.passages()])
+        self.postings = Postings.build([Row(text) for entry in entries for text in entry.passages()])
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first; exact."""

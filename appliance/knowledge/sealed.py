@@ -5,13 +5,14 @@
     text      UTF-8 of all pages, one after another
     spans     a record a passage (SPAN): its document's ordinal, page, [start, end) in code points of the page, and the
               same range as bytes of `text`
-    postings  lexical.Postings
+    postings, positions      inverted_file.py
     vec_i8, vec_f16, graph   vectors.VectorIndex
 
 Postings, spans and vectors stay in memory while the segment is open; rows go to the catalogue; text is read by range.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
 from appliance.knowledge.catalog import Row, to_parquet
-from appliance.knowledge.index.lexical import Postings
+from appliance.knowledge.index import inversion, postings
+from appliance.knowledge.index.postings import Postings
 from appliance.knowledge.index.vectors import VectorIndex
 from appliance.knowledge.storage.record import Entry
 from appliance.knowledge.storage.segment import SegmentFile
@@ -50,7 +52,7 @@ def to_sections(entries: Sequence[Entry], rows: Sequence[Row]) -> dict[str, byte
         "rows": to_parquet(rows),
         "text": "".join(page for entry in entries for page in entry.pages).encode(),
         "spans": _to_spans(entries, rows).tobytes(),
-        "postings": Postings.build([text for entry in entries for text in entry.passages()]).to_bytes(),
+        **postings.to_sections([inversion.Row(text) for entry in entries for text in entry.passages()]),
         **VectorIndex.build(vectors).sections(),
     }
 
@@ -90,7 +92,7 @@ class Sealed:
         try:
             self._ids = file.read("ids")
             self._spans = np.frombuffer(file.read("spans"), SPAN)
-            self.postings = Postings.from_bytes(file.read("postings"))
+            self.postings = Postings(file.read("postings"), partial(file.read, "positions"))
             self._vectors = VectorIndex.from_sections(
                 {name: file.read(name) for name in _VECTOR_SECTIONS if file.size(name)}
             )

@@ -21,9 +21,9 @@ import structlog
 
 from appliance.config import Config
 from appliance.errors import DocumentRefused, SandboxUnavailable
-from appliance.sandbox.result import Malformed, decode
+from appliance.sandbox.result import BLOCK, MAX_BLOCKS, Malformed, decode
 from appliance.sandbox.zygote import LOCKED, MESSAGE_BYTES
-from appliance.types import Extracted
+from appliance.types import Block, BlockKind, Extracted
 
 MIB = 1 << 20
 START_SECONDS = 60.0
@@ -68,7 +68,7 @@ class LockedExtractor:
         self._memory_bytes = config.parse_memory_mib * MIB
         self._max_pages = config.document_max_pages
         # UTF-16 grows by half as UTF-8, the other plain formats not at all: what is larger was compressed to hide it.
-        self._max_result_bytes = 2 * config.document_max_mib * MIB
+        self._max_result_bytes = 2 * config.document_max_mib * MIB + MAX_BLOCKS * BLOCK.size
         arguments = (parser, str(self._memory_bytes), str(self._cpu_seconds), str(self._max_pages))
         self._command = (tuple(zygote), arguments)
         self._slots = asyncio.Semaphore(parallel)
@@ -164,10 +164,11 @@ class LockedExtractor:
 
     def _read_result(self, output: bytearray) -> Extracted:
         try:
-            media_type, parser, pages = decode(memoryview(output)[len(LOCKED) :], self._max_pages)
+            media_type, parser, pages, rows = decode(memoryview(output)[len(LOCKED) :], self._max_pages)
         except Malformed as error:
             raise DocumentRefused("PARSER_FAILED", f"The parser's result was {error}.") from None
-        return Extracted(media_type=media_type, parser=parser, pages=tuple(pages))
+        blocks = tuple(Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows)
+        return Extracted(media_type=media_type, parser=parser, pages=tuple(pages), blocks=blocks)
 
 
 class _Zygote:

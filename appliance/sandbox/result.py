@@ -1,7 +1,9 @@
 """The one form in which a locked child may answer, and its strict reader: the child may be in an attacker's hands.
 
-A header, then a frame a page; each is a big-endian u32 length and that many bytes of UTF-8. The header is JSON:
-{"media_type", "parser", "pages": n}, or {"reason", "message"} and no page.
+A header, a frame a page, and a frame of blocks; each is a big-endian u32 length and that many bytes. The header is
+JSON: {"media_type", "parser", "pages": n}, or {"reason", "message"} and nothing after it. Pages are UTF-8. A block is
+14 bytes: kind u8 (its place in KINDS), level u8 (1 to MAX_LEVEL for a heading, else 0), page u32 from 1, start and end
+u32 in code points of the page. Blocks are in order, hold something, lie inside their page and do not overlap.
 """
 
 import json
@@ -16,8 +18,16 @@ _HEADER_BYTES = 4096
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{2,39}")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
-Parsed = tuple[str, str, Sequence[str]]
-"""Media type, parser with its version, text by page."""
+KINDS = ("heading", "paragraph", "list", "table", "code")
+MAX_BLOCKS = 1 << 18
+MAX_LEVEL = 9
+BLOCK = struct.Struct(">BBIII")
+
+Row = tuple[str, int, int, int, int]
+"""A block: kind, level, page, start, end."""
+
+Parsed = tuple[str, str, Sequence[str], Sequence[Row]]
+"""Media type, parser with its version, text by page, blocks."""
 
 
 class Malformed(Exception):
@@ -25,10 +35,11 @@ class Malformed(Exception):
 
 
 def encode(parsed: Parsed) -> bytes:
-    """The frames of a document that was read."""
-    media_type, parser, pages = parsed
+    """The frames of a document that was read. Of its blocks, the first MAX_BLOCKS."""
+    media_type, parser, pages, blocks = parsed
     header = json.dumps({"media_type": media_type, "parser": parser, "pages": len(pages)}).encode()
-    return b"".join(_LENGTH.pack(len(frame)) + frame for frame in (header, *(page.encode() for page in pages)))
+    rows = b"".join(BLOCK.pack(KINDS.index(kind), *place) for kind, *place in blocks[:MAX_BLOCKS])
+    return b"".join(_LENGTH.pack(len(frame)) + frame for frame in (header, *(page.encode() for page in pages), rows))
 
 
 def encode_refusal(reason: str, message: str) -> bytes:
@@ -56,9 +67,10 @@ def decode(data: bytes | bytearray | memoryview, max_pages: int) -> Parsed:
     for _ in range(count):
         page, position = _frame(view, position)
         pages.append(_page(page))
+    rows, position = _frame(view, position)
     if position != len(view):
-        raise Malformed("bytes after the last page")
-    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages)
+        raise Malformed("bytes after the blocks")
+    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), _blocks(rows, pages)
 
 
 def _frame(view: memoryview, position: int) -> tuple[memoryview, int]:
@@ -97,3 +109,18 @@ def _page(frame: memoryview) -> str:
     if _CONTROL.search(text):
         raise Malformed("a page with control characters")
     return text
+
+
+def _blocks(frame: memoryview, pages: Sequence[str]) -> tuple[Row, ...]:
+    if len(frame) % BLOCK.size or len(frame) > MAX_BLOCKS * BLOCK.size:
+        raise Malformed("blocks of a bad length")
+    rows: list[Row] = []
+    last = (1, 0)
+    for kind, level, page, start, end in BLOCK.iter_unpack(frame):
+        if kind >= len(KINDS) or not (1 <= level <= MAX_LEVEL if KINDS[kind] == "heading" else level == 0):
+            raise Malformed("a block of no known kind")
+        if not (page <= len(pages) and last <= (page, start) and start < end <= len(pages[page - 1])):
+            raise Malformed("a block out of its place")
+        rows.append((KINDS[kind], level, page, start, end))
+        last = (page, end)
+    return tuple(rows)

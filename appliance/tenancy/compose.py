@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
+from appliance import types
 from appliance.errors import InvalidArgument
 from appliance.tenancy import tools as tool_text
 from appliance.tenancy.scaffolds import SCAFFOLDS, Around, Place, Scaffold
 from appliance.tenancy.turns import require_turns
-from appliance import types
 from appliance.types import Message, Origin, Passage, Segment, Speaker, Tool
 
 INSTRUCTION = (
@@ -97,7 +97,7 @@ class ScaffoldComposer:
         return _compose(_scaffold(scaffold), [Turn(Speaker.SYSTEM, system), Turn(Speaker.USER, body)])
 
     def rewrite(self, scaffold: str, question: str, history: Sequence[types.Turn], others: int) -> tuple[Segment, ...]:
-        """The instruction, the conversation between two lines of a code, then the question.
+        """The instruction, the conversation, if there is one, between two lines of a code, then the question.
 
         Answers of the conversation may hold anything, and are no more trusted than its questions. Raises
         InvalidArgument.
@@ -106,13 +106,13 @@ class ScaffoldComposer:
             raise InvalidArgument.of("question", "must not be empty.")
         marker = self._unused_marker([text for turn in history for text in (turn.question, turn.answer)])
         instruction = REWRITING + (OTHERS.format(others=others) if others else "")
-        talk = [part for turn in history for part in _told(turn)]
-        body = [
+        talk = [
             Segment(Origin.SYSTEM, f"Conversation, between two lines of {marker}.\n{marker}\n"),
-            *talk,
-            Segment(Origin.SYSTEM, f"{marker}\n\nLast question: "),
-            Segment(Origin.USER, question.strip()),
+            *(part for turn in history for part in _told(turn)),
+            Segment(Origin.SYSTEM, f"{marker}\n\n"),
         ]
+        asked = [Segment(Origin.SYSTEM, "Last question: "), Segment(Origin.USER, question.strip())]
+        body = [*(talk if history else ()), *asked]
         system = [Segment(Origin.SYSTEM, instruction)]
         return _compose(_scaffold(scaffold), [Turn(Speaker.SYSTEM, system), Turn(Speaker.USER, body)])
 

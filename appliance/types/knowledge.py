@@ -251,6 +251,18 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchTally:
+    """How a collection's searches and answers fare since the start. best_score_drift: None where too few were made."""
+
+    tenant: str
+    collection: str
+    searches: int
+    answers: int
+    empty_answers: int
+    best_score_drift: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """A byte that is not what was written. file: relative to the box's data directory."""
 

@@ -78,7 +78,7 @@ def test_a_file_without_text_is_empty(data: bytes, suffix: str) -> None:
 
 
 def test_type_and_parser_are_told() -> None:
-    media_type, parser, _ = extract.parse(pdf_files.text_pdf(), ".pdf", 10)
+    media_type, parser, _, _ = extract.parse(pdf_files.text_pdf(), ".pdf", 10)
     assert media_type == "application/pdf"
     assert parser.startswith("pdfium ")
     assert extract.parse(b"x", ".txt", 1)[:1] == ("text/plain",)

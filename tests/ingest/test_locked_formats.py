@@ -76,7 +76,8 @@ async def inside(locked: LockedExtractor, data: bytes, name: str) -> tuple[objec
         read = await extract(locked, data, name)
     except DocumentRefused as refusal:
         return (refusal.file_reason, str(refusal))
-    return (read.media_type, read.parser, read.pages)
+    rows = tuple((one.kind.value, one.level, one.page, one.start, one.end) for one in read.blocks)
+    return (read.media_type, read.parser, read.pages, rows)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

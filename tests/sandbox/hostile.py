@@ -17,13 +17,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _parent = os.getpid()  # imported by the zygote: the parent of whom it forks
 
 
-def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...]]:
+def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...], tuple[()]]:
     """One page: what the attack returned, or that it was denied."""
     try:
         said = globals()[data.decode()]()
     except (PermissionError, BlockingIOError) as error:
         said = f"denied: {type(error).__name__}"
-    return "text/plain", "hostile 1", (str(said),)
+    return "text/plain", "hostile 1", (str(said),), ()
 
 
 def harmless() -> str:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import DocumentRefused
-from appliance.sandbox.result import Malformed, decode, encode, encode_refusal
+from appliance.sandbox.result import BLOCK, KINDS, MAX_BLOCKS, MAX_LEVEL, Malformed, Row, decode, encode, encode_refusal
+from appliance.types import BlockKind
 
 READABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n"))
 
@@ -19,9 +20,71 @@ def header(**fields: object) -> bytes:
     return json.dumps({"media_type": "text/plain", "parser": "text 1", "pages": 1} | fields).encode()
 
 
-@given(st.lists(READABLE, min_size=1, max_size=5))
-def test_what_is_encoded_is_decoded(pages: list[str]) -> None:
-    assert decode(encode(("text/plain", "text 1", pages)), max_pages=5) == ("text/plain", "text 1", tuple(pages))
+def blocks(*rows: tuple[int, int, int, int, int]) -> bytes:
+    return b"".join(BLOCK.pack(*row) for row in rows)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> tuple[list[str], list[Row]]:
+    pages = draw(st.lists(READABLE, min_size=1, max_size=5))
+    rows: list[Row] = []
+    for page, text in enumerate(pages, 1):
+        borders = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
+        for start, end in pairwise(borders):
+            kind = draw(st.sampled_from(KINDS))
+            rows.append((kind, draw(st.integers(1, MAX_LEVEL)) if kind == "heading" else 0, page, start, end))
+    return pages, rows
+
+
+@given(documents())
+def test_what_is_encoded_is_decoded(document: tuple[list[str], list[Row]]) -> None:
+    pages, rows = document
+    decoded = decode(encode(("text/plain", "text 1", pages, rows)), max_pages=5)
+    assert decoded == ("text/plain", "text 1", tuple(pages), tuple(rows))
+
+
+def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> None:
+    assert set(KINDS) == {kind.value for kind in BlockKind}
+
+
+def test_of_more_blocks_than_are_allowed_the_first_are_kept() -> None:
+    rows = [("code", 0, 1, at, at + 1) for at in range(MAX_BLOCKS + 1)]
+    _, _, _, kept = decode(encode(("text/plain", "text 1", ["x" * len(rows)], rows)), max_pages=1)
+    assert list(kept) == rows[:MAX_BLOCKS]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        b"\x00",
+        blocks((1, 0, 1, 0, 1))[:-1],
+        blocks((len(KINDS), 0, 1, 0, 1)),
+        blocks((255, 0, 1, 0, 1)),
+        blocks((0, 0, 1, 0, 1)),
+        blocks((0, MAX_LEVEL + 1, 1, 0, 1)),
+        blocks((1, 1, 1, 0, 1)),
+        blocks((1, 0, 0, 0, 1)),
+        blocks((1, 0, 2, 0, 1)),
+        blocks((1, 0, 2**32 - 1, 0, 1)),
+        blocks((1, 0, 1, 0, 5)),
+        blocks((1, 0, 1, 0, 2**32 - 1)),
+        blocks((1, 0, 1, 1, 1)),
+        blocks((1, 0, 1, 2, 1)),
+        blocks((1, 0, 1, 0, 2), (1, 0, 1, 1, 3)),
+        blocks((1, 0, 1, 2, 3), (1, 0, 1, 0, 1)),
+        blocks((1, 0, 1, 0, 1)) * (MAX_BLOCKS + 1),
+    ],
+)
+def test_a_block_of_no_kind_out_of_order_or_out_of_its_page_is_malformed(rows: bytes) -> None:
+    with pytest.raises(Malformed, match="block"):
+        decode(frames(header(), b"page", rows), max_pages=2)
+
+
+def test_a_block_s_place_is_counted_in_code_points_not_in_bytes() -> None:
+    page = "é🙂"
+    assert decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 2))), max_pages=1)[3] == (("code", 0, 1, 0, 2),)
+    with pytest.raises(Malformed):
+        decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 3))), max_pages=1)
 
 
 def test_a_refusal_comes_back_as_one() -> None:
@@ -41,21 +104,21 @@ def test_a_refusal_comes_back_as_one() -> None:
         frames(b"[1]"),
         frames(b"{}"),
         frames(b"\xff"),
-        frames(b" " * 5000 + header(), b"page"),
+        frames(b" " * 5000 + header(), b"page", b""),
         frames(header()),
-        frames(header(), b"page", b"more"),
-        frames(header(), b"page") + b"x",
-        frames(header(pages=True), b"page"),
-        frames(header(pages="1"), b"page"),
+        frames(header(), b"page", b"", b"more"),
+        frames(header(), b"page", b"") + b"x",
+        frames(header(pages=True), b"page", b""),
+        frames(header(pages="1"), b"page", b""),
         frames(header(pages=0)),
         frames(header(pages=-1)),
         frames(header(pages=3), b"a", b"b", b"c"),
         frames(header(pages=1e9)),
-        frames(header(parser=""), b"page"),
-        frames(header(parser="x" * 501), b"page"),
-        frames(header(parser="a\nb"), b"page"),
-        frames(header(media_type=None), b"page"),
-        frames(header(other=1), b"page"),
+        frames(header(parser=""), b"page", b""),
+        frames(header(parser="x" * 501), b"page", b""),
+        frames(header(parser="a\nb"), b"page", b""),
+        frames(header(media_type=None), b"page", b""),
+        frames(header(other=1), b"page", b""),
         frames(header(), b"\xff\xfe"),
         frames(header(), b"\xed\xa0\x80"),
         frames(header(), b"nul \x00"),

@@ -29,8 +29,8 @@ _FORMAT_MAGIC = {"a PDF": pdf, "an HTML page": html}
 WARM_DOCUMENTS = tuple((suffix, data) for suffix, name in FORMATS.items() for data in _MODULES[name].WARM_DOCUMENTS)
 
 
-def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...]]:
-    """Media type, parser with its version, text by page.
+def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...], tuple[text.Row, ...]]:
+    """Media type, parser with its version, text by page, and the blocks that the parser saw, in order.
 
     Raises DocumentRefused: UNKNOWN_TYPE, TYPE_MISMATCH, EMPTY, TOO_MANY_PAGES, NOT_UTF8, PDF_ENCRYPTED, PDF_BROKEN.
     """
@@ -40,12 +40,12 @@ def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str
     seen = _sniff(data)
     if seen and _FORMAT_MAGIC.get(seen) is not module:
         raise DocumentRefused("TYPE_MISMATCH", f"The name ends in {suffix}, the content begins as {seen}.")
-    parser, pages = module.read(data, max_pages)
+    parser, pages, blocks = module.read(data, max_pages)
     if len(pages) > max_pages:
         raise DocumentRefused("TOO_MANY_PAGES", f"It has {len(pages)} pages; {max_pages} are allowed.")
     if not any(page.strip() for page in pages):
         raise DocumentRefused("EMPTY", "There is no text in it; pages that are scanned images are not read.")
-    return module.MEDIA_TYPE, parser, pages
+    return module.MEDIA_TYPE, parser, pages, blocks
 
 
 def _sniff(data: bytes) -> str:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from appliance.errors import DocumentRefused
-from appliance.ingest.extract.text import clean, decode
+from appliance.ingest.extract.text import Mark, Read, clean_marked, decode
 
 MEDIA_TYPE = "text/html"
 PARSER = f"selectolax {version('selectolax')}"
@@ -41,24 +41,44 @@ _PARAGRAPHS = frozenset(
     }
 )
 _LINES = frozenset({"div", "li", "dt", "dd", "tr", "caption", "figcaption", "summary", "option", "legend", "body"})
+_BLOCKS = {
+    **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), "heading"),
+    **dict.fromkeys(("ul", "ol"), "list"),
+    "table": "table",
+    "pre": "code",
+}
+_LAYOUT = ("list", "table")  # what may be there to place other blocks
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
-    """Parser and one page. Raises DocumentRefused: TYPE_MISMATCH where there is no tag in it, NOT_UTF8."""
+def read(data: bytes, max_pages: int) -> Read:
+    """Parser, one page, its blocks. Raises DocumentRefused: TYPE_MISMATCH where there is no tag in it, NOT_UTF8."""
     if not _TAG.search(data) and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DocumentRefused("TYPE_MISMATCH", "The name says HTML, and there is no tag in it.")
-    return PARSER, (clean(visible_text(_decode(data))),)
+    page, blocks = clean_marked(*_visible(_decode(data)), 1)
+    return PARSER, (page,), tuple(blocks)
 
 
 def visible_text(source: str) -> str:
     """Title and body of a page, or the text of a fragment."""
+    return _visible(source)[0]
+
+
+def _visible(source: str) -> tuple[str, list[Mark]]:
+    """Title and body with the blocks in them."""
     tree = LexborHTMLParser(source)
     found = tree.css_first("head > title")
     title = _SPACE.sub(" ", found.text()).strip() if found else ""
-    body = _BLANK_LINES.sub("\n\n", _walk(tree.body)).strip("\n") if tree.body else ""
-    return body if body.startswith(title) else f"{title}\n\n{body}"
+    out = _Lines()
+    if tree.body:
+        _walk(tree.body, out)
+    body = str(out)
+    if body.startswith(title):
+        return body, out.marks
+    before = len(title) + 2
+    marks = [(kind, level, start + before, end + before) for kind, level, start, end in out.marks]
+    return f"{title}\n\n{body}", [("heading", 1, 0, before), *marks]
 
 
 def _decode(data: bytes) -> str:
@@ -76,9 +96,8 @@ def _decode(data: bytes) -> str:
         return codec.decode(data, "replace")[0]
 
 
-def _walk(root: LexborNode) -> str:
+def _walk(root: LexborNode, out: "_Lines") -> None:
     """The text under `root` in document order. By a loop, because hostile pages nest deeper than any stack."""
-    out = _Lines()
     node: LexborNode | None = root
     while node is not None:
         entered = node.is_element_node and node.tag not in _DROPPED
@@ -93,30 +112,36 @@ def _walk(root: LexborNode) -> str:
             if node.is_element_node and node.tag not in _DROPPED:
                 out.close(node.tag or "")
             if node.mem_id == root.mem_id:
-                return str(out)
+                return
             if node.next is not None:
                 node = node.next
                 break
             node = node.parent
-    return str(out)
 
 
 class _Lines:
-    """Collects text with white space as HTML has it: runs are one space, outside <pre>."""
+    """Collects text with white space as HTML has it, runs are one space outside <pre>, and marks the blocks in it."""
 
     def __init__(self) -> None:
         self._out: list[str] = []
+        self._length = 0
         self._newlines = 2  # at the end so far; the start counts as a paragraph's end
         self._space = False
         self._pre = 0
         self._cell = False
+        self._blocks = _Blocks()
 
     def __str__(self) -> str:
-        return "".join(self._out)
+        return "".join(self._out).strip("\n")
+
+    @property
+    def marks(self) -> list[Mark]:
+        """Headings, lists, tables and code, in order, each from a line's start to a line's start."""
+        return self._blocks.found
 
     def text(self, text: str) -> None:
         if self._pre:
-            self._put(text)
+            self._put_lines(text)
             return
         words = _SPACE.sub(" ", text)
         if words.startswith(" "):
@@ -127,6 +152,8 @@ class _Lines:
 
     def open(self, tag: str) -> None:
         self._break(tag)
+        if tag in _BLOCKS:
+            self._blocks.open(tag, self._length)
         if tag == "li":
             self._put("- ")
         elif tag in ("td", "th"):
@@ -134,7 +161,7 @@ class _Lines:
                 self._put("\t")
             self._cell = True
         elif tag == "br":
-            self._newline(self._newlines + 1)
+            self._newline(min(self._newlines + 1, 2))
         elif tag == "pre":
             self._pre += 1
 
@@ -144,6 +171,8 @@ class _Lines:
         elif tag == "tr":
             self._cell = False
         self._break(tag)
+        if tag in _BLOCKS:
+            self._blocks.close(self._length)
 
     def _break(self, tag: str) -> None:
         if tag in _PARAGRAPHS:
@@ -153,13 +182,49 @@ class _Lines:
 
     def _newline(self, count: int) -> None:
         if count > self._newlines:
-            self._out.append("\n" * (count - self._newlines))
+            self._append("\n" * (count - self._newlines))
             self._newlines = count
         self._space = False
 
     def _put(self, text: str) -> None:
         if self._space and not self._newlines:
-            self._out.append(" ")
+            self._append(" ")
         self._space = False
-        self._out.append(text)
+        self._append(text)
         self._newlines = 0
+
+    def _put_lines(self, text: str) -> None:
+        """Text of <pre>; together with what stands there, never more than one empty line."""
+        before = "\n" * self._newlines
+        after = _BLANK_LINES.sub("\n\n", before + text)
+        self._append(after[len(before) :])
+        self._newlines = len(after) - len(after.rstrip("\n"))
+        self._space = False
+
+    def _append(self, text: str) -> None:
+        self._out.append(text)
+        self._length += len(text)
+
+
+class _Blocks:
+    """The outermost blocks; but a list or table with a heading, a table or code in it is there for the layout."""
+
+    def __init__(self) -> None:
+        self.found: list[Mark] = []
+        self._depth = 0
+        self._outer: tuple[str, int, int] | None = None  # tag, depth, start
+
+    def open(self, tag: str, start: int) -> None:
+        self._depth += 1
+        in_layout = self._outer is not None and _BLOCKS[self._outer[0]] in _LAYOUT and _BLOCKS[tag] != "list"
+        if self._outer is None or in_layout:
+            self._outer = tag, self._depth, start
+
+    def close(self, end: int) -> None:
+        if self._outer is not None and self._outer[1] == self._depth:
+            tag, _, start = self._outer
+            kind = _BLOCKS[tag]
+            if start < end:
+                self.found.append((kind, int(tag[1]) if kind == "heading" else 0, start, end))
+            self._outer = None
+        self._depth -= 1

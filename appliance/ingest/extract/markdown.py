@@ -6,7 +6,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from appliance.ingest.extract import html
-from appliance.ingest.extract.text import clean, decode
+from appliance.ingest.extract.text import Mark, Read, clean_marked, decode
 
 MEDIA_TYPE = "text/markdown"
 PARSER = f"markdown-it-py {version('markdown-it-py')}"
@@ -16,45 +16,89 @@ WARM_DOCUMENTS = (
 )
 
 
-def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
-    """Parser and one page. Raises DocumentRefused: NOT_UTF8."""
+_STRUCTURE = {
+    "heading": "heading",
+    "bullet_list": "list",
+    "ordered_list": "list",
+    "table": "table",
+}
+
+
+def read(data: bytes, max_pages: int) -> Read:
+    """Parser, one page, its blocks. Raises DocumentRefused: NOT_UTF8."""
     parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable(
         "table"
     )  # what is deeper is dropped, and never recursed
-    return PARSER, (clean(_render(parser.parse(decode(data)))),)
+    rendered = _Rendered()
+    for token in parser.parse(decode(data)):
+        rendered.add(token)
+    page, blocks = clean_marked(str(rendered), rendered.marks, 1)
+    return PARSER, (page,), tuple(blocks)
 
 
-def _render(tokens: list[Token]) -> str:
+class _Rendered:
     """Blocks apart by an empty line, items and rows of one list or table by a newline."""
-    out: list[str] = []
-    lists: list[int | None] = []  # the next number of each open list, None where it has bullets
-    in_cell = False
-    for token in tokens:
-        kind = token.type
+
+    def __init__(self) -> None:
+        self.marks: list[Mark] = []  # of the outermost blocks
+        self._out: list[str] = []
+        self._length = 0
+        self._lists: list[int | None] = []  # the next number of each open list, None where it has bullets
+        self._in_cell = False
+        self._open = 0  # blocks that are open
+        self._start = 0  # of the outermost of them
+
+    def __str__(self) -> str:
+        return "".join(self._out)
+
+    def add(self, token: Token) -> None:
+        """The next token of the document."""
+        name, _, side = token.type.rpartition("_")
+        if side == "open" and name in _STRUCTURE:
+            self._start = self._start if self._open else self._length
+            self._open += 1
+        self._put(self._text(token))
+        if side == "close" and name in _STRUCTURE:
+            self._open -= 1
+            self._mark(_STRUCTURE[name], int(token.tag[1:]) if name == "heading" else 0)
+        elif token.type in ("fence", "code_block"):
+            self._start = self._start if self._open else self._length - len(token.content.rstrip("\n")) - 2
+            self._mark("code", 0)
+
+    def _put(self, text: str) -> None:
+        self._out.append(text)
+        self._length += len(text)
+
+    def _mark(self, kind: str, level: int) -> None:
+        if not self._open:
+            self.marks.append((kind, level, self._start, self._length))
+
+    def _text(self, token: Token) -> str:
+        lists, kind = self._lists, token.type
         if kind in ("bullet_list_open", "ordered_list_open"):
             lists.append(int(token.attrs.get("start", 1)) if kind == "ordered_list_open" else None)
         elif kind in ("bullet_list_close", "ordered_list_close"):
             lists.pop()
-            out.append("" if lists else "\n")
+            return "" if lists else "\n"
         elif kind == "list_item_open":
-            out.append("  " * (len(lists) - 1) + _label(lists))
+            return "  " * (len(lists) - 1) + _label(lists)
         elif kind in ("th_open", "td_open"):
-            out.append("\t" if in_cell else "")
-            in_cell = True
+            in_cell, self._in_cell = self._in_cell, True
+            return "\t" if in_cell else ""
         elif kind == "tr_close":
-            out.append("\n")
-            in_cell = False
+            self._in_cell = False
+            return "\n"
         elif kind == "table_close":
-            out.append("\n")
+            return "\n"
         elif kind == "inline":
-            out.append(_inline(token.children or []))
+            return _inline(token.children or [])
         elif kind in ("paragraph_close", "heading_close"):
-            out.append("\n" if lists else "\n\n")
+            return "\n" if lists else "\n\n"
         elif kind in ("fence", "code_block"):
-            out.append(token.content.rstrip("\n") + "\n\n")
+            return token.content.rstrip("\n") + "\n\n"
         elif kind == "html_block":
-            out.append(html.visible_text(token.content) + "\n\n")
-    return "".join(out)
+            return html.visible_text(token.content) + "\n\n"
+        return ""
 
 
 def _label(lists: list[int | None]) -> str:

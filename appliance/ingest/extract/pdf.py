@@ -1,52 +1,125 @@
 """PDF by pdfium, page by page; pypdf is the second opinion on what pdfium cannot read."""
 
 import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
+from itertools import groupby
 
 import pypdf
 import pypdfium2
 from pypdfium2 import raw
 
 from appliance.errors import DocumentRefused
-from appliance.ingest.extract.text import clean
+from appliance.ingest.extract.text import Mark, Read, Row, clean_marked
 
 MEDIA_TYPE = "application/pdf"
 PDFIUM = f"pdfium {pypdfium2.PDFIUM_INFO.build}"
 PYPDF = f"pypdf {version('pypdf')}"
 
 
-def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
-    """Which parser read it, and its pages.
+# What pdfium writes where it joined a word that a line's end had cut, and where it measures it; `clean` drops both.
+_HYPHEN, _HYPHEN_MEASURED = "\x02", "\ufffe"
+
+_LINE = re.compile(r"[^\n]+\n?")
+_LEADERS = re.compile(r"(?:\. ?){4}")  # of a table of contents
+_HEADING_SCALE = 1.15  # times as tall as most of the text
+_HEADING_CHARACTERS = 120
+_HEADING_LINES = 3
+_MAX_LEVEL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of a page, [start, end) of its raw text, and how tall its first letter's line is, in half points."""
+
+    start: int
+    end: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Raw text, and its lines where their heights are known."""
+
+    text: str
+    lines: tuple[_Line, ...] = ()
+
+
+def read(data: bytes, max_pages: int) -> Read:
+    """Which parser read it, its pages, and as blocks the lines that are set larger than most: its headings.
 
     Raises DocumentRefused: TYPE_MISMATCH, PDF_ENCRYPTED, PDF_BROKEN, TOO_MANY_PAGES.
     """
     if b"%PDF-" not in data[:1024]:
         raise DocumentRefused("TYPE_MISMATCH", "The name says PDF, the content does not begin as one.")
     try:
-        parser, texts = PDFIUM, _by_pdfium(data, max_pages)
+        parser, raw_pages = PDFIUM, _by_pdfium(data, max_pages)
     except pypdfium2.PdfiumError as error:
         if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
             raise DocumentRefused("PDF_ENCRYPTED", "It is protected by a password; store a copy without one.") from None
-        parser, texts = PYPDF, _by_pypdf(data, max_pages)
-    return parser, tuple(clean(text) for text in texts)
+        parser, raw_pages = PYPDF, [_Page(text) for text in _by_pypdf(data, max_pages)]
+    pages: list[str] = []
+    blocks: list[Row] = []
+    for number, (page, marks) in enumerate(zip(raw_pages, _headings(raw_pages), strict=True), 1):
+        text, rows = clean_marked(page.text, marks, number)
+        pages.append(text)
+        blocks += rows
+    return parser, tuple(pages), tuple(blocks)
 
 
-def _by_pdfium(data: bytes, max_pages: int) -> list[str]:
+def _by_pdfium(data: bytes, max_pages: int) -> list[_Page]:
     """Text inside each page's box, in the order of the content. Raises pypdfium2.PdfiumError."""
     document = pypdfium2.PdfDocument(data)
     try:
         _check_count(len(document), max_pages)
-        texts = []
+        pages = []
         for page in document:
             text_page = page.get_textpage()
-            # U+FFFE, which clean() drops, stands where pdfium joined a word that a line's end had cut.
-            texts.append(text_page.get_text_bounded())
+            text = text_page.get_text_bounded()
+            pages.append(_Page(text, tuple(_lines(text, text_page))))
             text_page.close()
             page.close()
-        return texts
+        return pages
     finally:
         document.close()
+
+
+def _lines(text: str, text_page: pypdfium2.PdfTextPage) -> Iterator[_Line]:
+    """Each line with its height; none where the text's characters are not one for one those that pdfium measures."""
+    measured = text_page.get_text_range().replace(_HYPHEN_MEASURED, _HYPHEN)
+    if text_page.count_chars() != len(text) or text != measured:
+        return
+    box = raw.FS_RECTF()
+    for match in _LINE.finditer(text):
+        if raw.FPDFText_GetLooseCharBox(text_page, match.start(), box):
+            yield _Line(match.start(), match.end(), round(2 * (box.top - box.bottom)))
+
+
+def _headings(pages: Sequence[_Page]) -> Iterator[list[Mark]]:
+    """Of each page, the lines that are taller than most text of the document; the tallest kind has level 1."""
+    characters: Counter[int] = Counter()
+    for page in pages:
+        for line in page.lines:
+            characters[line.height] += line.end - line.start
+    usual = max(characters, key=lambda height: (characters[height], height), default=0)
+    larger = sorted((height for height in characters if height > _HEADING_SCALE * usual), reverse=True)
+    levels = {height: min(level, _MAX_LEVEL) for level, height in enumerate(larger, 1)}
+    for page in pages:
+        yield [
+            ("heading", levels[height], lines[0].start, lines[-1].end)
+            for height, group in groupby(page.lines, key=lambda line: line.height)
+            if height in levels and _is_heading(page.text, lines := tuple(group))
+        ]
+
+
+def _is_heading(text: str, lines: Sequence[_Line]) -> bool:
+    title = text[lines[0].start : lines[-1].end].strip()
+    short = len(lines) <= _HEADING_LINES and len(title) <= _HEADING_CHARACTERS
+    return short and any(letter.isalpha() for letter in title) and not _LEADERS.search(title)
 
 
 def _by_pypdf(data: bytes, max_pages: int) -> list[str]:

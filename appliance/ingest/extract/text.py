@@ -3,12 +3,23 @@
 import codecs
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from appliance.errors import DocumentRefused
 
 MEDIA_TYPE = "text/plain"
 PARSER = f"text 1/unicode {unicodedata.unidata_version}"
 WARM_DOCUMENTS = (b"Warm.\n", b"\xef\xbb\xbfWarm.", *("\ufeffWärm.".encode(f"utf-16-{end}") for end in ("le", "be")))
+
+Row = tuple[str, int, int, int, int]
+"""A block of the page's text: kind (a value of `types.BlockKind`), level of a heading, else 0, page, start, end."""
+
+Mark = tuple[str, int, int, int]
+"""A block of raw text: kind, level, start, end."""
+
+Read = tuple[str, tuple[str, ...], tuple[Row, ...]]
+"""Parser with its version, text by page, blocks."""
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -17,12 +28,12 @@ _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\u
 _SPACE_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
 
 
-def read(data: bytes, max_pages: int) -> tuple[str, tuple[str, ...]]:
-    """Parser and pages. Raises DocumentRefused: NOT_UTF8, naming the byte; TOO_MANY_PAGES."""
+def read(data: bytes, max_pages: int) -> Read:
+    """Parser, pages, and no blocks. Raises DocumentRefused: NOT_UTF8, naming the byte; TOO_MANY_PAGES."""
     whole = decode(data)
     if (count := whole.count("\f") + 1) > max_pages:
         raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {max_pages} are allowed.")
-    return PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f"))
+    return PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f")), ()
 
 
 def decode(data: bytes) -> str:
@@ -37,5 +48,28 @@ def decode(data: bytes) -> str:
 
 def clean(text: str) -> str:
     """As a reader sees it: NFC, newlines as \\n, nothing invisible, no blank ends. Tabs stay."""
+    return _clean_lines(text).strip("\n")
+
+
+def clean_marked(text: str, marks: Sequence[Mark], page: int) -> tuple[str, list[Row]]:
+    """A page as `clean` has it, and where in it the marked lines went, without white space around them.
+
+    marks: in order, without overlap; each begins at a line's start and ends at one, or at the text's end.
+    """
+    borders = [0, *(border for _, _, *mark in marks for border in mark), len(text)]
+    parts = [_clean_lines(text[start:end]) for start, end in pairwise(borders)]
+    starts = list(accumulate(map(len, parts), initial=0))
+    whole = "".join(parts)
+    shift = len(whole) - len(whole.lstrip("\n"))
+    rows: list[Row] = []
+    for (kind, level, *_), part, start in zip(marks, parts[1::2], starts[1:-1:2], strict=True):
+        if part.strip():
+            first = start + len(part) - len(part.lstrip()) - shift
+            rows.append((kind, level, page, first, first + len(part.strip())))
+    return whole.strip("\n"), rows
+
+
+def _clean_lines(text: str) -> str:
+    """Whole lines, each by itself: no character is composed across a newline, so parts join as the whole would be."""
     text = _INVISIBLE.sub("", _NEWLINE.sub("\n", text))
-    return unicodedata.normalize("NFC", _SPACE_AT_END.sub("", text)).strip("\n")
+    return unicodedata.normalize("NFC", _SPACE_AT_END.sub("", text))

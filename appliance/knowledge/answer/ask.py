@@ -1,27 +1,29 @@
 """Ask: a question answered from a collection, by quoting it or by a model that writes from it.
 
-    search → Passages → Text … → Citation | Unsupported … → AskFinish
+    rewrite → search → Passages → Text … → Citation | Unsupported … → AskFinish
 
 Quote: the sentences that answer, verbatim, or none. Generate: what the model writes, with the stored sentence that
 backs each of its sentences. Every citation is read again from the store before it is sent; one whose document was
-deleted meanwhile, or whose text is not what was cited, is not sent.
+deleted meanwhile, or whose text is not what was cited, is not sent. What was answered before to one who sees the same
+is given again while the collection is what it was, once its passages and citations were read again.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
-from itertools import groupby
-from typing import Protocol
 
-import structlog
-
-from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong
-from appliance.knowledge.answer import cite, quote
-from appliance.knowledge.answer.cite import Sentence
-from appliance.knowledge.answer.sentence_scores import Candidates, Tokens
-from appliance.ports import Composer, Embedder, Generator, Library
+from appliance.errors import InvalidArgument, NoChatModel, QuoteOnly
+from appliance.knowledge.answer.cache import AnswerCache
+from appliance.knowledge.answer.inquiry import Inquiry, bounded
+from appliance.knowledge.answer.quoting import NOT_ANSWERED, QUOTE_PASSAGES, Quoter, TokenEmbedder, unanswered
+from appliance.knowledge.answer.rewrite import Plan, Rewriter
+from appliance.knowledge.answer.sources import Sources, groundedness
+from appliance.knowledge.answer.writing import GENERATE_PASSAGES, Writer
+from appliance.knowledge.quality.drift import SearchTallies
+from appliance.ports import Composer, Generator, Libraries, Retriever
 from appliance.types import (
     AnswerMode,
     AskFinish,
@@ -29,53 +31,44 @@ from appliance.types import (
     Citation,
     Finish,
     FinishReason,
-    Generation,
     ModelFile,
     Passage,
     Passages,
     Principal,
     Sampling,
-    Text,
-    Timings,
-    Unsupported,
+    SearchOptions,
+    Span,
+    Turn,
     Usage,
 )
 
-NOT_ANSWERED = "Your documents do not answer this."
-
-QUOTE_PASSAGES = 4  # as many as quote mode's constants were fitted with
-GENERATE_PASSAGES = 6
-QUOTE_SENTENCES = 3
-MIN_DEADLINE_SECONDS = 1e-3  # 0 would mean none
-ALSO_QUOTED_FROM = 0.6  # of the best sentence's share
-
-log = structlog.get_logger()
-
-
-class TokenEmbedder(Embedder, Protocol):
-    """An embedder that also tells what each token means in its context."""
-
-    def embed_tokens(self, texts: Sequence[str]) -> Sequence[Tokens]:
-        """One for each text."""
+__all__ = ["NOT_ANSWERED", "Asker", "TokenEmbedder"]
 
 
 class Asker:
-    """Answers questions. Safe to use for many calls at once."""
+    """Answers questions. Safe to use for many calls at once, on one event loop."""
 
     def __init__(
         self,
-        library: Library,
+        libraries: Libraries,
+        retriever: Retriever,
         embedder: TokenEmbedder,
         generator: Generator,
         composer: Composer,
         prefix_salt: Callable[[str], bytes],
+        quote_only: Callable[[str], bool],
+        cache: AnswerCache | None = None,
+        tallies: SearchTallies | None = None,
     ) -> None:
-        """prefix_salt: a tenant's secret; prompts share their cached prefix within it only."""
-        self._library = library
-        self._embedder = embedder
-        self._generator = generator
-        self._composer = composer
-        self._prefix_salt = prefix_salt
+        """prefix_salt: a tenant's secret; prompts share their cached prefix within it only. quote_only: whether a
+        tenant's answers must be sentences of its documents, so that no model sees them."""
+        self._libraries, self._retriever, self._generator = libraries, retriever, generator
+        self._quote_only = quote_only
+        self._rewriter = Rewriter(generator, composer, prefix_salt)
+        self._quoter = Quoter(embedder)
+        self._writer = Writer(generator, composer, embedder, prefix_salt)
+        self._cache = AnswerCache(0) if cache is None else cache
+        self._tallies = tallies or SearchTallies()
 
     async def ask(
         self,
@@ -86,41 +79,48 @@ class Asker:
         model: str,
         sampling: Sampling,
         deadline_seconds: float = 0.0,
+        *,
+        history: Sequence[Turn] = (),
+        condition: str = "",
+        reranker: str = "",
     ) -> AsyncIterator[AskPiece]:
         """Passages, then Text, then Citation and Unsupported, then one AskFinish; closing it closes the generation.
 
-        mode None: generate where there is a chat model, else quote. model '': the default chat model.
-        deadline_seconds: from now, for the model's part of the work; 0 for none.
-        Raises InvalidArgument, NotFound, NoChatModel, StoreDamaged, and as Generator.generate.
+        mode None: generate where there is a chat model and the tenant may, else quote. model '': the default chat
+        model. deadline_seconds: from now, for the model's part of the work; 0 for none. history: oldest first; its last
+        turns are looked at. condition: a filter over documents. reranker: a model, '' for none.
+        Raises InvalidArgument, NotFound, NoChatModel, QuoteOnly, StoreDamaged, and as Generator.generate and
+        Retriever.search.
         """
         if not question.strip():
             raise InvalidArgument.of("question", "must not be empty.")
-        began, groups = time.monotonic(), caller.groups
-        file = self._chat_model(mode, model)
-        answering = AnswerMode.GENERATE if file else AnswerMode.QUOTE
-        limit = GENERATE_PASSAGES if file else QUOTE_PASSAGES
-        passages = (await asyncio.to_thread(self._library.search, collection, question, groups, limit)).passages
-        found = time.monotonic()
-        yield Passages(answering, passages)
-        if not passages:
-            pieces = _unanswered(Finish(FinishReason.STOP))
-        elif file:
-            generation = Generation(
-                (),
-                sampling,
-                prefix_salt=self._prefix_salt(caller.tenant),
-                tenant=caller.tenant,
-                deadline_seconds=deadline_seconds and max(deadline_seconds - (found - began), MIN_DEADLINE_SECONDS),
-            )
-            pieces = self._generate(collection, question, groups, passages, file, generation, model)
-        else:
-            pieces = self._quote(collection, question, groups, passages)
-        async with aclosing(pieces):  # type: ignore[type-var]
+        began = found = time.monotonic()
+        inquiry = Inquiry(
+            caller,
+            collection,
+            question.strip(),
+            bounded(history),
+            self._chat_model(caller.tenant, mode, model),
+            model,
+            sampling,
+            SearchOptions(filter=condition, reranker=reranker),
+            began + deadline_seconds if deadline_seconds else math.inf,
+        )
+        async with aclosing(self._pieces(inquiry)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                yield _timed(piece, began, found) if isinstance(piece, AskFinish) else piece
+                if isinstance(piece, Passages):
+                    found = time.monotonic()
+                if isinstance(piece, AskFinish):
+                    self._tallies.answered(caller.tenant, collection, piece.answered)
+                    piece = _timed(piece, began, found)
+                yield piece
 
-    def _chat_model(self, mode: AnswerMode | None, model: str) -> ModelFile | None:
+    def _chat_model(self, tenant: str, mode: AnswerMode | None, model: str) -> ModelFile | None:
         """The model that will write, or None for quote mode."""
+        if self._quote_only(tenant):
+            if mode is AnswerMode.GENERATE:
+                raise QuoteOnly("Answers here are sentences of the documents; none may be generated.")
+            return None
         if mode is AnswerMode.QUOTE:
             return None
         try:
@@ -130,171 +130,84 @@ class Asker:
                 raise
             return None
 
-    async def _quote(
-        self, collection: str, question: str, groups: frozenset[str], passages: Sequence[Passage]
-    ) -> AsyncIterator[AskPiece]:
-        stored = await asyncio.to_thread(self._sentences, collection, passages, groups)
-        chosen, usage = await asyncio.to_thread(self._choose, question, stored)
-        finish = Finish(FinishReason.STOP, usage)
-        sound = [one for one in chosen if await self._still_stored(collection, one, groups)]
-        if not sound:
-            async for piece in _unanswered(finish):
-                yield piece
-            return
-        citations: list[Citation] = []
-        at = 0
-        for sentence in sound:
-            yield Text(f"\n{sentence.text}" if at else sentence.text)
-            at += bool(at)
-            citations.append(_citation(sentence, at, at + len(sentence.text)))
-            at += len(sentence.text)
-        for citation in citations:
-            yield citation
-        yield AskFinish(answered=True, finish=finish)
-
-    def _choose(self, question: str, stored: Sequence[Sentence]) -> tuple[list[Sentence], Usage]:
-        """The sentences that answer, best first; none where the question is not answered."""
-        if not stored:
-            return [], Usage()
-        # A copy of a document must not share the weight of its sentences: one of each is asked.
-        unique: dict[str, Sentence] = {}
-        for sentence in stored:
-            unique.setdefault(" ".join(sentence.text.split()), sentence)
-        stored = list(unique.values())
-        homes = [list(group) for _, group in groupby(stored, key=lambda sentence: sentence.passage)]
-        texts = [" ".join(sentence.text for sentence in home) for home in homes]
-        tokens = self._embedder.embed_tokens([question, *texts])
-        candidates = [
-            Candidates(text, _ranges(home), known) for text, home, known in zip(texts, homes, tokens[1:], strict=True)
-        ]
-        choice = quote.choose(question, tokens[0], candidates)
-        usage = Usage(input_tokens=sum(len(known.ids) for known in tokens))
-        if choice.abstain:
-            return [], usage
-        least = ALSO_QUOTED_FROM * float(choice.shares[choice.order[0]])
-        best = [stored[at] for at in choice.order[:QUOTE_SENTENCES] if choice.shares[at] >= least]
-        return best, usage
-
-    async def _generate(
-        self,
-        collection: str,
-        question: str,
-        groups: frozenset[str],
-        passages: Sequence[Passage],
-        file: ModelFile,
-        generation: Generation,
-        alias: str,
-    ) -> AsyncIterator[AskPiece]:
-        answer, finish = "", Finish(FinishReason.STOP)
-        pieces = self._write(question, passages, file, generation, alias)
-        async with aclosing(pieces):  # type: ignore[type-var]
-            async for piece in pieces:
-                if isinstance(piece, Finish):
-                    finish = piece
-                else:
-                    answer += piece.text
-                    yield piece
-        backed = False
-        for judged in await self._judge(collection, answer, passages, groups):
-            backed = backed or isinstance(judged, Citation)
-            yield judged
-        yield AskFinish(backed, finish)
-
-    async def _write(
-        self, question: str, passages: Sequence[Passage], file: ModelFile, generation: Generation, alias: str
-    ) -> AsyncIterator[Text | Finish]:
-        """The model's answer, from as many of the best passages as fit into its context."""
-        count = len(passages)
-        while True:
-            prompt = self._composer.ask(file.scaffold, question, passages[:count])
-            pieces = self._generator.generate(file.name, replace(generation, prompt=prompt), alias=alias)
-            try:
-                async with aclosing(pieces):  # type: ignore[type-var]
-                    async for piece in pieces:
-                        yield piece
+    async def _pieces(self, inquiry: Inquiry) -> AsyncIterator[AskPiece]:
+        sources = Sources(self._libraries.of(inquiry.caller.tenant), inquiry.collection, inquiry.caller.groups)
+        version = await asyncio.to_thread(sources.library.version, inquiry.collection)
+        if known := self._cache.get(inquiry, version):
+            if await _still_holds(known, sources):
+                for piece in known:
+                    yield _again(piece) if isinstance(piece, AskFinish) else piece
                 return
-            except PromptTooLong:
-                if count == 1:
-                    raise
-                count //= 2
-                log.info("ask.fewer_passages", model=file.name, passages=count)
+            self._cache.discard(inquiry)
+        plan = await self._rewriter.plan(inquiry)
+        passages = await self._search(inquiry, plan.queries)
+        told: list[AskPiece] = [Passages(AnswerMode.GENERATE if inquiry.file else AnswerMode.QUOTE, passages)]
+        yield told[0]
+        async with aclosing(self._answer(inquiry, plan.question, passages, sources)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                if isinstance(piece, AskFinish):
+                    piece = _whole(piece, inquiry, plan, told)
+                    if not plan.failed and version == await asyncio.to_thread(
+                        sources.library.version, inquiry.collection
+                    ):
+                        self._cache.put(inquiry, version, [*told, piece])
+                told.append(piece)
+                yield piece
 
-    async def _judge(
-        self, collection: str, answer: str, passages: Sequence[Passage], groups: frozenset[str]
-    ) -> list[Citation | Unsupported]:
-        """For each sentence of the answer the stored text that backs it, or that none does."""
-        said = cite.statements(answer)
-        stored = await asyncio.to_thread(self._sentences, collection, passages, groups) if said else []
-        backing = await asyncio.to_thread(self._back, said, stored)
-        judged: list[Citation | Unsupported] = []
-        for statement, sentence in zip(said, backing, strict=True):
-            if sentence and await self._still_stored(collection, sentence, groups):
-                judged.append(_citation(sentence, statement.start, statement.end))
-            else:
-                judged.append(Unsupported(statement.start, statement.end))
-        return judged
+    async def _search(self, inquiry: Inquiry, queries: Sequence[str]) -> tuple[Passage, ...]:
+        """The best passages of all queries, each once with its best score; of one query as they were found."""
+        limit = GENERATE_PASSAGES if inquiry.file else QUOTE_PASSAGES
+        best: dict[tuple[str, Span], Passage] = {}
+        for query in queries:
+            found = await self._retriever.search(inquiry.caller, inquiry.collection, query, limit, inquiry.options)
+            for passage in found.passages:
+                known = best.setdefault((passage.document, passage.span), passage)
+                if passage.score > known.score:
+                    best[passage.document, passage.span] = passage
+        if len(queries) == 1:
+            return tuple(best.values())[:limit]
+        return tuple(sorted(best.values(), key=lambda passage: -passage.score)[:limit])
 
-    def _back(self, said: Sequence[cite.Statement], stored: Sequence[Sentence]) -> list[Sentence | None]:
-        backing = [cite.quoted_from(statement, stored) for statement in said]
-        open_ones = [at for at, sentence in enumerate(backing) if sentence is None]
-        if open_ones and stored:
-            texts = [said[at].text for at in open_ones]
-            vectors = self._embedder.embed([*texts, *(sentence.text for sentence in stored)])
-            cosines = vectors[: len(texts)] @ vectors[len(texts) :].T
-            for at, row in zip(open_ones, cosines, strict=True):
-                backing[at] = cite.supporting(said[at], stored, row)
-        return backing
-
-    def _sentences(self, collection: str, passages: Sequence[Passage], groups: frozenset[str]) -> list[Sentence]:
-        """The whole sentences of the passages, in the order of the passages, each once; of deleted documents none."""
-        pages: dict[tuple[str, int], str] = {}
-        for document, page in {(passage.document, passage.span.page) for passage in passages}:
-            with suppress(NotFound):
-                pages[document, page] = self._library.page(collection, _id(document), page, groups)
-        found: dict[tuple[str, int, int], Sentence] = {}
-        for number, passage in enumerate(passages, 1):
-            text = pages.get((passage.document, passage.span.page), "")
-            for sentence in cite.sentences_of(number, passage, text):
-                found.setdefault((sentence.document, sentence.span.page, sentence.span.start), sentence)
-        return list(found.values())
-
-    async def _still_stored(self, collection: str, sentence: Sentence, groups: frozenset[str]) -> bool:
-        """Whether the store holds exactly this text at this place, now."""
-        try:
-            text = await asyncio.to_thread(
-                self._library.text, collection, _id(sentence.document), sentence.span, groups
-            )
-        except NotFound:
-            text = None
-        if text != sentence.text:
-            log.warning("ask.citation_not_found_again", document=sentence.document, page=sentence.span.page)
-        return text == sentence.text
+    def _answer(
+        self, inquiry: Inquiry, question: str, passages: Sequence[Passage], sources: Sources
+    ) -> AsyncIterator[AskPiece]:
+        if not passages:
+            return unanswered(Finish(FinishReason.STOP))
+        if inquiry.file:
+            return self._writer.answer(inquiry, inquiry.file, question, passages, sources)
+        return self._quoter.answer(question, passages, sources)
 
 
-async def _unanswered(finish: Finish) -> AsyncIterator[AskPiece]:
-    yield Text(NOT_ANSWERED)
-    yield AskFinish(answered=False, finish=finish)
+async def _still_holds(pieces: Sequence[AskPiece], sources: Sources) -> bool:
+    """Whether the caller may read all that an answer shows, and it is what the store holds."""
+    shown = {
+        (one.document, one.span, one.text) for piece in pieces if isinstance(piece, Passages) for one in piece.passages
+    }
+    shown |= {(piece.document, piece.span, piece.quote) for piece in pieces if isinstance(piece, Citation)}
+    for document, span, text in shown:
+        if not await sources.hold(document, span, text):
+            return False
+    return True
 
 
-def _ranges(home: Sequence[Sentence]) -> tuple[tuple[int, int], ...]:
-    """Where the sentences stand in their text joined by spaces."""
-    ranges: list[tuple[int, int]] = []
-    for sentence in home:
-        start = ranges[-1][1] + 1 if ranges else 0
-        ranges.append((start, start + len(sentence.text)))
-    return tuple(ranges)
+def _whole(piece: AskFinish, inquiry: Inquiry, plan: Plan, told: Sequence[AskPiece]) -> AskFinish:
+    """The finish with what was searched for, what that took, and how much of the answer is backed."""
+    used = piece.finish.usage
+    usage = replace(
+        used,
+        input_tokens=used.input_tokens + plan.usage.input_tokens,
+        output_tokens=used.output_tokens + plan.usage.output_tokens,
+    )
+    queries = () if plan.queries == (inquiry.question,) else plan.queries
+    grounded = groundedness(told) if piece.answered else 0.0
+    return replace(piece, finish=replace(piece.finish, usage=usage), groundedness=grounded, queries=queries)
 
 
-def _citation(sentence: Sentence, start: int, end: int) -> Citation:
-    return Citation(sentence.document, sentence.title, sentence.span, sentence.text, start, end)
-
-
-def _id(document: str) -> str:
-    return document.rpartition("/")[2]
+def _again(piece: AskFinish) -> AskFinish:
+    """The finish of an answer for which nothing was computed."""
+    return replace(piece, finish=replace(piece.finish, usage=Usage()), cached=True)
 
 
 def _timed(piece: AskFinish, began: float, found: float) -> AskFinish:
-    timings: Timings = replace(
-        piece.finish.timings, search_seconds=found - began, total_seconds=time.monotonic() - began
-    )
-    return AskFinish(piece.answered, replace(piece.finish, timings=timings))
+    timings = replace(piece.finish.timings, search_seconds=found - began, total_seconds=time.monotonic() - began)
+    return replace(piece, finish=replace(piece.finish, timings=timings))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.knowledge.chunk import SENTENCE_CHARACTERS, sentences
-from appliance.knowledge.index.lexical import UNSPACED, terms
+from appliance.knowledge.index.analysis import UNSPACED, folded
 from appliance.types import Floats, Passage, Span
 
 # Mean of word coverage and cosine. On XQuAD in English, German and Russian 1 sentence in 40 would be "supported" by
@@ -79,7 +79,7 @@ def statements(answer: str) -> list[Statement]:
         if start < end:
             ranges.append((start, end))
     found = [_statement(answer, start, end) for start, end in ranges]
-    return [statement for statement in found if terms(statement.text)]
+    return [statement for statement in found if folded(statement.text)]
 
 
 def _statement(answer: str, start: int, end: int) -> Statement:
@@ -93,12 +93,12 @@ def supporting(statement: Statement, stored: Sequence[Sentence], cosines: Floats
 
     cosines: float32 [len(stored)], between the statement's vector and each stored sentence's.
     """
-    said = frozenset(terms(statement.text))
+    said = frozenset(folded(statement.text))
     best: tuple[float, Sentence] | None = None
     for sentence, cosine in zip(stored, cosines, strict=True):
         if not _may_say(sentence.text, statement.text):
             continue
-        held = frozenset(terms(sentence.text))
+        held = frozenset(folded(sentence.text))
         strength = (len(said & held) / len(said) + float(cosine)) / 2
         margin = strength - (SUPPORT_FROM_IF_CITED if sentence.passage in statement.cited else SUPPORT_FROM)
         if margin >= 0 and (best is None or margin > best[0]):
@@ -111,7 +111,7 @@ def quoted_from(statement: Statement, stored: Sequence[Sentence]) -> Sentence | 
 
     A stretch of a sentence that denies does not say what the sentence says.
     """
-    if len(terms(statement.text)) < _MIN_LOCATED_TERMS:
+    if len(folded(statement.text)) < _MIN_LOCATED_TERMS:
         return None
     for sentence in sorted(stored, key=lambda one: one.passage not in statement.cited):
         found = locate(statement.text, sentence.text) or locate(statement.text.rstrip(".!?… "), sentence.text)
@@ -124,8 +124,8 @@ def quoted_from(statement: Statement, stored: Sequence[Sentence]) -> Sentence | 
 
 def _may_say(stored: str, said: str) -> bool:
     """Whether the stored sentence holds every number of what is said, and both deny something or neither does."""
-    numbers = {term for term in terms(said) if any(map(str.isdigit, term))}
-    return numbers <= set(terms(stored)) and bool(_DENIAL.search(stored)) == bool(_DENIAL.search(said))
+    numbers = {term for term in folded(said) if any(map(str.isdigit, term))}
+    return numbers <= set(folded(stored)) and bool(_DENIAL.search(stored)) == bool(_DENIAL.search(said))
 
 
 def locate(quote: str, text: str) -> tuple[int, int] | None:
@@ -157,8 +157,8 @@ def _plain(text: str) -> tuple[str, list[int]]:
     for at, character in enumerate(text):
         if character in _INVISIBLE or (character.isspace() and (not plain or plain[-1] == " ")):
             continue
-        for folded in " " if character.isspace() else character.translate(_SAME).casefold():
-            plain.append(folded)
+        for letter in " " if character.isspace() else character.translate(_SAME).casefold():
+            plain.append(letter)
             places.append(at)
     while plain and plain[-1] == " ":
         plain.pop()

@@ -1,5 +1,6 @@
 """A page measured in the embedder's tokens, from where each of them ends."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 
@@ -7,6 +8,12 @@ from appliance.types import Ints
 
 CHARACTERS_A_TOKEN = 12
 """At most, on average over a piece: with more the tokenizer knows nothing of the text, and its count says nothing."""
+
+_KNOWN_TOKENS_PER_WORD = 1.6
+_SAMPLE_CHARACTERS = 20_000
+# What counts as a word: scripts without spaces by character, long compounds more than once, digits and marks each.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W\d_{_UNSPACED}]{{1,12}}|\S")
 
 Range = tuple[int, int]
 """[start, end) in code points of a page."""
@@ -18,6 +25,16 @@ class Page:
     def __init__(self, text: str, token_ends: Ints) -> None:
         self.text = text
         self._ends: list[int] = token_ends.tolist()
+
+    def stretch(self) -> float:
+        """How much more of this text a piece holds than the embedder reads: 1 in a language that it knows.
+
+        It spells what it does not know, and its opinion counts the less for it (search/rank.py), while words alone find
+        better in pieces of the length that a known language has.
+        """
+        words = len(_WORD.findall(self.text, 0, _SAMPLE_CHARACTERS))
+        tokens = bisect_right(self._ends, _SAMPLE_CHARACTERS)
+        return max(1.0, tokens / max(1, words) / _KNOWN_TOKENS_PER_WORD)
 
     def cost(self, start: int, end: int) -> int:
         """Tokens that end in [start, end), and the last one if it ends there; at least one, but for nothing at all."""

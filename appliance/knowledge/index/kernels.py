@@ -1,9 +1,11 @@
 """The native search over int8 vectors, as Python calls it. This module alone knows `native/`'s vectors library.
 
-Every path gives the same rows and scores. Arrays are C-contiguous; sizes are checked here, contents in native code.
+Every path gives the same rows and scores. Shapes are checked here, the graph's links in native code when it is loaded.
+A search costs tens of microseconds, so what each call would make anew, arrays and their addresses, a thread keeps.
 """
 
 import ctypes
+import threading
 from enum import IntEnum
 from functools import cache
 from importlib import metadata
@@ -32,116 +34,113 @@ class Path(IntEnum):
     NEON_DOT = 4
 
 
-def scan(
-    codes: NDArray[np.int8], scales: Floats, query: Floats, allowed: Bools | None, keep: int, path: int = Path.BEST
-) -> tuple[Rows, Floats]:
-    """The best `keep` allowed rows by int8 dot product, best first, equal scores by row.
+class Int8Rows:
+    """Rows to search, and the graph over them where there is one. Immutable; safe to search from many threads."""
 
-    codes: int8 [rows, dim]; scales: float32 [rows], a row is codes * scale; query: float32 [dim].
-    Raises Broken where this machine has not that path, or a value of the query is no number.
-    """
-    rows, dim = codes.shape
-    query, mask = _checked(codes, scales, query, allowed)
-    keep = min(keep, rows)
-    found, scores = np.empty(keep, np.uint32), np.empty(keep, np.float32)
-    count = _native().scan_i8(
-        codes.ctypes.data,
-        scales.ctypes.data,
-        None if mask is None else mask.ctypes.data,
-        rows,
-        dim,
-        query.ctypes.data,
-        keep,
-        found.ctypes.data,
-        scores.ctypes.data,
-        path,
-    )
-    return _first(count, found, scores)
+    def __init__(self, codes: NDArray[np.int8], scales: Floats, graph: NDArray[np.uint8] | None = None) -> None:
+        """codes: int8 [rows, dim]; scales: float32 [rows], finite; a row is codes * scale. graph: hnsw.py's bytes.
 
+        Raises StoreDamaged where the graph is none of that many rows.
+        """
+        if codes.ndim != 2 or scales.shape != codes.shape[:1]:
+            raise ValueError(f"scales {scales.shape} must fit codes {codes.shape}")
+        self.rows, self.dim = codes.shape
+        self.has_graph = graph is not None
+        self._codes, self._scales = np.ascontiguousarray(codes, np.int8), np.ascontiguousarray(scales, np.float32)
+        self._graph = np.zeros(0, np.uint8) if graph is None else np.require(graph, np.uint8, ["C", "A"])
+        self._graph_at, self._codes_at, self._scales_at = (
+            array.ctypes.data for array in (self._graph, self._codes, self._scales)
+        )
+        if self._graph_at % 4:
+            raise ValueError("a graph must begin at a multiple of 4")
+        if graph is not None and (fault := _native().check_graph(self._graph_at, len(graph), self.rows)):
+            raise StoreDamaged(f"The graph of a segment {_FAULTS[fault]}.")
 
-def check_graph(graph: NDArray[np.uint8], rows: int) -> None:
-    """Raises StoreDamaged where the bytes are no graph of that many rows: what passes can be walked safely."""
-    if fault := _native().check_graph(graph.ctypes.data, len(graph), rows):
-        raise StoreDamaged(f"The graph of a segment {_FAULTS[fault]}.")
+    def scan(self, query: Floats, allowed: Bools | None, keep: int, path: int = Path.BEST) -> tuple[Rows, Floats]:
+        """The best `keep` allowed rows by int8 dot product, best first, equal scores by row: uint32 [n], float32 [n].
 
+        query: float32 [dim]; allowed: bool [rows], None for all. What is returned is good until this thread's next
+        search. Raises Broken where this machine has not that path, or a value of the query is no number.
+        """
+        mask, keep = self._mask(query, allowed), min(keep, self.rows)
+        desk = _desk.of(query, keep)
+        count = _native().scan_i8(
+            *(self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data, self.rows, self.dim),
+            *(desk.query_at, keep, desk.rows_at, desk.scores_at, path),
+        )
+        return desk.first(count)
 
-def search_graph(
-    graph: NDArray[np.uint8],
-    codes: NDArray[np.int8],
-    scales: Floats,
-    query: Floats,
-    allowed: Bools | None,
-    width: int,
-    keep: int,
-    budget: int,
-    path: int = Path.BEST,
-) -> tuple[Rows, Floats]:
-    """The best `keep` allowed rows that a walk of the graph meets, as `scan` gives them; may be fewer.
+    def walk(
+        self, query: Floats, allowed: Bools | None, width: int, keep: int, budget: int, path: int = Path.BEST
+    ) -> tuple[Rows, Floats]:
+        """As `scan`, of those that a walk of the graph meets; may be fewer.
 
-    graph: that `check_graph` let pass for these rows. width: how many candidates the walk holds (HNSW's ef). budget:
-    about how many rows it may compare before it gives up. Raises as `scan`.
-    """
-    rows, dim = codes.shape
-    query, mask = _checked(codes, scales, query, allowed)
-    keep = min(keep, rows)
-    found, scores = np.empty(keep, np.uint32), np.empty(keep, np.float32)
-    count = _native().search_graph(
-        graph.ctypes.data,
-        codes.ctypes.data,
-        scales.ctypes.data,
-        None if mask is None else mask.ctypes.data,
-        rows,
-        dim,
-        query.ctypes.data,
-        width,
-        keep,
-        budget,
-        found.ctypes.data,
-        scores.ctypes.data,
-        path,
-    )
-    return _first(count, found, scores)
+        width: how many candidates the walk holds (HNSW's ef). budget: about how many rows it may compare before it
+        gives up.
+        """
+        assert self.has_graph
+        mask, keep = self._mask(query, allowed), min(keep, self.rows)
+        desk = _desk.of(query, keep)
+        count = _native().search_graph(
+            *(self._graph_at, self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data),
+            *(self.rows, self.dim, desk.query_at, width, keep, budget, desk.rows_at, desk.scores_at, path),
+        )
+        return desk.first(count)
+
+    def _mask(self, query: Floats, allowed: Bools | None) -> Bools | None:
+        if query.shape != (self.dim,) or (allowed is not None and allowed.shape != (self.rows,)):
+            raise ValueError(f"query {query.shape} and allowed must fit {self.rows} rows of {self.dim}")
+        return None if allowed is None else np.ascontiguousarray(allowed, np.bool_)
 
 
 def rescore(
-    rows: Rows, addresses: NDArray[np.uint64], query: Floats, keep: int, path: int = Path.BEST
+    rows: Rows, halves: NDArray[np.uint8], query: Floats, keep: int, path: int = Path.BEST
 ) -> tuple[Rows, Floats]:
-    """The best `keep` of the rows by dot product with their float16 [dim] at those addresses, as `scan` gives them."""
-    if rows.shape != addresses.shape or (rows.dtype, addresses.dtype) != (np.uint32, np.uint64):
-        raise ValueError(f"addresses {addresses.shape} must fit rows {rows.shape}")
-    query = np.ascontiguousarray(query, np.float32)
+    """The best `keep` of the rows by dot product with the query, as `Int8Rows.scan` gives them.
+
+    rows: may be what `scan` gave; halves: uint8 [len(rows), 2 * dim], their float16; query: float32 [dim].
+    """
+    if halves.shape != (len(rows), 2 * len(query)) or (rows.dtype, halves.dtype) != (np.uint32, np.uint8):
+        raise ValueError(f"halves {halves.shape} must fit rows {rows.shape} and query {query.shape}")
     keep = min(keep, len(rows))
-    found, scores = np.empty(keep, np.uint32), np.empty(keep, np.float32)
+    halves = np.ascontiguousarray(halves)
+    desk = _desk.of(query, keep)
     count = _native().rescore_f16(
-        rows.ctypes.data,
-        addresses.ctypes.data,
-        len(rows),
-        len(query),
-        query.ctypes.data,
-        keep,
-        found.ctypes.data,
-        scores.ctypes.data,
-        path,
+        *(rows.ctypes.data, halves.ctypes.data, len(rows), len(query), desk.query_at, keep),
+        *(desk.rows_at, desk.scores_at, path),
     )
-    return _first(count, found, scores)
+    return desk.first(count)
 
 
-def _checked(
-    codes: NDArray[np.int8], scales: Floats, query: Floats, allowed: Bools | None
-) -> tuple[Floats, Bools | None]:
-    rows, dim = codes.shape
-    if query.shape != (dim,) or scales.shape != (rows,) or (allowed is not None and allowed.shape != (rows,)):
-        raise ValueError(f"query {query.shape}, scales {scales.shape} and allowed must fit codes {codes.shape}")
-    mask = None if allowed is None else np.ascontiguousarray(allowed, np.bool_)
-    return np.ascontiguousarray(query, np.float32), mask
+class _Desk(threading.local):
+    """Where a thread puts its query and finds its answer; grows to the largest."""
+
+    def __init__(self) -> None:
+        self._query = np.empty(0, np.float32)
+        self._rows, self._scores = np.empty(0, np.uint32), np.empty(0, np.float32)
+        self.query_at = self.rows_at = self.scores_at = 0
+
+    def of(self, query: Floats, keep: int) -> "_Desk":
+        """With the query on it, and room for that many rows."""
+        if len(self._query) != len(query):
+            self._query = np.empty(len(query), np.float32)
+            self.query_at = self._query.ctypes.data
+        if len(self._rows) < keep:
+            self._rows, self._scores = np.empty(keep, np.uint32), np.empty(keep, np.float32)
+            self.rows_at, self.scores_at = self._rows.ctypes.data, self._scores.ctypes.data
+        self._query[:] = query
+        return self
+
+    def first(self, count: int) -> tuple[Rows, Floats]:
+        """What was written there. Raises Broken where nothing could be."""
+        if count == _NO_PATH:
+            raise Broken("This machine cannot run that path of the vector search.")
+        if count == _NOT_FINITE:
+            raise Broken("The embedder gave a vector with a value that is no number.")
+        return self._rows[:count], self._scores[:count]
 
 
-def _first(count: int, found: Rows, scores: Floats) -> tuple[Rows, Floats]:
-    if count == _NO_PATH:
-        raise Broken("This machine cannot run that path of the vector search.")
-    if count == _NOT_FINITE:
-        raise Broken("The embedder gave a vector with a value that is no number.")
-    return found[:count], scores[:count]
+_desk = _Desk()
 
 
 @cache

@@ -29,11 +29,10 @@ class VectorIndex(Protocol):
 
 
 class HalfRows(Protocol):
-    """The float16 rows of one unit, wherever they lie. Immutable; safe to read from many threads."""
+    """Reads float16 rows of one unit, wherever they lie. Safe to call from many threads."""
 
-    def addresses(self, rows: Rows) -> tuple[NDArray[np.uint64], object]:
-        """Where each row's float16 [dim] lie in memory, of any alignment: uint64 [len(rows)]; and what keeps them there.
+    def __call__(self, rows: Rows) -> NDArray[np.uint8]:
+        """The little-endian float16 of each of those rows, uint8 [len(rows), 2 * dim], C-contiguous.
 
-        The addresses are good for as long as the second value is held. rows: each below the unit's count.
-        Raises StoreDamaged.
+        rows: in any order, each below the unit's count. Raises StoreDamaged.
         """

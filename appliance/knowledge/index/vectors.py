@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import Broken, StoreDamaged
-from appliance.knowledge.index import hnsw, kernels
-from appliance.knowledge.index.halves import ArrayHalves
+from appliance.knowledge.index import hnsw
+from appliance.knowledge.index.kernels import Int8Rows, rescore
 from appliance.knowledge.index.vector_index import HalfRows, Rows
 from appliance.ports import Buffer
 from appliance.types import Bools, Floats
@@ -32,15 +32,14 @@ _HEADER = struct.Struct("<8sII")
 _LINE_BYTES = 64
 _SEARCH_WIDTH = 64
 _RESCORED_PER_HIT = 2
-_RESCORED_LEAST = 32
+_RESCORED_LEAST = 20
 
 
 class Codes:
     """The int8 rows of a segment, and its graph where it has one: what of its vectors stays in memory. Immutable."""
 
-    def __init__(self, scales: Floats, codes: NDArray[np.int8], graph: NDArray[np.uint8] | None) -> None:
-        """graph: that `kernels.check_graph` let pass."""
-        self._scales, self._codes, self._graph = scales, codes, graph
+    def __init__(self, rows: Int8Rows) -> None:
+        self._rows = rows
 
     @classmethod
     def from_sections(cls, vec_i8: Buffer, graph: Buffer = b"") -> Self:
@@ -53,34 +52,31 @@ class Codes:
             raise StoreDamaged("The vectors of a segment have a scale that is no number.")
         codes = _aligned(np.frombuffer(vec_i8, np.uint8, rows * dim, _HEADER.size + 4 * rows))
         links = _aligned(np.frombuffer(graph, np.uint8)) if len(graph) else None
-        if links is not None:
-            kernels.check_graph(links, rows)
-        return cls(scales, codes.view(np.int8).reshape(rows, dim), links)
+        return cls(Int8Rows(codes.view(np.int8).reshape(rows, dim), scales, links))
 
     @property
     def rows(self) -> int:
-        return len(self._codes)
+        return self._rows.rows
 
     @property
     def dim(self) -> int:
-        return self._codes.shape[1]
+        return self._rows.dim
 
     def nearest(
         self, query: Floats, allowed: Bools | None, keep: int, exact_below: int = EXACT_ROWS, width: int = _SEARCH_WIDTH
     ) -> Rows:
         """The `keep` best rows by int8 dot product, best first; fewer only where fewer are allowed.
 
-        exact_below: of allowed rows; from there on the graph is walked, holding `width` candidates. Raises as
-        VectorIndex.search.
+        exact_below: of allowed rows; from there on the graph is walked, holding `width` candidates. What is returned is
+        good until this thread's next search. Raises as VectorIndex.search.
         """
         count = self.rows if allowed is None else int(np.count_nonzero(allowed))
-        if self._graph is not None and count >= exact_below:
-            found, _ = kernels.search_graph(
-                self._graph, self._codes, self._scales, query, allowed, max(width, keep), keep, budget=count
-            )
+        keep = min(keep, count)
+        if self._rows.has_graph and count >= exact_below:
+            found, _ = self._rows.walk(query, allowed, width, keep, budget=count)
             if len(found) == keep:
                 return found
-        return kernels.scan(self._codes, self._scales, query, allowed, min(keep, count))[0]
+        return self._rows.scan(query, allowed, keep)[0]
 
 
 class SegmentVectors:
@@ -102,8 +98,8 @@ class SegmentVectors:
             raise StoreDamaged(f"A segment has no section {missing}.") from None
         if len(halves) != 2 * codes.rows * codes.dim:
             raise StoreDamaged("The vectors of a segment are not as large as they say.")
-        rows = np.frombuffer(halves, "<f2").reshape(codes.rows, codes.dim)
-        return cls(codes, ArrayHalves(rows), exact_below)
+        rows = np.frombuffer(halves, np.uint8).reshape(codes.rows, 2 * codes.dim)
+        return cls(codes, rows.__getitem__, exact_below)
 
     @classmethod
     def build(cls, vectors: Floats, exact_below: int = EXACT_ROWS) -> Self:
@@ -119,20 +115,16 @@ class SegmentVectors:
         return self._codes.rows
 
     def search(self, query: Floats, allowed: Bools | None, k: int) -> tuple[Rows, Floats]:
-        keep = min(max(k * _RESCORED_PER_HIT, _RESCORED_LEAST), self.rows) if k > 0 else 0
+        k = max(k, 0)
+        keep = max(k * _RESCORED_PER_HIT, _RESCORED_LEAST) if k else 0
         near = self._codes.nearest(query, allowed, keep, self._exact_below, self._width)
-        addresses, held = self._halves.addresses(near)
-        found = kernels.rescore(near, addresses, query, k if k > 0 else 0)
-        del held  # the rows had to stay where they are until here
-        return found
+        rows, scores = rescore(near, self._halves(near), query, k)
+        return rows.copy(), scores.copy()
 
     def score(self, query: Floats, rows: Rows) -> Floats:
-        if len(rows) and int(rows.max()) >= self.rows:
-            raise ValueError(f"rows must lie below {self.rows}")
-        numbers = np.arange(len(rows), dtype=np.uint32)
-        addresses, held = self._halves.addresses(rows)
-        order, scores = kernels.rescore(numbers, addresses, query, len(rows))
-        del held
+        if query.shape != (self._codes.dim,) or (len(rows) and int(rows.max()) >= self.rows):
+            raise ValueError(f"query {query.shape} and rows must fit {self.rows} rows of {self._codes.dim}")
+        order, scores = rescore(np.arange(len(rows), dtype=np.uint32), self._halves(rows), query, len(rows))
         found = np.empty(len(rows), np.float32)
         found[order] = scores
         return found
@@ -181,4 +173,3 @@ def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 VectorIndex = SegmentVectors
-scan = kernels.scan

@@ -11,9 +11,9 @@ A subset of AIP-160 (google.aip.dev/160), with IN besides:
 
 Names are the document's title, media_type, source, sha256, parser (strings), size_bytes, page_count (numbers) and
 create_time (a string, RFC 3339 or a date in UTC); every other name is metadata, of the kind that its value has. Strings
-compare by code points; `:` asks whether a string holds another, whatever their case, and `name:*` whether a document has
-that metadata at all. Metadata that a document has not, or has as another kind, compares as false: so `year != 2020` is
-true of documents with another year, and `NOT year = 2020` also of those without one. Who may read is no name.
+compare by code points; `:` asks whether a string holds another, whatever their case, and `name:*` whether a document
+has that metadata at all. Metadata that a document has not, or has as another kind, compares as false: so `year != 2020`
+is true of documents with another year, and `NOT year = 2020` also of those without one. Who may read is no name.
 
 No value and no name of metadata is ever part of the SQL: both are bound. The rest of it comes from the tables below.
 """

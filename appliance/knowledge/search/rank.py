@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge.index.lexical import K1, Postings, Statistics, terms
+from appliance.knowledge.index.lexical import K1, Phrase, Statistics, Term, parse, to_statistics
+from appliance.knowledge.index.postings import Postings
 from appliance.ports import Embedder
 from appliance.types import Bools, Explanation, Floats, Leg, LegScore, Span
 
@@ -27,8 +28,6 @@ LEG_CANDIDATES = 50
 
 QUERY_CHARACTERS = 4096
 """Of a query as much is read: more than the embedder sees of any text."""
-
-QUERY_TERMS = 64
 
 _MEANING_WEIGHT = 0.5
 _KNOWN_TOKENS_PER_WORD = 1.6
@@ -74,20 +73,21 @@ class Unit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """terms: of `lexical.terms`; vector: float32 [dimension], unit norm, None to leave meaning out.
+    """terms, phrases: of `lexical.parse`; vector: float32 [dimension], unit norm, None to leave meaning out.
 
     meaning_weight: 0 to 1, of the fused score.
     """
 
-    terms: tuple[str, ...]
+    terms: tuple[Term, ...]
     vector: Floats | None
     meaning_weight: float
     legs: frozenset[Leg] = frozenset(Leg)
+    phrases: tuple[Phrase, ...] = ()
 
     @classmethod
     def of(cls, text: str, vector: Floats, tokens: int) -> "Query":
         """tokens: how many the embedder reads of the text."""
-        return cls(tuple(terms(text)), vector, meaning_weight(text, tokens))
+        return cls(parse(text).terms, vector, meaning_weight(text, tokens))
 
     @classmethod
     def asked(cls, text: str, legs: frozenset[Leg], embedder: Embedder) -> "Query":
@@ -96,13 +96,14 @@ class Query:
         judged = [match.end() for match in islice(_WORD.finditer(text), _JUDGED_WORDS)]
         if not judged:
             return cls((), None, 0.0, frozenset())
-        words = tuple(islice(dict.fromkeys(terms(text)), QUERY_TERMS)) if Leg.WORDS in legs else ()
+        parsed = parse(text)
+        words = parsed.terms if Leg.WORDS in legs else ()
         vector = embedder.embed([text])[0] if Leg.MEANING in legs else None
         if vector is None or not np.isfinite(vector).all():
-            return cls(words, None, 0.0, legs & {Leg.WORDS})
+            return cls(words, None, 0.0, legs & {Leg.WORDS}, parsed.phrases)
         known = text[: judged[-1]]
         weight = meaning_weight(known, embedder.count_tokens([known])) if Leg.WORDS in legs else 1.0
-        return cls(words, vector, weight, legs)
+        return cls(words, vector, weight, legs, parsed.phrases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,45 +184,62 @@ class Candidates:
 def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: Query, limit: int) -> Candidates:
     """As best_passages, by column."""
     searched = [(unit, readable(unit)[unit.owners]) for unit in units]
-    statistics = _statistics(searched, query.terms)
+    matched = [unit.postings.match(query.terms, allowed) for unit, allowed in searched]
+    statistics = to_statistics(matched)
     depth = max(limit, LEG_CANDIDATES)
-    parts = [_of_unit(unit, allowed, query, statistics, depth) for unit, allowed in searched]
-    counts = [len(part[0]) for part in parts]
-    unit = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
-    row, words, meaning, by_words, by_meaning = (
-        np.concatenate([part[column] for part in parts]) if parts else _NOTHING[column] for column in range(5)
-    )
-    weight = query.meaning_weight
-    share = words / np.float32(_most(statistics, query.terms))
-    fused = ((1 - weight) * share + weight * np.maximum(meaning, 0)).astype(np.float32)
+    parts = [
+        _of_unit(unit, allowed, query, matches.score(statistics), depth)
+        for (unit, allowed), matches in zip(_holding(searched, query.phrases), matched, strict=True)
+    ] or [_NOTHING]
+    words = np.concatenate([part.words for part in parts])
+    meaning = np.concatenate([part.meaning for part in parts])
+    weight, most = np.float32(query.meaning_weight), np.float32(_most(statistics, query.terms))
+    fused = (1 - weight) * (words / most) + weight * np.maximum(meaning, 0)
     found = Candidates(
-        units, unit, row, words, meaning, fused, _ranks(words, by_words), _ranks(meaning, by_meaning), weight
+        units,
+        np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.row) for part in parts]),
+        np.concatenate([part.row for part in parts]),
+        words,
+        meaning,
+        fused,
+        _ranks(words, np.concatenate([part.by_words for part in parts])),
+        _ranks(meaning, np.concatenate([part.by_meaning for part in parts])),
+        query.meaning_weight,
     )
     return found.take(np.argsort(-fused, kind="stable")[:limit])
 
 
-_NOTHING = (
-    np.zeros(0, np.uint32),
-    np.zeros(0, np.float32),
-    np.zeros(0, np.float32),
-    np.zeros(0, np.bool_),
-    np.zeros(0, np.bool_),
-)
-Part = tuple[Rows, Floats, Floats, Bools, Bools]
+def _holding(searched: list[tuple[Unit, Bools]], phrases: Sequence[Phrase]) -> list[tuple[Unit, Bools]]:
+    """The rows that hold every phrase; all of them where none does, because a question may quote what is nowhere."""
+    held = [(unit, unit.postings.holding(phrases, allowed)) for unit, allowed in searched] if phrases else searched
+    return held if any(allowed.any() for _, allowed in held) else searched
 
 
-def _of_unit(unit: Unit, allowed: Bools, query: Query, statistics: Statistics, depth: int) -> Part:
-    """The best of both legs in one unit: rows, BM25, cosine, and which of the legs found each."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The candidates of one unit by column; by_words, by_meaning: which leg found each."""
+
+    row: Rows
+    words: Floats
+    meaning: Floats
+    by_words: Bools
+    by_meaning: Bools
+
+
+_NO_ROWS, _NO_SCORES, _NO_FLAGS = np.zeros(0, np.uint32), np.zeros(0, np.float32), np.zeros(0, np.bool_)
+_NOTHING = _Part(_NO_ROWS, _NO_SCORES, _NO_SCORES, _NO_FLAGS, _NO_FLAGS)
+
+
+def _of_unit(unit: Unit, allowed: Bools, query: Query, lexical: Floats, depth: int) -> _Part:
+    """The best of both legs in one unit. lexical: BM25 of its rows."""
     if not allowed.any():
         return _NOTHING
-    lexical = unit.postings.score(query.terms, statistics)
-    by_words = _top(lexical, allowed, depth)
-    by_meaning = np.zeros(0, np.uint32)
+    by_words, by_meaning = _top(lexical, allowed, depth), _NO_ROWS
     if query.vector is not None:
         by_meaning = unit.nearest(query.vector, allowed, depth)[0]
     rows = np.union1d(by_words, by_meaning)
     meaning = np.zeros(len(rows), np.float32) if query.vector is None else unit.vectors(rows) @ query.vector
-    return rows, lexical[rows], meaning, np.isin(rows, by_words), np.isin(rows, by_meaning)
+    return _Part(rows, lexical[rows], meaning, np.isin(rows, by_words), np.isin(rows, by_meaning))
 
 
 def _top(scores: Floats, allowed: Bools, k: int) -> Rows:
@@ -241,20 +259,6 @@ def _ranks(scores: Floats, found: Bools) -> Rows:
     return ranks
 
 
-def _statistics(searched: Sequence[tuple[Unit, Bools]], query_terms: Sequence[str]) -> Statistics:
-    return Statistics(
-        rows=sum(int(np.count_nonzero(allowed)) for _, allowed in searched),
-        total_terms=sum(unit.postings.total_terms(allowed) for unit, allowed in searched),
-        frequencies={
-            term: sum(unit.postings.frequency(term, allowed) for unit, allowed in searched) for term in set(query_terms)
-        },
-    )
-
-
-def _most(statistics: Statistics, query_terms: Sequence[str]) -> float:
+def _most(statistics: Statistics, query_terms: Sequence[Term]) -> float:
     """What BM25 would give a passage that consists of the query's words: the scale of its scores. Never 0."""
-    rarities = [
-        np.log1p((statistics.rows - count + 0.5) / (count + 0.5))
-        for count in (statistics.frequencies[term] for term in query_terms)
-    ]
-    return float((K1 + 1) * sum(rarities)) or 1.0
+    return (K1 + 1) * sum(map(statistics.rarity, query_terms)) or 1.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from appliance.knowledge.chunk import sentences
-from appliance.knowledge.index.lexical import UNSPACED, terms
+from appliance.knowledge.index.analysis import UNSPACED, index_terms, language_of, words
 from appliance.types import Snippet
 
 SNIPPET_CHARACTERS = 240
@@ -26,11 +26,11 @@ _WORD_CHARACTERS = 64
 _KNOWN_WORDS = 1 << 15
 
 Range = tuple[int, int]
-Mark = tuple[int, int, str]
+Mark = tuple[int, int, bytes]
 
 
-def snippet(text: str, query: frozenset[str], characters: int = SNIPPET_CHARACTERS) -> Snippet:
-    """The best `characters` of a text, with its words of the query. query: of `lexical.terms`."""
+def snippet(text: str, query: frozenset[bytes], characters: int = SNIPPET_CHARACTERS) -> Snippet:
+    """The best `characters` of a text, with its words of the query. query: index terms."""
     bounds = sentences(text) or [(0, 0)]
     starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
     marks = _marks(text, query)
@@ -43,9 +43,10 @@ def snippet(text: str, query: frozenset[str], characters: int = SNIPPET_CHARACTE
     return Snippet(f"{before}{line}{after}", highlights)
 
 
-def _marks(text: str, query: frozenset[str]) -> list[Mark]:
+def _marks(text: str, query: frozenset[bytes]) -> list[Mark]:
     """Where the query's words stand in the text, and which, in order."""
     found: list[Mark] = []
+    language = language_of(words(text))
     for match in _WORD.finditer(text) if query else ():
         start, end = match.span()
         if _UNSPACED.match(match[0]):
@@ -53,13 +54,14 @@ def _marks(text: str, query: frozenset[str]) -> list[Mark]:
         else:
             pieces = [(start, end)]
         for at, to in pieces:
-            found += [(at, to, term) for term in _terms(text[at : min(to, at + _WORD_CHARACTERS)]) if term in query][:1]
+            said = _terms(text[at : min(to, at + _WORD_CHARACTERS)], language)
+            found += [(at, to, term) for term in said if term in query][:1]
     return found
 
 
 @lru_cache(_KNOWN_WORDS)
-def _terms(word: str) -> tuple[str, ...]:
-    return tuple(terms(word))
+def _terms(word: str, language: int) -> tuple[bytes, ...]:
+    return tuple(index_terms(words(word), language))
 
 
 def _best_window(
@@ -70,7 +72,7 @@ def _best_window(
     def worth(window: tuple[int, int]) -> tuple[int, int, int, int]:
         start, end = window
         inside = [mark for mark in marks[bisect_left(marks, (start,)) : bisect_left(marks, (end,))] if mark[1] <= end]
-        whole: dict[int, set[str]] = {}
+        whole: dict[int, set[bytes]] = {}
         for at, _, term in inside:
             sentence = bisect_right(starts, at) - 1
             if ends[sentence] <= end:

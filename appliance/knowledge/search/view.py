@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from appliance.errors import InvalidArgument
-from appliance.knowledge.index.lexical import terms
+from appliance.knowledge.index.lexical import parse as parse_query
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.search.rank import QUERY_CHARACTERS, Candidates, Unit
@@ -29,9 +29,7 @@ def condition_of(limit: int, options: SearchOptions) -> Condition | None:
     return parse(options.filter) if options.filter.strip() else None
 
 
-def to_ranking(
-    found: Candidates, options: SearchOptions, facets: Mapping[str, tuple[FacetCount, ...]]
-) -> Ranking:
+def to_ranking(found: Candidates, options: SearchOptions, facets: Mapping[str, tuple[FacetCount, ...]]) -> Ranking:
     """The candidates by what stays the same, made diverse unless a reranker has its say first. Raises StoreDamaged."""
     vectors = np.zeros((0, 0), np.float32)
     if options.diversity and options.reranker:
@@ -93,6 +91,7 @@ def context(page: str, candidate: np.void, expand: Expand) -> str:
     return page[start:end].strip()
 
 
-def query_terms(query: str) -> frozenset[str]:
+def query_terms(query: str) -> frozenset[bytes]:
     """What a snippet marks."""
-    return frozenset(terms(query.strip()[:QUERY_CHARACTERS]))
+    parsed = parse_query(query.strip()[:QUERY_CHARACTERS])
+    return frozenset(form for term in parsed.terms for form in term.forms)

@@ -113,7 +113,6 @@ class NewFile:
                         os.unlink(path)
                 raise
 
-
     def publish_new(self, name: str) -> None:
         """As `publish`, but never in place of anything, not even of a link. Raises AlreadyExists, DiskFull."""
         path = self._directory / name
@@ -147,6 +146,16 @@ def write_file(path: Path, data: Buffer) -> None:
     with NewFile(path.parent) as file:
         file.write(data)
         file.publish(path.name)
+
+
+def overwrite(path: Path, data: Buffer, offset: int = 0) -> None:
+    """Bytes of a file that is there, in place; durable on return. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        write_at(descriptor, data, offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_at(descriptor: int, data: Buffer, offset: int) -> None:

@@ -1,6 +1,7 @@
 """The manifest: the one file that says what a collection consists of. Each change of segments or logs writes the next.
 
-    mf/<generation>   header 32: magic "AKMF", version u16, zeros u16, collection 16, generation u64; big-endian
+    mf/<generation>   header 36: magic "AKMF", version u16, zeros u16, collection 16, generation u64, epoch u32 of the
+                      collection's key; big-endian
                       wrapped key 61: a key of this file alone, wrapped by the collection's key, context = header
                       AES-256-GCM ciphertext and tag of JSON; nonce zero, AAD = header
                       Ed25519 signature 64 over all before it
@@ -8,15 +9,17 @@
 
 CURRENT is the commit: it is replaced after everything that the manifest names is durable, and before anything is
 acknowledged that depends on it. So the manifest that CURRENT names is the newest one, whole, or something is damaged;
-there is no falling back to an older one, which would lose what was acknowledged.
+there is no falling back to an older one, which would lose what was acknowledged. That nobody puts an older CURRENT back
+is the high-water mark's to tell (mark.py).
 """
 
 import hashlib
 import json
 import re
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from appliance.knowledge.storage.key import CollectionKey
 from appliance.knowledge.storage.segment import Layout
 from appliance.ports import Keyring
 
-_VERSION = 1
-_HEADER = struct.Struct(">4sHH16sQ")
+VERSION = 2
+_HEADER = struct.Struct(">4sHH16sQI")
+_VERSION_AT, _EPOCH_AT = 4, 32
 _WRAPPED_BYTES = 61
 _SIGNATURE_BYTES = 64
 _NONCE = bytes(12)
@@ -60,7 +64,7 @@ class Manifest:
     """What a collection consists of. deleted: documents that are still in a segment and no longer exist.
 
     next_seq: of the first record in a log that is not named here. embedder, dimension: of every vector in the
-    collection.
+    collection. readers: of the documents in segments whose readers are no longer those that their segment says.
     """
 
     generation: int
@@ -70,6 +74,7 @@ class Manifest:
     segments: tuple[SegmentEntry, ...] = ()
     wals: tuple[WalEntry, ...] = ()
     deleted: frozenset[str] = frozenset()
+    readers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,39 +85,31 @@ class ManifestStore:
     keyring: Keyring
     key: CollectionKey
 
-    def commit(self, manifest: Manifest) -> None:
-        """Make it the current one, durable on return. The others are unlinked, also where it fails. Raises DiskFull."""
+    def commit(self, manifest: Manifest) -> bytes:
+        """Make it the current one, durable on return; its sha256. The others are unlinked, also where it fails.
+
+        Raises DiskFull.
+        """
         raw = self._seal(manifest)
-        line = f"{manifest.generation} {hashlib.sha256(raw).hexdigest()}\n"
+        digest = hashlib.sha256(raw)
         try:
             durable.write_file(self.directory / "mf" / str(manifest.generation), raw)
-            durable.write_file(self.directory / "CURRENT", line.encode())
+            durable.write_file(self.directory / "CURRENT", f"{manifest.generation} {digest.hexdigest()}\n".encode())
         finally:
             with suppress(ApplianceError):
-                durable.remove_all_but(self.directory / "mf", frozenset({self._current()[0]}))
+                durable.remove_all_but(self.directory / "mf", frozenset({current(self.directory)[0]}))
+        return digest.digest()
 
-    def load(self) -> Manifest:
-        """The current one. Raises StoreDamaged, naming the file."""
-        generation, digest = self._current()
-        path = self.directory / "mf" / generation
-        raw = durable.read_file(path)
-        if hashlib.sha256(raw).hexdigest() != digest:
-            raise StoreDamaged(f"{path} is damaged: it is not the manifest that CURRENT names.")
+    def load(self) -> tuple[Manifest, bytes]:
+        """The current one, and its sha256. Raises StoreDamaged, naming the file."""
+        path, raw, digest = _read_current(self.directory)
         try:
-            return self._open(raw, int(generation))
+            return self._open(raw, int(path.name)), digest
         except StoreDamaged as error:
             raise StoreDamaged(f"{path} is damaged: {error}") from None
 
-    def _current(self) -> tuple[str, str]:
-        """The generation that CURRENT names, and the digest of its manifest. Raises StoreDamaged."""
-        path = self.directory / "CURRENT"
-        named = re.fullmatch(rb"(\d{1,19}) ([0-9a-f]{64})\n", durable.read_file(path))
-        if not named:
-            raise StoreDamaged(f"{path} is damaged.")
-        return named[1].decode(), named[2].decode()
-
     def _seal(self, manifest: Manifest) -> bytes:
-        header = _HEADER.pack(b"AKMF", _VERSION, 0, self.key.collection, manifest.generation)
+        header = _HEADER.pack(b"AKMF", VERSION, 0, self.key.collection, manifest.generation, self.key.epoch)
         key = self.keyring.new_key()
         wrapped = self.keyring.wrap(key, header, under=self.key.secret)
         plaintext = json.dumps(_to_json(manifest), separators=(",", ":")).encode()
@@ -122,25 +119,62 @@ class ManifestStore:
     def _open(self, raw: bytes, generation: int) -> Manifest:
         body, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
         self.keyring.verify(body, signature)
-        header = _HEADER.pack(b"AKMF", _VERSION, 0, self.key.collection, generation)
+        header = _HEADER.pack(b"AKMF", VERSION, 0, self.key.collection, generation, self.key.epoch)
         if body[: _HEADER.size] != header:
-            raise StoreDamaged("It is of another collection, generation or version.")
+            raise StoreDamaged("It is of another collection, generation or epoch.")
         wrapped, sealed = body[_HEADER.size :][:_WRAPPED_BYTES], body[_HEADER.size + _WRAPPED_BYTES :]
         key = self.keyring.unwrap(wrapped, header, under=self.key.secret)
-        manifest = _from_json(json.loads(self.keyring.cipher(key).open(_NONCE, sealed, header)))
+        manifest = from_json(json.loads(self.keyring.cipher(key).open(_NONCE, sealed, header)))
         if manifest.generation != generation:
             raise StoreDamaged("It is of another generation.")
         return manifest
 
 
+def current(directory: Path) -> tuple[str, str]:
+    """The generation that CURRENT names, and the sha256 of its manifest. Raises StoreDamaged."""
+    path = directory / "CURRENT"
+    named = re.fullmatch(rb"(\d{1,19}) ([0-9a-f]{64})\n", durable.read_file(path))
+    if not named:
+        raise StoreDamaged(f"{path} is damaged.")
+    return named[1].decode(), named[2].decode()
+
+
+def key_epoch(directory: Path) -> int:
+    """The epoch of the key that the current manifest says it is under, which opening it proves.
+
+    Raises StoreDamaged, naming the file, also for a version that this release does not know.
+    """
+    path, raw, _ = _read_current(directory)
+    head = raw[: _HEADER.size]
+    if len(head) < _HEADER.size or head[:4] != b"AKMF":
+        raise StoreDamaged(f"{path} is damaged: it is no manifest.")
+    (version,) = struct.unpack_from(">H", head, _VERSION_AT)
+    if version != VERSION:
+        raise StoreDamaged(f"{path} is damaged, or of version {version}; this release reads version {VERSION}.")
+    (epoch,) = struct.unpack_from(">I", head, _EPOCH_AT)
+    return int(epoch)
+
+
+def _read_current(directory: Path) -> tuple[Path, bytes, bytes]:
+    """The manifest that CURRENT names: its path, its bytes, their sha256."""
+    generation, digest = current(directory)
+    path = directory / "mf" / generation
+    raw = durable.read_file(path)
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise StoreDamaged(f"{path} is damaged: it is not the manifest that CURRENT names.")
+    return path, raw, bytes.fromhex(digest)
+
+
 def _to_json(manifest: Manifest) -> dict[str, Any]:
-    facts = asdict(manifest) | {"deleted": sorted(manifest.deleted)}
+    readers = {document: sorted(groups) for document, groups in sorted(manifest.readers.items())}
+    facts = asdict(manifest) | {"deleted": sorted(manifest.deleted), "readers": readers}
     for entry in (*facts["segments"], *facts["wals"]):
         entry["file_id"], entry["wrapped_key"] = entry["file_id"].hex(), entry["wrapped_key"].hex()
     return facts
 
 
-def _from_json(facts: dict[str, Any]) -> Manifest:
+def from_json(facts: dict[str, Any]) -> Manifest:
+    """The manifest of those facts; what they do not name is as its default says."""
     for entry in (*facts["segments"], *facts["wals"]):
         entry["file_id"], entry["wrapped_key"] = bytes.fromhex(entry["file_id"]), bytes.fromhex(entry["wrapped_key"])
     for entry in facts["segments"]:
@@ -152,5 +186,6 @@ def _from_json(facts: dict[str, Any]) -> Manifest:
             "segments": tuple(SegmentEntry(**entry) for entry in facts["segments"]),
             "wals": tuple(WalEntry(**entry) for entry in facts["wals"]),
             "deleted": frozenset(facts["deleted"]),
+            "readers": {document: frozenset(groups) for document, groups in facts.get("readers", {}).items()},
         }
     )

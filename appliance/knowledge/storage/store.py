@@ -6,56 +6,108 @@ holds, so until another has succeeded nothing is acknowledged, and nothing that 
 """
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
-from appliance.errors import DocumentRefused, StoreDamaged
+from appliance.errors import ApplianceError, DocumentRefused, StoreDamaged
 from appliance.knowledge.sealed import Sealed
-from appliance.knowledge.storage import durable, key, record
+from appliance.knowledge.storage import durable, key, manifest, record
+from appliance.knowledge.storage.durable import Pace, unpaced
 from appliance.knowledge.storage.key import CollectionKey
 from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
+from appliance.knowledge.storage.mark import Mark, MarkFile
+from appliance.knowledge.storage.pin import Pinned
+from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.record import Deletion, Entry
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.segment import SegmentFile, SegmentId, write_segment
+from appliance.knowledge.storage.tenant import Tenant
 from appliance.knowledge.storage.wal import HEADER_BYTES, LONGEST_PAYLOAD, WalId, WalReader, WalWriter
-from appliance.ports import Buffer, Cipher, Embedder, Keyring
+from appliance.ports import Buffer, Cipher, Embedder
 
+E = TypeVar("E", SegmentEntry, WalEntry)
 log = structlog.get_logger()
 
 
-def create(directory: Path, name: str, keyring: Keyring, embedder: Embedder) -> None:
-    """Make an empty collection's files in an empty directory, durable on return. Raises DiskFull."""
+def create(directory: Path, name: str, tenant: Tenant, embedder: Embedder) -> None:
+    """Make an empty collection's files in an empty directory, durable on return. Raises DiskFull, KeyUnavailable."""
     with durable.disk_errors(directory):
         for folder in ("seg", "wal", "mf"):
             (directory / folder).mkdir(mode=0o700)
-    secret = key.create(directory, name, keyring)
-    ManifestStore(directory, keyring, secret).commit(Manifest(1, embedder.identity, embedder.dimension))
+    secret = key.create(directory, name, tenant)
+    first = Manifest(1, embedder.identity, embedder.dimension)
+    digest = ManifestStore(directory, tenant.keyring, secret).commit(first)
     with durable.disk_errors(directory):
         durable.sync_directory(directory)
+    mark = MarkFile(tenant.marks, secret.collection, tenant.keyring)
+    try:
+        mark.create(Mark(1, digest, first.next_seq))
+    except ApplianceError:
+        with suppress(ApplianceError):
+            mark.remove()
+        raise
+
+
+def load_key(directory: Path, name: str, tenant: Tenant) -> CollectionKey:
+    """The key that the current manifest is under. Raises StoreDamaged, naming the file; KeyUnavailable."""
+    return key.load(directory, name, tenant, manifest.key_epoch(directory))
+
+
+def accept_rollback(directory: Path, name: str, tenant: Tenant) -> None:
+    """From now on the state that the directory holds is the newest: a backup was put back. Of a closed collection.
+
+    Raises StoreDamaged, DiskFull, KeyUnavailable.
+    """
+    secret = load_key(directory, name, tenant)
+    found, digest = ManifestStore(directory, tenant.keyring, secret).load()
+    first_seq = found.wals[0].first_seq if found.wals else found.next_seq
+    MarkFile(tenant.marks, secret.collection, tenant.keyring).create(Mark(found.generation, digest, first_seq))
+
+
+def adopt(directory: Path, name: str, backed_up_as: str, tenant: Tenant) -> None:
+    """Files of a collection of that other name become this one's, with a mark of their own.
+
+    Raises StoreDamaged, DiskFull, KeyUnavailable.
+    """
+    key.write(directory, name, tenant, load_key(directory, backed_up_as, tenant))
+    accept_rollback(directory, name, tenant)
 
 
 class Store:
     """One collection's files, opened. One writer at a time; segments may be read from many threads."""
 
-    def __init__(self, directory: Path, name: str, keyring: Keyring, cache_bytes: int) -> None:
-        """Raises StoreDamaged, naming the file."""
-        self._directory, self._keyring = directory, keyring
-        self._key: CollectionKey = key.load(directory, name, keyring)
-        self._memory = Memory.of(4 << 30, cache_bytes)
-        self._manifests = ManifestStore(directory, keyring, self._key)
-        self.manifest = self._manifests.load()
+    def __init__(self, directory: Path, name: str, tenant: Tenant, memory: Memory, pace: Pace = unpaced) -> None:
+        """pace: of what is written in the background. Raises StoreDamaged, naming the file; KeyUnavailable."""
+        self._directory, self._name, self._tenant, self._keyring = directory, name, tenant, tenant.keyring
+        self._memory, self._pace = memory, pace
+        self._key = load_key(directory, name, tenant)
+        self._manifests = ManifestStore(directory, self._keyring, self._key)
+        self.manifest, self._digest = self._manifests.load()
+        self._marks = MarkFile(tenant.marks, self._key.collection, self._keyring)
+        self._mark = self._marks.read()
+        self._check_mark()
         self.create_time = self._key.create_time
         self._generation = self.manifest.generation
         self._uncertain: set[str] = set()  # files that failed commits named, relative to the directory
+        self._spare_keys = False  # whether the record of a key may lie there that no manifest is under
         self._commit_failed = False
+        self._written: dict[bytes, bytes] = {}  # secrets of segments that no manifest names yet, by file id
         self._closed: tuple[WalEntry, ...] = ()
         self._open: tuple[WalEntry, WalWriter] | None = None
         self._next_seq = self.manifest.next_seq
+        self._unsealed_since: float | None = None
         self._remove_strays()
+
+    @property
+    def uid(self) -> bytes:
+        """16 bytes that no other collection has, whatever its name."""
+        return self._key.collection
 
     @property
     def size_bytes(self) -> int:
@@ -67,6 +119,11 @@ class Store:
                 total += (self._directory / name).stat().st_size
         return total
 
+    @property
+    def unsealed_seconds(self) -> float:
+        """How long the oldest record has been in a log; 0 where there is none. No clock's time of day goes in."""
+        return 0.0 if self._unsealed_since is None else time.monotonic() - self._unsealed_since
+
     def replay(self) -> Iterator[Entry | Deletion]:
         """Every record in the logs, in order; once, before anything is appended. Raises StoreDamaged."""
         for entry in self.manifest.wals:
@@ -74,10 +131,15 @@ class Store:
             reader = WalReader(self._directory / "wal", self._wal_id(entry), cipher, entry.first_seq)
             for payload in reader.records(entry.end_bytes):
                 yield record.decode(payload)
+            if reader.next_seq < self._mark.next_seq and entry is self.manifest.wals[-1]:
+                missing = self._mark.next_seq - reader.next_seq
+                raise StoreDamaged(f"{reader.path} is damaged: {missing} records that it held are missing at its end.")
             if reader.cut_bytes:
                 log.warning("torn_write_cut", file=str(reader.path), cut_bytes=reader.cut_bytes)
             self._keep_closed(entry, reader.end_bytes)
             self._next_seq = reader.next_seq
+        if self._closed:
+            self._unsealed_since = time.monotonic()
 
     def append(self, entry: Entry | Deletion) -> None:
         """Survives power loss when it returns; when it raises nothing of it stays. Raises DiskFull, DocumentRefused."""
@@ -91,22 +153,28 @@ class Store:
             self._close_log()
             raise
         self._next_seq = writer.next_seq
+        if self._unsealed_since is None:
+            self._unsealed_since = time.monotonic()
 
-    def write_segment(self, sections: Mapping[str, Buffer], number: int, entries: list[Entry]) -> SegmentEntry:
-        """A segment of the entries, durable and verified, that is not part of the collection before `commit`.
+    def write_segment(
+        self, sections: Mapping[str, Buffer], number: int, entries: list[Entry], *, background: bool = False
+    ) -> SegmentEntry:
+        """A segment of the entries, durable, that is not part of the collection before `commit`.
 
-        Raises DiskFull.
+        background: nobody waits for it, so it is written no faster than may be. Raises DiskFull.
         """
         file_id, secret = secrets.token_bytes(16), self._keyring.new_key()
         segment = SegmentId(self._key.collection, file_id)
-        layout = write_segment(self._directory / "seg", segment, self._keyring.cipher(secret), sections)
-        wrapped = self._keyring.wrap(secret, self._context(b"segment", file_id), under=self._key.secret)
+        pace = self._pace if background else unpaced
+        layout = write_segment(self._directory / "seg", segment, self._keyring.cipher(secret), sections, pace)
+        self._written[file_id] = secret
         passages = sum(len(entry.spans) for entry in entries)
-        return SegmentEntry(number, file_id, wrapped, len(entries), passages, layout)
+        return SegmentEntry(number, file_id, self._wrap(b"segment", file_id, secret), len(entries), passages, layout)
 
     def open_segment(self, entry: SegmentEntry) -> Sealed:
         """Raises StoreDamaged, naming the file."""
-        cipher = self._cipher(b"segment", entry.file_id, entry.wrapped_key)
+        written = self._written.get(entry.file_id)
+        cipher = self._keyring.cipher(written) if written else self._cipher(b"segment", entry.file_id, entry.wrapped_key)
         segment = SegmentId(self._key.collection, entry.file_id)
         file = SegmentFile(self._directory / "seg", entry.layout, segment, cipher, self._memory)
         sealed = Sealed(entry.number, entry.documents, file)
@@ -114,18 +182,92 @@ class Store:
             raise StoreDamaged(f"{file.path} is damaged: it holds {sealed.rows} of {entry.passages} passages.")
         return sealed
 
-    def commit(self, segments: tuple[SegmentEntry, ...], deleted: frozenset[str], *, drop_logs: bool) -> None:
+    def commit(
+        self,
+        segments: tuple[SegmentEntry, ...],
+        deleted: frozenset[str],
+        *,
+        drop_logs: bool,
+        readers: Mapping[str, frozenset[str]] | None = None,
+        embedder: tuple[str, int] | None = None,
+    ) -> None:
         """The collection consists of these from now on. drop_logs: the segments hold all that the logs said.
 
-        Raises DiskFull, and then the collection consists of what it did before.
+        readers, embedder: in place of the manifest's, None for as they are. Raises DiskFull, and then the collection
+        consists of what it did before.
         """
-        logs = () if drop_logs else self._logs()
-        self._commit(replace(self.manifest, segments=segments, deleted=deleted, wals=logs))
+        changed = replace(
+            self.manifest,
+            segments=tuple(map(self._rewrapped, segments)),
+            deleted=deleted,
+            wals=() if drop_logs else self._logs(),
+            readers=self.manifest.readers if readers is None else dict(readers),
+        )
+        if embedder:
+            changed = replace(changed, embedder=embedder[0], dimension=embedder[1])
+        self._commit(changed)
+        for entry in segments:
+            self._written.pop(entry.file_id, None)
         if drop_logs:
             self._close_log()
-            self._closed = ()
+            self._closed, self._unsealed_since = (), None
+        with suppress(ApplianceError):  # opening does it, too
+            self._destroy_spare_keys()
+
+    def rotate(self) -> None:
+        """A new collection key in place of the present one, which is destroyed: file keys are wrapped anew, no data is.
+
+        Raises DiskFull, KeyUnavailable, StoreDamaged; both keys are kept then, and the next commit decides.
+        """
+        old = self._key
+        new = key.add(self._directory, self._name, self._tenant, old)
+        self._spare_keys = True
+        segments = tuple(self._moved(b"segment", entry, new) for entry in self.manifest.segments)
+        closed = tuple(self._moved(b"log", entry, new) for entry in self._closed)
+        opened = (self._moved(b"log", self._open[0], new), self._open[1]) if self._open else None
+        logs = (*closed, opened[0]) if opened else closed
+        self._manifests = ManifestStore(self._directory, self._keyring, new)
+        try:
+            self._commit(replace(self.manifest, segments=segments, wals=logs))
+        except BaseException:
+            self._manifests = ManifestStore(self._directory, self._keyring, old)
+            raise
+        self._key, self._closed, self._open = new, closed, opened
+        self._destroy_spare_keys()
+
+    def pin(self) -> Pinned:
+        """The files that the collection consists of now, open. Raises StoreDamaged, Busy."""
+        names = [f"key.{self._key.epoch}", "CURRENT", f"mf/{self.manifest.generation}"]
+        names += [f"seg/{entry.layout.file}" for entry in self.manifest.segments]
+        ends = {f"wal/{entry.file_id.hex()}": entry.end_bytes for entry in self._closed}
+        if self._open:
+            ends[f"wal/{self._open[0].file_id.hex()}"] = self._open[1].end_bytes
+        logs = {name: ends[name] for name in sorted(_files(self.manifest) & ends.keys())}
+        return Pinned(self._directory, self._key.collection, self.manifest.generation, dict.fromkeys(names) | logs)
+
+    def note_progress(self) -> None:
+        """Let the mark outside the directory follow the log. Raises DiskFull, StoreDamaged."""
+        if self._next_seq > self._mark.next_seq and not self._commit_failed:
+            self._write_mark(replace(self._mark, next_seq=self._next_seq))
+
+    def pin(self) -> Pinned:
+        """All files that the collection consists of now, open for reading, the open log up to its last record.
+
+        Raises DiskFull, StoreDamaged.
+        """
+        if self._commit_failed:  # else which manifest the disk holds is left open
+            self._commit(replace(self.manifest, wals=self._logs()))
+        ends = {f"wal/{entry.file_id.hex()}": entry.end_bytes for entry in self._closed}
+        if self._open:
+            ends[f"wal/{self._open[0].file_id.hex()}"] = self._open[1].end_bytes
+        own = (key.path_of(Path(), self._key.epoch).name, "CURRENT", f"mf/{self.manifest.generation}")
+        sizes = {name: ends.get(name) for name in (*own, *sorted(_files(self.manifest)))}
+        return Pinned(self._directory, self.uid, self.manifest.generation, sizes)
 
     def close(self) -> None:
+        """What was acknowledged is on the disk without it; the mark follows to the end of the log."""
+        with suppress(ApplianceError):
+            self.note_progress()
         self._close_log()
 
     def _log(self) -> WalWriter:
@@ -142,8 +284,7 @@ class Store:
 
     def _new_log(self) -> tuple[WalEntry, WalWriter]:
         file_id, secret = secrets.token_bytes(16), self._keyring.new_key()
-        wrapped = self._keyring.wrap(secret, self._context(b"log", file_id), under=self._key.secret)
-        entry = WalEntry(file_id, wrapped, self._next_seq)
+        entry = WalEntry(file_id, self._wrap(b"log", file_id, secret), self._next_seq)
         cipher = self._keyring.cipher(secret)
         return entry, WalWriter(self._directory / "wal", self._wal_id(entry), cipher, self._next_seq)
 
@@ -159,22 +300,58 @@ class Store:
         if end_bytes > HEADER_BYTES:
             self._closed += (replace(entry, end_bytes=end_bytes),)
 
-    def _commit(self, manifest: Manifest) -> None:
+    def _commit(self, changed: Manifest) -> None:
         # a generation is never used twice: the disk may hold one whose commit failed at its very end
         self._generation += 1
-        manifest = replace(manifest, generation=self._generation, next_seq=self._next_seq)
+        changed = replace(changed, generation=self._generation, next_seq=self._next_seq)
         try:
-            self._manifests.commit(manifest)
+            self._digest = self._manifests.commit(changed)
+            self._write_mark(Mark(changed.generation, self._digest, self._next_seq))
         except BaseException:
             self._commit_failed = True
-            self._uncertain |= _files(manifest)
+            self._uncertain |= _files(changed)
             raise
-        dropped = (_files(self.manifest) | self._uncertain) - _files(manifest)
-        self.manifest, self._commit_failed = manifest, False
+        dropped = (_files(self.manifest) | self._uncertain) - _files(changed)
+        self.manifest, self._commit_failed = changed, False
         self._uncertain.clear()
         for name in dropped:
             with suppress(OSError):
                 (self._directory / name).unlink()
+
+    def _destroy_spare_keys(self) -> None:
+        """After a commit that succeeded. Raises DiskFull, StoreDamaged."""
+        if self._spare_keys:
+            key.destroy_all_but(self._directory, self._key.epoch)
+            self._spare_keys = False
+
+    def _check_mark(self) -> None:
+        """Raises StoreDamaged where the directory is older than its mark."""
+        generation, current = self.manifest.generation, self._directory / "CURRENT"
+        if generation < self._mark.generation:
+            raise StoreDamaged(
+                f"{current} is damaged: an older state was put back, generation {generation} of {self._mark.generation}."
+            )
+        if generation == self._mark.generation and self._digest != self._mark.digest:
+            raise StoreDamaged(f"{current} is damaged: another state of generation {generation} was put there.")
+
+    def _write_mark(self, mark: Mark) -> None:
+        self._marks.write(mark)
+        self._mark = mark
+
+    def _moved(self, purpose: bytes, entry: E, new: CollectionKey) -> E:
+        """The entry with its file's key wrapped under another collection key."""
+        context = self._context(purpose, entry.file_id)
+        secret = self._keyring.unwrap(entry.wrapped_key, context, under=self._key.secret)
+        return replace(entry, wrapped_key=self._keyring.wrap(secret, context, under=new.secret))
+
+    def _rewrapped(self, entry: SegmentEntry) -> SegmentEntry:
+        """A segment that was written before the collection's key was rotated is committed under the new one."""
+        if secret := self._written.get(entry.file_id):
+            return replace(entry, wrapped_key=self._wrap(b"segment", entry.file_id, secret))
+        return entry
+
+    def _wrap(self, purpose: bytes, file_id: bytes, secret: bytes) -> bytes:
+        return self._keyring.wrap(secret, self._context(purpose, file_id), under=self._key.secret)
 
     def _cipher(self, purpose: bytes, file_id: bytes, wrapped_key: bytes) -> Cipher:
         context = self._context(purpose, file_id)
@@ -187,7 +364,7 @@ class Store:
         return WalId(self._key.collection, entry.file_id)
 
     def _remove_strays(self) -> None:
-        """What writers left that died before their commit."""
+        """What writers left that died before their commit, and keys of rotations that did."""
         named = _files(self.manifest) | {f"mf/{self.manifest.generation}"}
         for folder in ("seg", "wal", "mf"):
             keep = frozenset(Path(name).name for name in named if Path(name).parent.name == folder)
@@ -195,9 +372,10 @@ class Store:
         for path in self._directory.glob(f"{durable.TEMPORARY}*"):
             with suppress(OSError):
                 path.unlink()
+        key.destroy_all_but(self._directory, self._key.epoch)
 
 
-def _files(manifest: Manifest) -> frozenset[str]:
+def _files(named: Manifest) -> frozenset[str]:
     """Segments and logs, relative to the collection's directory."""
-    segments = {f"seg/{entry.layout.file}" for entry in manifest.segments}
-    return frozenset(segments | {f"wal/{entry.file_id.hex()}" for entry in manifest.wals})
+    segments = {f"seg/{entry.layout.file}" for entry in named.segments}
+    return frozenset(segments | {f"wal/{entry.file_id.hex()}" for entry in named.wals})
