@@ -46,7 +46,10 @@ from appliance.infer.scheduler import output_rows
 from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
-from appliance.knowledge.library import Library
+from appliance.knowledge.answer.cache import AnswerCache
+from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.quality.drift import SearchTallies, TalliedRetriever
+from appliance.knowledge.search.retrieve import Retriever
 from appliance.models import minilm, plan, starter
 from appliance.models.aliases import AliasBook
 from appliance.models.imports import ImportFolder
@@ -67,6 +70,7 @@ from appliance.types import (
 )
 from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
+from appliance.vault.tenants import FileTenantKeys
 
 PARSERS = "appliance.ingest.extract"
 RENEW_SECONDS, COMPACT_SECONDS, SAVE_KEYS_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0
@@ -221,13 +225,9 @@ def build(config: Config) -> App:
     keyring = FileKeyring.open(data / "keys", protects=data / "knowledge")
     files = minilm.prepare(data / "models" / "embedder")
     embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config))
-    library = Library(
-        data / "knowledge",
-        keyring,
-        embedder,
-        seal_passages=config.seal_passages,
-        cache_bytes=config.search_cache_mib << 20,
-    )
+    tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
+    libraries = Libraries(data / "knowledge", data / "keys", keyring, tenant_keys, embedder, _knowledge_bounds(config))
+    library = libraries.of(ca.DEFAULT_TENANT)
     store = ModelStore(
         data / "models",
         keyring,
@@ -242,7 +242,6 @@ def build(config: Config) -> App:
     router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
     measured = Metrics()
     generator = MeasuredGenerator(router, measured)
-    asker = Asker(library, embedder, generator, composer, salt)
     extractor = LockedExtractor(config, PARSERS)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
@@ -253,6 +252,12 @@ def build(config: Config) -> App:
         store,
         EncoderOptions(threads=_threads(config), queue=config.model_queue, idle_seconds=config.model_idle_seconds),
         partial(_free_bytes, config),
+    )
+    tallies = SearchTallies()
+    retriever = TalliedRetriever(Retriever(libraries, encoders), tallies)
+    answers = AnswerCache(config.answer_cache_mib << 20)
+    asker = Asker(
+        libraries, retriever, embedder, generator, composer, salt, config.quotes_only, cache=answers, tallies=tallies
     )
     embedding = Embedding(embedder, minilm.NAME, encoders)
     embedder_status = _embedder_status(files, embedder)
@@ -297,6 +302,16 @@ def build(config: Config) -> App:
         http,
         sockets,
         renew=lambda: _renew(prepare, http),
+    )
+
+
+def _knowledge_bounds(config: Config) -> Bounds:
+    return Bounds(
+        hot_bytes=config.knowledge_memory_mib << 20,
+        cache_bytes=config.search_cache_mib << 20,
+        seal_passages=config.seal_passages,
+        seal_seconds=config.seal_seconds,
+        background_bytes_per_second=config.compact_mib_per_second << 20,
     )
 
 

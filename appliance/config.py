@@ -56,7 +56,12 @@ class Config:
     model_idle_seconds: int = option(0, "Unload a model that nobody asked for so long; 0: never.", minimum=0)
     import_poll_seconds: int = option(1, "How often the import folder is looked at.", minimum=1)
     seal_passages: int = option(20_000, "Passages in the memtable before it is sealed into a segment.", minimum=16)
-    search_cache_mib: int = option(256, "Decrypted text and vectors kept in memory, a collection.", minimum=1)
+    seal_seconds: int = option(3600, "How long a document may lie in a log before it is sealed.", minimum=1)
+    knowledge_memory_mib: int = option(
+        4096, "Memory for what searches need of all collections: int8 vectors, graphs, postings.", minimum=1
+    )
+    search_cache_mib: int = option(256, "Decrypted text and vectors kept in memory, of all collections.", minimum=1)
+    compact_mib_per_second: int = option(32, "What compaction writes at most in a second; 0: no limit.", minimum=0)
     parse_memory_mib: int = option(512, "Address space of a parser child.", minimum=128)
     parse_cpu_seconds: int = option(20, "Processor time of a parser child.", minimum=1)
     parse_wall_seconds: int = option(60, "Wall time of a parser child.", minimum=1)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.errors import NotFound
-from appliance.knowledge.library import Library
+from appliance.knowledge.library import Bounds, Libraries, Library
 from appliance.types import EVERYONE, NewDocument, Passage
-from appliance.vault import FileKeyring
+from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 
 COLLECTION = "crash"
@@ -104,7 +104,10 @@ class LibraryWorkload:
 
 def open_library(directory: Path) -> Library:
     keyring = FileKeyring.open(directory / "vault", directory / "knowledge")
-    return Library(directory / "knowledge", keyring, WordEmbedder(), seal_passages=SEAL_PASSAGES, cache_bytes=1 << 20)
+    tenant_keys = FileTenantKeys(directory / "vault" / "tenants", keyring)
+    bounds = Bounds(hot_bytes=64 << 20, cache_bytes=1 << 20, seal_passages=SEAL_PASSAGES, seal_seconds=3600)
+    libraries = Libraries(directory / "knowledge", directory / "vault", keyring, tenant_keys, WordEmbedder(), bounds)
+    return libraries.of("default")
 
 
 def write(directory: Path, first_number: int, seed: int) -> None:

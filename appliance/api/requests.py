@@ -3,13 +3,13 @@
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from appliance.api import messages
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import inference_pb2
-from appliance.types import MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Sampling
+from appliance.types import EVERYONE, MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Role, Sampling
 
 T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 100
@@ -20,6 +20,10 @@ JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
 APP_KEY = re.compile(r"appKeys/([a-f0-9]{1,32})")
 ALIAS = re.compile(r"aliases/([a-z0-9][a-z0-9.-]{0,63})")
 MAX_DEADLINE_SECONDS = 86_400.0
+ROLES = "|".join(role.value for role in Role)
+_USER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+READER = re.compile(rf"{EVERYONE}|role:(?:{ROLES})|(?:user|group):{_USER}", re.ASCII)
+MAX_READERS = 10_000
 MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 
 
@@ -104,6 +108,17 @@ def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[
     start = _offset(page_token)
     end = start + page_size_of(page_size)
     return items[start:end], _token(end) if end < len(items) else ""
+
+
+def readers(given: Collection[str]) -> frozenset[str]:
+    """Principals and groups that may read a document. Raises InvalidArgument."""
+    if len(given) > MAX_READERS:
+        raise InvalidArgument.of("readers", f"{len(given)} were named; at most {MAX_READERS} are taken: use a group.")
+    for reader in given:
+        if READER.fullmatch(reader) is None:
+            kinds = f"{EVERYONE!r}, 'role:ROLE' ({ROLES}), 'group:NAME' and 'user:NAME'"
+            raise InvalidArgument.of("readers", f"{reader[:80]!r} is no reader; there are {kinds}.")
+    return frozenset(given)
 
 
 def page_size_of(wanted: int) -> int:

@@ -21,7 +21,7 @@ from appliance.errors import AlreadyExists, DocumentRefused, NotFound
 from appliance.ingest.formats import format_of
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
-from appliance.ports import Extractor, Jobs, Library, Progress
+from appliance.ports import Extractor, Jobs, Libraries, Library, Progress
 from appliance.types import Document, Extracted, FileOutcome, FileState, Job, NewDocument
 
 PIPELINE = "ingest-2"
@@ -49,6 +49,7 @@ class _Read:
 class _Target:
     """Where the documents of one job go."""
 
+    library: Library
     collection: str
     readers: frozenset[str]
     job: str
@@ -57,10 +58,10 @@ class _Target:
 class Ingest:
     """Folders into collections, as jobs. What became of each file is kept for the newest jobs; refusals for good."""
 
-    def __init__(self, config: Config, library: Library, extractor: Extractor, jobs: Jobs) -> None:
+    def __init__(self, config: Config, libraries: Libraries, extractor: Extractor, jobs: Jobs) -> None:
         self._max_bytes = config.document_max_mib << 20
         self._own = config.data_dir
-        self._library = library
+        self._libraries = libraries
         self._extractor = extractor
         self._jobs = jobs
         self._quarantine = Quarantine(config.data_dir / "quarantine")
@@ -68,16 +69,16 @@ class Ingest:
         self._committing = asyncio.Lock()
         self._copies = asyncio.Semaphore(COPIES)  # held for no commit, so that no job waits for another's order
 
-    async def start(self, path: str, collection: str, readers: frozenset[str]) -> Job:
-        """Start to read a folder or a file of this box. Makes the collection if there is none.
+    async def start(self, tenant: str, path: str, collection: str, readers: frozenset[str]) -> Job:
+        """Start to read a folder or a file of this box. Makes the tenant's collection if there is none.
 
         Raises InvalidArgument, NotFound (of the path). The job fails with SandboxUnavailable, DiskFull, StoreDamaged.
         """
-        await asyncio.to_thread(self._prepare, path, collection)
+        library = await asyncio.to_thread(self._prepare, tenant, path, collection)
         named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def work(progress: Progress) -> None:
-            target = _Target(collection, readers, await named)
+            target = _Target(library, collection, readers, await named)
             with await asyncio.to_thread(Folder, path, self._own) as folder:
                 await self._work(folder, target, progress)
 
@@ -99,10 +100,12 @@ class Ingest:
         """Files that were refused, of all jobs, newest first."""
         return self._quarantine.newest_first()
 
-    def _prepare(self, path: str, collection: str) -> None:
+    def _prepare(self, tenant: str, path: str, collection: str) -> Library:
         Folder(path, self._own).close()
+        library = self._libraries.of(tenant)
         with suppress(AlreadyExists):
-            self._library.create(collection)
+            library.create(collection)
+        return library
 
     async def _work(self, folder: Folder, target: _Target, progress: Progress) -> None:
         found = await _to_its_end(asyncio.to_thread(lambda: tuple(folder.walk())))
@@ -140,7 +143,7 @@ class Ingest:
         try:
             sha256, size = await _to_its_end(asyncio.to_thread(self._copy, folder, name, memfd))
             outcome = replace(outcome, sha256=sha256, size_bytes=size)
-            known = await _to_its_end(asyncio.to_thread(self._library.find, target.collection, sha256, PIPELINE))
+            known = await _to_its_end(asyncio.to_thread(target.library.find, target.collection, sha256, PIPELINE))
             if known:
                 return _Read(_known(outcome, known, target))
             return _Read(outcome, await self._extractor.extract(memfd, name))
@@ -176,7 +179,7 @@ class Ingest:
         log.info("ingest.file", job=target.job, state=outcome.state.value, reason=outcome.reason)
 
     def _add(self, extracted: Extracted, outcome: FileOutcome, folder: Folder, target: _Target) -> FileOutcome:
-        if known := self._library.find(target.collection, outcome.sha256, PIPELINE):
+        if known := target.library.find(target.collection, outcome.sha256, PIPELINE):
             return _known(outcome, known, target)
         document = NewDocument(
             title=outcome.path,
@@ -191,7 +194,7 @@ class Ingest:
             blocks=extracted.blocks,
         )
         try:
-            return replace(outcome, document=self._library.add(target.collection, document).name)
+            return replace(outcome, document=target.library.add(target.collection, document).name)
         except DocumentRefused as refusal:
             return _refused(outcome, refusal)
 

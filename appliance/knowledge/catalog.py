@@ -3,6 +3,9 @@
 DuckDB holds no file, reaches no file once the rows are loaded, and can't be told otherwise: external access is off, no
 extension is installed or loaded by itself, and the configuration is locked. On disk the rows are a Parquet section of
 each segment, which goes through a memfd, because DuckDB reads and writes Parquet by name only.
+
+What a caller filters by is SQL over the table `documents` with bound values (`Condition`): the columns title,
+media_type, source and so on, and metadata in three maps: texts, numbers, flags.
 """
 
 import os
@@ -15,14 +18,18 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.knowledge.acls import Acls
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.storage.record import from_micros, to_micros
-from appliance.types import Document
+from appliance.types import Document, FacetCount, MetadataValue
 
 MEMTABLE = 0
 """The segment number of documents that are in no segment yet."""
 
-_COLUMNS = {
+FACET_VALUES = 20
+_FACET_COLUMNS = ("media_type", "source")
+
+_FACTS = {
     "id": "VARCHAR",
     "title": "VARCHAR",
     "media_type": "VARCHAR",
@@ -33,13 +40,14 @@ _COLUMNS = {
     "pipeline": "VARCHAR",
     "page_count": "INTEGER",
     "passage_count": "INTEGER",
-    "readers": "VARCHAR[]",
     "create_time": "BIGINT",
     "ordinal": "INTEGER",
-    "page_ends": "BIGINT[]",
+    "text_start": "BIGINT",
+    "page_bytes": "BIGINT[]",
 }
-_NAMES = ", ".join(_COLUMNS)
-_CREATE = f"CREATE TABLE documents ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}, segment INTEGER)"
+_MAPS = {"texts": "VARCHAR", "numbers": "DOUBLE", "flags": "BOOLEAN"}
+_SHARED = {**_FACTS, **{name: f"MAP(VARCHAR, {kind})" for name, kind in _MAPS.items()}}
+_NAMES = ", ".join(_SHARED)
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -49,15 +57,16 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A document and its place: the ordinal in its segment, and where each page ends in the segment's text section.
+    """A document and its place: the ordinal in its segment, and where its text starts in the segment's text section.
 
-    page_ends: byte offsets, one more than there are pages, the first being the start of page 1; empty in the memtable.
+    page_bytes: the UTF-8 length of each page; pages follow one another.
     """
 
     document: Document
     segment: int
     ordinal: int
-    page_ends: tuple[int, ...] = ()
+    text_start: int
+    page_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,107 +84,223 @@ class Places:
         return found
 
 
-class Catalog:
-    """Not safe to use from many threads: its collection locks."""
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Passages of a segment: of documents that still exist, and of those whose readers it no longer says."""
 
-    def __init__(self, collection: str, parquets: Mapping[int, bytes], deleted: frozenset[str]) -> None:
-        """The rows of each segment by its number, without the deleted ones."""
+    live: int
+    changed: int
+
+
+class Catalog:
+    """Not safe to use from many threads: its collection locks. `stage` alone may run beside reads."""
+
+    def __init__(self, collection: str, parquets: Mapping[int, bytes]) -> None:
+        """The rows of each segment by its number."""
         self._collection = collection
+        self._acls = Acls()
+        self._added: list[Row] = []
         self._connection = duckdb.connect(":memory:", config=_CONFIG)
-        run = self._connection.execute
-        run(_CREATE)
+        self._connection.execute(f"CREATE TABLE documents ({_columns(_SHARED)}, segment INTEGER, acl INTEGER)")
         for segment, parquet in parquets.items():
-            with _memfd(parquet) as path:
-                run(f"INSERT INTO documents SELECT {_NAMES}, ? FROM read_parquet('{path}')", [segment])  # noqa: S608
-        if deleted:
-            run("DELETE FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [sorted(deleted)])
-        run("SET enable_external_access = false")
-        run("SET lock_configuration = true")
+            self._load(segment, parquet)
+        made = self._connection.execute("SELECT DISTINCT sha256, pipeline FROM documents").fetchall()
+        self._made = set(map(hash, made))
+        self._staging = self._connection.cursor()
+        self._connection.execute("SET enable_external_access = false")
+        self._connection.execute("SET lock_configuration = true")
+
+    def _load(self, segment: int, parquet: bytes) -> None:
+        with _memfd(parquet) as path:
+            run = self._connection.execute
+            found = {row[0] for row in run(f"DESCRIBE FROM read_parquet('{path}')").fetchall()}
+            if "page_bytes" in found:
+                columns = f"{_NAMES}, readers"
+            else:  # of a release without metadata, with absolute ends of pages
+                old = ", ".join(name for name in _FACTS if name not in ("text_start", "page_bytes"))
+                lengths = "[page_ends[i + 1] - page_ends[i] for i in range(1, len(page_ends))]"
+                maps = ", ".join(f"MAP {{}} AS {name}" for name in _MAPS)
+                columns = f"{old}, page_ends[1] AS text_start, {lengths} AS page_bytes, {maps}, readers"
+            run(f"CREATE TEMP TABLE loading AS SELECT {columns} FROM read_parquet('{path}')")  # noqa: S608
+        sets = [row[0] for row in run("SELECT DISTINCT readers FROM loading").fetchall()]
+        numbers = [self._acls.number(frozenset(readers)) for readers in sets]
+        made = "SELECT unnest(?::VARCHAR[][]) AS readers, unnest(?::INTEGER[]) AS acl"
+        run(f"CREATE TEMP TABLE numbered AS {made}", [sets, numbers])
+        run(f"INSERT INTO documents SELECT {_NAMES}, {segment}, acl FROM loading JOIN numbered USING (readers)")  # noqa: S608
+        run("DROP TABLE loading; DROP TABLE numbered")
+
+    # --- writing
 
     def add(self, rows: Sequence[Row]) -> None:
-        _insert(self._connection, rows)
+        """Rows are kept aside, and put into the table together by the next who asks."""
+        self._added += rows
+        self._made |= {hash((row.document.sha256, row.document.pipeline)) for row in rows}
 
     def remove(self, documents: Sequence[str]) -> None:
-        self._connection.execute("DELETE FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [list(documents)])
+        if documents:
+            self._run("DELETE FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", list(documents))
 
-    def move(self, rows: Sequence[Row]) -> None:
-        """Give documents a new place; those that were deleted meanwhile stay deleted."""
-        ids = [row.document.id for row in rows]
-        held = self._connection.execute(
-            "SELECT id FROM documents WHERE id IN (SELECT unnest(?::VARCHAR[]))", [ids]
-        ).fetchall()
-        present = {row[0] for row in held}
-        self.remove(ids)
-        self.add([row for row in rows if row.document.id in present])
+    def set_readers(self, changed: Mapping[str, frozenset[str]]) -> None:
+        """By document; of those that do not exist nothing is said."""
+        acls = [self._acls.number(readers) for readers in changed.values()]
+        self._run(
+            "UPDATE documents SET acl = changed.acl FROM"
+            " (SELECT unnest(?::VARCHAR[]) AS id, unnest(?::INTEGER[]) AS acl) AS changed"
+            " WHERE documents.id = changed.id",
+            list(changed),
+            acls,
+        )
+        if len(self._acls) > 64 and self._acls_are_mostly_unused():
+            self._acls.keep_only(self._used_acls())
+
+    def _acls_are_mostly_unused(self) -> bool:
+        (used,) = self._run("SELECT count(DISTINCT acl) FROM documents").fetchall()[0]
+        return len(self._acls) > 2 * int(used)
+
+    def _used_acls(self) -> frozenset[int]:
+        return frozenset(row[0] for row in self._run("SELECT DISTINCT acl FROM documents").fetchall())
+
+    def stage(self, rows: Sequence[Row]) -> None:
+        """Prepare `move`; may take a while, and readers need not wait."""
+        self._staging.execute(
+            "CREATE OR REPLACE TABLE moved AS SELECT unnest(?::VARCHAR[]) AS id, unnest(?::INTEGER[]) AS segment,"
+            " unnest(?::INTEGER[]) AS ordinal, unnest(?::BIGINT[]) AS text_start",
+            [
+                [row.document.id for row in rows],
+                [row.segment for row in rows],
+                [row.ordinal for row in rows],
+                [row.text_start for row in rows],
+            ],
+        )
+
+    def move(self) -> None:
+        """Give the staged documents their new places; those that were deleted meanwhile stay deleted."""
+        self._run(
+            "UPDATE documents SET segment = moved.segment, ordinal = moved.ordinal, text_start = moved.text_start"
+            " FROM moved WHERE documents.id = moved.id"
+        )
+        self._run("DELETE FROM moved")
+
+    # --- reading
 
     def get(self, document: str, groups: frozenset[str]) -> Row | None:
-        return self._one("id = ? AND list_has_any(readers, ?)", document, sorted(groups))
+        return self._one(f"id = ? AND {_READABLE}", document, self._acls.readable(groups))
 
     def places(self, documents: Sequence[str], groups: frozenset[str]) -> dict[str, tuple[str, int, int]]:
         """Title, segment and ordinal by document id, of those that exist and that the groups may read."""
         query = (
-            "SELECT id, title, segment, ordinal, list_has_any(readers, ?) FROM documents"
-            " WHERE id IN (SELECT unnest(?::VARCHAR[]))"
+            "SELECT id, title, segment, ordinal FROM documents"  # noqa: S608
+            f" WHERE id IN (SELECT unnest(?::VARCHAR[])) AND {_READABLE}"
         )
-        found = self._connection.execute(query, [sorted(groups), list(documents)]).fetchall()
-        return {document: (title, segment, ordinal) for document, title, segment, ordinal, may_read in found if may_read}
+        found = self._run(query, list(documents), self._acls.readable(groups)).fetchall()
+        return {document: (title, segment, ordinal) for document, title, segment, ordinal in found}
 
     def find(self, sha256: str, pipeline: str) -> Row | None:
+        if hash((sha256, pipeline)) not in self._made:
+            return None
         return self._one("sha256 = ? AND pipeline = ?", sha256, pipeline)
 
-    def list(self, groups: frozenset[str]) -> tuple[Document, ...]:
-        """What the groups may read, by title."""
-        rows = self._select("list_has_any(readers, ?) ORDER BY title, id", sorted(groups))
-        return tuple(row.document for row in rows)
+    def exists(self, document: str) -> bool:
+        return bool(self._run("SELECT 1 FROM documents WHERE id = ?", document).fetchall())
+
+    def documents(
+        self,
+        groups: frozenset[str],
+        condition: Condition | None = None,
+        after: tuple[str, str] | None = None,
+        limit: int = 0,
+    ) -> tuple[Document, ...]:
+        """What the groups may read, by title and id; after: only what is behind that title and id; limit 0: all."""
+        where, values = self._where(groups, condition)
+        if after is not None:
+            where, values = f"{where} AND (title, id) > (?, ?)", [*values, *after]
+        limited = f" LIMIT {limit:d}" if limit else ""
+        return tuple(row.document for row in self._select(f"{where} ORDER BY title, id{limited}", *values))
+
+    def counts(self, groups: frozenset[str]) -> tuple[int, int]:
+        """Documents and passages that the groups may read."""
+        where, values = self._where(groups, None)
+        query = f"SELECT count(*), coalesce(sum(passage_count), 0)::BIGINT FROM documents WHERE {where}"  # noqa: S608
+        documents, passages = self._run(query, *values).fetchall()[0]
+        return documents, passages
+
+    def facet(self, field: str, groups: frozenset[str], condition: Condition | None) -> tuple[FacetCount, ...]:
+        """The FACET_VALUES commonest values of a column or of metadata, over what the groups may read."""
+        where, values = self._where(groups, condition)
+        of = {field: field} if field in _FACET_COLUMNS else {name: f"{name}[?]" for name in _MAPS}
+        bound = [] if field in _FACET_COLUMNS else [field]
+        found: list[FacetCount] = []
+        for expression in of.values():
+            query = (
+                f"SELECT {expression} AS value, count(*) FROM documents WHERE {where} GROUP BY value"  # noqa: S608
+                f" HAVING value IS NOT NULL ORDER BY count(*) DESC, value LIMIT {FACET_VALUES}"
+            )
+            rows = self._run(query, *bound, *values).fetchall()
+            found += [FacetCount(_shown(value), documents) for value, documents in rows]
+        return tuple(sorted(found, key=lambda count: (-count.documents, count.value))[:FACET_VALUES])
 
     def of_segment(self, segment: int) -> tuple[Row, ...]:
         """In the order of their ordinals."""
         return self._select("segment = ? ORDER BY ordinal", segment)
 
-    def passages_of_segments(self) -> dict[int, int]:
-        """By segment number, of the documents that still exist; a segment without any is not named."""
-        query = "SELECT segment, CAST(sum(passage_count) AS BIGINT) FROM documents GROUP BY segment"
-        return dict(self._connection.execute(query).fetchall())
+    def weights(self, changed: Sequence[str]) -> dict[int, Weight]:
+        """By segment number, without segments of which nothing exists. changed: documents whose readers changed."""
+        query = (
+            "SELECT segment, sum(passage_count)::BIGINT,"
+            " coalesce(sum(passage_count) FILTER (id IN (SELECT unnest(?::VARCHAR[]))), 0)::BIGINT"
+            " FROM documents GROUP BY segment"
+        )
+        return {segment: Weight(*counts) for segment, *counts in self._run(query, list(changed)).fetchall()}
 
     def readable(self, groups: frozenset[str], condition: Condition | None = None) -> Places:
-        """Where the documents lie that the groups may read and the condition lets pass."""
-        where, values = (f" AND {condition.sql}", condition.values) if condition else ("", ())
-        found = self._connection.execute(
-            f"SELECT segment, ordinal FROM documents WHERE list_has_any(readers, ?){where}",  # noqa: S608  (bound)
-            [sorted(groups), *values],
-        ).fetchnumpy()
+        """Where the documents lie that the groups may read."""
+        where, values = self._where(groups, condition)
+        found = self._run(f"SELECT segment, ordinal FROM documents WHERE {where}", *values).fetchnumpy()  # noqa: S608
         return Places(np.asarray(found["segment"], np.int32), np.asarray(found["ordinal"], np.int32))
 
-    def counts(self) -> tuple[int, int]:
-        """Documents, passages."""
-        found = self._connection.execute("SELECT count(*), coalesce(sum(passage_count), 0) FROM documents").fetchone()
-        return (int(found[0]), int(found[1])) if found else (0, 0)
+    def _where(self, groups: frozenset[str], condition: Condition | None) -> tuple[str, list[Any]]:
+        numbers = self._acls.readable(groups)
+        if condition is None:
+            return _READABLE, [numbers]
+        return f"{_READABLE} AND ({condition.sql})", [numbers, *condition.values]
 
     def _one(self, condition: str, *values: Any) -> Row | None:
-        rows = self._select(f"{condition} LIMIT 1", *values)
-        return rows[0] if rows else None
+        return next(iter(self._select(condition, *values)), None)
 
     def _select(self, condition: str, *values: Any) -> tuple[Row, ...]:
-        query = f"SELECT {_NAMES}, segment FROM documents WHERE {condition}"  # noqa: S608  (our own text)
-        return tuple(self._row(row) for row in self._connection.execute(query, list(values)).fetchall())
+        query = f"SELECT {_NAMES}, segment, acl FROM documents WHERE {condition}"  # noqa: S608  (our own text)
+        return tuple(map(self._row, self._run(query, *values).fetchall()))
+
+    def _run(self, query: str, *values: Any) -> duckdb.DuckDBPyConnection:
+        if self._added:
+            added, self._added = self._added, []
+            acls = [self._acls.number(row.document.readers) for row in added]
+            segments = [row.segment for row in added]
+            _insert(self._connection, added, {"segment INTEGER": segments, "acl INTEGER": acls})
+        return self._connection.execute(query, list(values))
 
     def _row(self, values: Sequence[Any]) -> Row:
-        facts = dict(zip((*_COLUMNS, "segment"), values, strict=True))
-        place = {name: facts.pop(name) for name in ("segment", "ordinal")}
-        page_ends = tuple(facts.pop("page_ends"))
-        facts |= {"readers": frozenset(facts["readers"]), "create_time": from_micros(facts["create_time"])}
-        return Row(Document(collection=self._collection, **facts), **place, page_ends=page_ends)
+        facts = dict(zip((*_SHARED, "segment", "acl"), values, strict=True))
+        place = {name: facts.pop(name) for name in ("segment", "ordinal", "text_start")}
+        page_bytes = tuple(facts.pop("page_bytes"))
+        metadata = {name: value for column in _MAPS for name, value in facts.pop(column).items()}
+        readers = self._acls.readers(facts.pop("acl"))
+        facts |= {"readers": readers, "metadata": metadata, "create_time": from_micros(facts["create_time"])}
+        return Row(Document(collection=self._collection, **facts), **place, page_bytes=page_bytes)
+
+
+_READABLE = "acl IN (SELECT unnest(?::INTEGER[]))"
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """The rows of one segment, as `Catalog` reads them again."""
     connection = duckdb.connect(":memory:", config=_CONFIG)
     try:
-        connection.execute(_CREATE)
-        _insert(connection, rows)
+        connection.execute(f"CREATE TABLE documents ({_columns(_SHARED)}, readers VARCHAR[])")
+        _insert(connection, rows, {"readers VARCHAR[]": [sorted(row.document.readers) for row in rows]})
         with _memfd(b"") as path:
             connection.execute(
-                f"COPY (SELECT {_NAMES} FROM documents ORDER BY ordinal) TO '{path}'"  # noqa: S608
+                f"COPY (FROM documents ORDER BY ordinal) TO '{path}'"
                 " (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)"
             )
             with open(path, "rb") as file:
@@ -184,22 +309,55 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
         connection.close()
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, rows: Sequence[Row]) -> None:
-    if rows:
-        columns = [list(column) for column in zip(*map(_values, rows), strict=True)]
-        unnested = ", ".join(f"unnest(?::{kind}[])" for kind in (*_COLUMNS.values(), "INTEGER"))
-        connection.execute(f"INSERT INTO documents SELECT {unnested}", columns)
+def _columns(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, rows: Sequence[Row], more: Mapping[str, Sequence[Any]]) -> None:
+    """more: further columns, as "name TYPE"."""
+    if not rows:
+        return
+    columns: dict[str, list[Any]] = {f"{name} {kind}": [] for name, kind in _FACTS.items()}
+    for column, values in zip(columns.values(), zip(*map(_values, rows), strict=True), strict=True):
+        column += values
+    maps: dict[str, list[Any]] = {}
+    for name, kind in _MAPS.items():
+        held = [_of_kind(row.document.metadata, kind) for row in rows]
+        maps[f"{name}_keys VARCHAR[]"] = [list(one) for one in held]
+        maps[f"{name}_values {kind}[]"] = [list(one.values()) for one in held]
+    every = columns | maps | dict(more)
+    unnested = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in map(str.split, every))
+    made = ", ".join(f"map({name}_keys, {name}_values)" for name in _MAPS)
+    extra = ", ".join(name.split()[0] for name in more)
+    connection.execute(
+        f"INSERT INTO documents SELECT {', '.join(_FACTS)}, {made}, {extra} FROM (SELECT {unnested})",  # noqa: S608
+        list(every.values()),
+    )
 
 
 def _values(row: Row) -> tuple[Any, ...]:
-    """In the order of the columns."""
+    """In the order of _FACTS."""
     own = {
-        "readers": sorted(row.document.readers),
         "create_time": to_micros(row.document.create_time),
         "ordinal": row.ordinal,
-        "page_ends": list(row.page_ends),
+        "text_start": row.text_start,
+        "page_bytes": list(row.page_bytes),
     }
-    return (*(own[name] if name in own else getattr(row.document, name) for name in _COLUMNS), row.segment)
+    return tuple(own[name] if name in own else getattr(row.document, name) for name in _FACTS)
+
+
+def _of_kind(metadata: Mapping[str, MetadataValue], kind: str) -> dict[str, MetadataValue]:
+    wanted = {"VARCHAR": str, "DOUBLE": float, "BOOLEAN": bool}[kind]
+    return {name: value for name, value in metadata.items() if type(value) is wanted}
+
+
+def _shown(value: MetadataValue) -> str:
+    """A value as a facet names it, and as a filter would: 3, 3.5, true, text as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 @contextmanager

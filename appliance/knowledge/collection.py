@@ -1,145 +1,120 @@
-"""One collection, open: documents added, deleted, sealed, compacted, found.
+"""One collection, open: documents added, replaced, deleted, shared with others, listed, found.
 
-One writer at a time writes to the disk (`_writing`). What readers see changes only under `_publishing`, which is held
-for milliseconds: the catalogue and the snapshot change together, and a reader takes both together, so that a search
-never waits for embedding, for the disk or for sealing, and never sees half a change.
+One writer at a time writes to the disk (`_writing`). What readers see is published in one instant after it is durable
+(published.py); what takes long is done beside both (rewrite.py).
 """
 
-import re
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import count
-from threading import Lock, RLock
+from dataclasses import replace
+from threading import RLock
 
-import numpy as np
 import structlog
 
 from appliance import types
-from appliance.errors import ApplianceError, Broken, DocumentRefused, EmbedderChanged, NotFound
-from appliance.knowledge import chunk
+from appliance.errors import ApplianceError, EmbedderChanged, InvalidArgument, NotFound
+from appliance.knowledge import intake, keyset
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
-from appliance.knowledge.compact import Shape, due, plan
+from appliance.knowledge.embedders import Embedders
 from appliance.knowledge.memtable import Memtable
-from appliance.knowledge.sealed import Sealed, to_rows, to_sections
+from appliance.knowledge.published import Published, Snapshot
+from appliance.knowledge.rewrite import Amendments, Rewriter
+from appliance.knowledge.sealed import page_bytes
 from appliance.knowledge.search import view
-from appliance.knowledge.search.filter import Condition
+from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.search.rank import Query, Unit, candidates
 from appliance.knowledge.search.snippet import snippet
-from appliance.knowledge.storage.manifest import SegmentEntry
 from appliance.knowledge.storage.pin import Pinned
-from appliance.knowledge.storage.record import Deletion, Entry, to_stored_precision
+from appliance.knowledge.storage.record import Deletion, Entry, ReadersChange
 from appliance.knowledge.storage.store import Store
-from appliance.ports import Embedder
-from appliance.types import Bools, Document, Expand, Found, NewDocument, Passage, Ranking, SearchOptions, Span
+from appliance.ports import Embedder, Progress
+from appliance.types import (
+    Bools,
+    Document,
+    Expand,
+    FacetCount,
+    Found,
+    NewDocument,
+    Passage,
+    Ranking,
+    SearchOptions,
+    Span,
+)
 
 log = structlog.get_logger()
 
-FULL_SEGMENT_SEALS = 4
-"""Compaction puts as many sealed memtables together into one segment."""
-
-_REMEMBERED_GROUPS = 64
 _PLAIN = SearchOptions()
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a reader sees, and holds for as long as it likes."""
-
-    segments: tuple[Sealed, ...]
-    memtable: Memtable
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        return (*self.segments, *self.memtable.blocks)
-
-    def segment(self, number: int) -> Sealed:
-        return next(segment for segment in self.segments if segment.number == number)
-
-    def unit(self, segment: int, ordinal: int) -> Unit:
-        """Where a document lies."""
-        if segment != MEMTABLE:
-            return self.segment(segment)
-        return next(block for block in self.memtable.blocks if ordinal < block.first_ordinal + block.documents)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A segment on the disk that no manifest names yet."""
-
-    entry: SegmentEntry
-    sealed: Sealed
-    rows: Sequence[Row]
 
 
 class Collection:
     """Safe to use from many threads. `groups`: documents whose readers share none with them do not exist."""
 
-    def __init__(self, name: str, store: Store, embedder: Embedder, seal_passages: int) -> None:
+    def __init__(self, name: str, store: Store, embedders: Embedders, seal_passages: int) -> None:
         """Raises StoreDamaged, naming the file."""
         self.name = name
-        self._store, self._embedder, self._seal_passages = store, embedder, seal_passages
-        self._writing, self._publishing, self._compacting = RLock(), Lock(), Lock()
+        self._store, self._embedders, self._seal_passages = store, embedders, seal_passages
+        self._writing = RLock()
         self._dropped = False
-        self._numbers = count(1 + max((entry.number for entry in store.manifest.segments), default=MEMTABLE))
-        self._readable: dict[frozenset[str], Places] = {}
-        self._deleted = store.manifest.deleted
-        segments = tuple(map(store.open_segment, store.manifest.segments))
-        parquets = {segment.number: segment.parquet() for segment in segments}
-        self._catalog = Catalog(name, parquets, self._deleted)
-        self._snapshot = Snapshot(segments, self._replay())
-
-    def _replay(self) -> Memtable:
-        entries: list[Entry] = []
-        deleted: set[str] = set()
-        for record in self._store.replay():
-            if isinstance(record, Deletion):
-                deleted.add(record.document)
-            else:
-                entries.append(record)
-        self._deleted |= deleted
-        self._catalog.add([Row(entry.document, MEMTABLE, ordinal) for ordinal, entry in enumerate(entries)])
-        self._catalog.remove(sorted(deleted))
-        return Memtable.of(entries)
-
-    def describe(self) -> types.Collection:
-        with self._publishing:
-            documents, passages = self._catalog.counts()
-        return types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
+        self._published, amendments = _opened(name, store)
+        self._rewriter = Rewriter(name, store, self._published, amendments, self._writing, self._check_alive)
 
     # --- reading
 
+    def describe(self, groups: frozenset[str]) -> types.Collection:
+        """Its counts are of what the groups may read."""
+        with self._published.catalog() as catalog:
+            documents, passages = catalog.counts(groups)
+        return types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
+
+    def version(self) -> str:
+        """Changes with every acknowledged write that may change an answer; never the same for another content."""
+        return self._published.snapshot.version
+
     def find(self, sha256: str, pipeline: str) -> Document | None:
-        with self._publishing:
-            row = self._catalog.find(sha256, pipeline)
+        with self._published.catalog() as catalog:
+            row = catalog.find(sha256, pipeline)
         return row.document if row else None
 
-    def documents(self, groups: frozenset[str]) -> tuple[Document, ...]:
-        with self._publishing:
-            return self._catalog.list(groups)
+    def documents(
+        self, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+    ) -> tuple[tuple[Document, ...], str]:
+        """See `ports.Library`. Raises InvalidArgument."""
+        if limit < 0:
+            raise InvalidArgument.of("limit", "must not be negative.")
+        parsed, asked = _condition(condition), (self.name, condition)
+        place = keyset.place(after, asked) if after else None
+        with self._published.catalog() as catalog:
+            found = catalog.documents(groups, parsed, place, limit and limit + 1)
+        if not limit or len(found) <= limit:
+            return found, ""
+        return found[:limit], keyset.token(found[limit - 1].title, found[limit - 1].id, asked)
+
+    def facets(
+        self, fields: Sequence[str], groups: frozenset[str], condition: Condition | None = None
+    ) -> Mapping[str, tuple[FacetCount, ...]]:
+        """By field, the commonest values first, of what the groups may read. Raises InvalidArgument.
+
+        fields: media_type, source, or names of metadata; who may read is no field.
+        """
+        for field in fields:
+            if not intake.METADATA_NAME.fullmatch(field) or field == "readers":
+                raise InvalidArgument.of("facets", "each must be media_type, source, or a name of metadata.")
+        with self._published.catalog() as catalog:
+            return {field: catalog.facet(field, groups, condition) for field in fields}
 
     def get(self, document: str, groups: frozenset[str]) -> Document:
         """Raises NotFound."""
-        return self._locate(document, groups)[0].document
+        return self._published.locate(document, groups)[0].document
 
     def pages(self, document: str, groups: frozenset[str]) -> tuple[str, ...]:
         """Raises NotFound, StoreDamaged."""
-        row, snapshot = self._locate(document, groups)
-        if row.segment == MEMTABLE:
-            return snapshot.memtable.entry(row.ordinal).pages
-        return snapshot.segment(row.segment).pages(row)
+        row, snapshot = self._published.locate(document, groups)
+        return snapshot.pages(row)
 
     def page(self, document: str, page: int, groups: frozenset[str]) -> str:
         """Raises NotFound, also where the document has no such page; StoreDamaged."""
-        row, snapshot = self._locate(document, groups)
-        if not 1 <= page <= row.document.page_count:
-            raise NotFound(f"Document {document} has no page {page}.")
-        if row.segment == MEMTABLE:
-            return snapshot.memtable.entry(row.ordinal).pages[page - 1]
-        return snapshot.segment(row.segment).page(row, page)
+        row, snapshot = self._published.locate(document, groups)
+        return snapshot.page(row, page)
 
     def text(self, document: str, span: Span, groups: frozenset[str]) -> str:
         """Raises NotFound, also where the document has no such page or range; StoreDamaged."""
@@ -156,22 +131,26 @@ class Collection:
     def rank(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Ranking:
         """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
         condition = view.condition_of(limit, options)
-        self._check_embedder()
-        asked = Query.asked(query, options.legs, self._embedder)
-        snapshot, places = self._pin(groups, condition)
+        facets = self.facets(options.facets, groups, condition) if options.facets else {}
+        while True:
+            embedder = self._embedder()
+            asked = Query.asked(query, options.legs, embedder)
+            snapshot, places = self._pin(groups, condition)
+            if snapshot.embedder == embedder.identity:
+                break  # else all was embedded anew since the query was
 
         def readable(unit: Unit) -> Bools:
             return places.mask(unit.number, unit.first_ordinal, unit.documents)
 
-        return view.to_ranking(candidates(snapshot.units, readable, asked, limit), options, {})
+        return view.to_ranking(candidates(snapshot.units, readable, asked, limit), options, facets)
 
     def show(
         self, query: str, groups: frozenset[str], ranking: Ranking, options: SearchOptions = _PLAIN
     ) -> tuple[Passage, ...]:
         """Raises StoreDamaged."""
         owners = [bytes(document).hex() for document in ranking.candidates["document"]]
-        with self._publishing:
-            present, snapshot = self._catalog.places(owners, groups), self._snapshot
+        with self._published.catalog() as catalog:
+            present, snapshot = catalog.places(owners, groups), self._published.snapshot
         marked = view.query_terms(query)
         shown: list[Passage] = []
         for candidate, owner in zip(ranking.candidates, owners, strict=True):
@@ -195,26 +174,23 @@ class Collection:
                 shown.append(passage)
         return tuple(shown)
 
+    def _pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
+        return self._published.pin(groups, condition)
+
     def export(self) -> tuple[types.Collection, Iterator[NewDocument]]:
         """What it is, and all its documents as of this call, whoever may read them; one at a time in memory.
 
         Iterating raises StoreDamaged, and NotFound once the collection was dropped.
         """
-        with self._publishing:
-            snapshot, (documents, passages) = self._snapshot, self._catalog.counts()
-            numbers = (*(segment.number for segment in snapshot.segments), MEMTABLE)
-            rows = [row for number in numbers for row in self._catalog.of_segment(number)]
-        whole = types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
+        snapshot, rows = self._published.held()
+        passages = sum(row.document.passage_count for row in rows)
+        whole = types.Collection(self.name, len(rows), passages, self._store.size_bytes, self._store.create_time)
         return whole, (self._to_new(row, snapshot) for row in rows)
 
     def _to_new(self, row: Row, snapshot: Snapshot) -> NewDocument:
         self._check_alive()
-        if row.segment == MEMTABLE:
-            pages = snapshot.memtable.entry(row.ordinal).pages
-        else:
-            pages = snapshot.segment(row.segment).pages(row)
         same = NewDocument.__dataclass_fields__.keys() & Document.__dataclass_fields__.keys()
-        return NewDocument(**{name: getattr(row.document, name) for name in same}, pages=pages)
+        return NewDocument(**{name: getattr(row.document, name) for name in same}, pages=snapshot.pages(row))
 
     def pin_files(self) -> Pinned:
         """The files that the collection consists of as of this call, open. Raises NotFound, DiskFull, StoreDamaged."""
@@ -222,78 +198,103 @@ class Collection:
             self._check_alive()
             return self._store.pin()
 
-    def _locate(self, document: str, groups: frozenset[str]) -> tuple[Row, Snapshot]:
-        with self._publishing:
-            row, snapshot = self._catalog.get(document, groups), self._snapshot
-        if row is None:
-            raise NotFound(f"Collection {self.name} has no document {document}.")
-        return row, snapshot
-
-    def _pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
-        with self._publishing:
-            if condition:
-                return self._snapshot, self._catalog.readable(groups, condition)
-            places = self._readable.get(groups)
-            if places is None:
-                if len(self._readable) >= _REMEMBERED_GROUPS:
-                    self._readable.clear()
-                places = self._readable[groups] = self._catalog.readable(groups)
-            return self._snapshot, places
-
     # --- writing
 
     def add(self, new: NewDocument) -> Document:
-        """Raises DocumentRefused, EmbedderChanged, DiskFull. The present document where the same was added before."""
-        self._check_embedder()
-        if present := self.find(new.sha256, new.pipeline):
+        """The present document where the same was added before. What it replaces is gone in the same instant.
+
+        Raises InvalidArgument, NotFound (of what it replaces), DocumentRefused, EmbedderChanged, Broken, DiskFull.
+        """
+        self._check_replaced(new.replaces)
+        if not new.replaces and (present := self.find(new.sha256, new.pipeline)):
             return present
-        entry = self._to_entry(new)
-        with self._writing:
-            self._check_alive()
-            if present := self.find(new.sha256, new.pipeline):
-                return present
-            self._store.append(entry)
-            self._publish(
-                lambda: self._catalog.add([Row(entry.document, MEMTABLE, self._snapshot.memtable.documents)]),
-                replace(self._snapshot, memtable=self._snapshot.memtable.with_entry(entry)),
-            )
-            self._seal_if_full()
-        return entry.document
+        while True:
+            embedder = self._embedder()
+            entry = intake.to_entry(self.name, new, embedder)
+            with self._writing:
+                self._check_alive()
+                if self._store.manifest.embedder == embedder.identity:
+                    return self._add(entry)
+
+    def _add(self, entry: Entry) -> Document:
+        self._check_replaced(entry.replaces)
+        document = entry.document
+        present = self.find(document.sha256, document.pipeline)
+        if present and present.id != entry.replaces:
+            if entry.replaces:
+                self._delete(entry.replaces)
+            return present
+        self._store.append(entry)
+        gone = [entry.replaces] if entry.replaces else []
+        for replaced in gone:
+            self._rewriter.amendments.delete(replaced)
+        memtable = self._published.snapshot.memtable
+        row = Row(document, MEMTABLE, memtable.documents, 0, page_bytes(entry))
+
+        def change(catalog: Catalog) -> None:
+            catalog.remove(gone)
+            catalog.add([row])
+
+        self._publish(change, memtable.with_entry(entry))
+        self._seal_if_full()
+        return document
 
     def delete(self, document: str, groups: frozenset[str]) -> None:
         """Raises NotFound, DiskFull."""
         with self._writing:
             self._check_alive()
-            self._locate(document, groups)
-            self._store.append(Deletion(document))
-            self._deleted |= {document}
-            self._publish(lambda: self._catalog.remove([document]), self._snapshot)
+            self._published.locate(document, groups)
+            self._delete(document)
+
+    def _delete(self, document: str) -> None:
+        self._store.append(Deletion(document))
+        self._rewriter.amendments.delete(document)
+        self._publish(lambda catalog: catalog.remove([document]), self._published.snapshot.memtable)
+
+    def set_readers(self, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+        """Who may read it, from the next call on. Raises NotFound, InvalidArgument, DiskFull."""
+        readers = intake.checked_readers(readers)
+        with self._writing:
+            self._check_alive()
+            row, snapshot = self._published.locate(document, groups)
+            if row.document.readers != readers:
+                self._store.append(ReadersChange(document, readers))
+                self._rewriter.amendments.readers[document] = readers
+                self._publish(lambda catalog: catalog.set_readers({document: readers}), snapshot.memtable)
+            return replace(row.document, readers=readers)
 
     def compact(self) -> None:
-        """Raises DiskFull, StoreDamaged; the collection is then as it was."""
-        with self._compacting:
-            with self._writing:
-                self._check_alive()
-                self._seal()
-            for group in plan(self._shapes(), self._full_passages):
-                self._rewrite(frozenset(group))
+        """Seal, and rewrite all that gains by it. Raises DiskFull, StoreDamaged; the collection is then as it was."""
+        self._rewriter.compact()
 
     def compact_if_due(self) -> None:
-        """Rewrite the segments for which it is worth it by now; a compaction that runs already is enough.
+        """Rewrite the segments for which it is worth it by now, at a pace that leaves the disk to others.
 
         Raises as compact.
         """
-        if not self._compacting.acquire(blocking=False):
-            return
-        try:
-            for group in plan(self._shapes(), self._full_passages, due):
-                self._rewrite(frozenset(group))
-        finally:
-            self._compacting.release()
+        self._rewriter.compact_if_due()
 
-    @property
-    def _full_passages(self) -> int:
-        return FULL_SEGMENT_SEALS * self._seal_passages
+    def seal_if_old(self, max_age_seconds: float) -> None:
+        """Seal what has been in the log for longer than that; the mark follows the log. Raises DiskFull."""
+        with self._writing:
+            self._check_alive()
+            if self._store.unsealed_seconds > max_age_seconds:
+                self._rewriter.seal()
+            self._store.note_progress()
+
+    def rotate(self) -> None:
+        """Another key of the collection in place of its present one. Raises DiskFull, KeyUnavailable, StoreDamaged."""
+        with self._writing:
+            self._check_alive()
+            self._store.rotate()
+
+    def reembed(self, name: str, embedder: Embedder, report: Progress) -> None:
+        """Vectors by another embedder for all passages, then in the same instant for all searches and writes.
+
+        name: its model's, '' for the built-in one. Searches and writes go on meanwhile. report: of passages; what it
+        raises leaves everything as it was. Raises Broken, DiskFull, StoreDamaged, NotFound, likewise.
+        """
+        self._rewriter.reembed(name, embedder, report)
 
     def drop(self, destroy: Callable[[], None]) -> None:
         """Let nobody write any more, then run `destroy`; whether or not it succeeds."""
@@ -306,103 +307,61 @@ class Collection:
         with self._writing:
             self._store.close()
 
-    def _to_entry(self, new: NewDocument) -> Entry:
-        if any(_SURROGATE.search(text) for text in (new.title, new.source, *new.pages)):
-            raise DocumentRefused("NOT_UNICODE", f"{new.title!a} holds characters that are not Unicode text.")
-        spans = tuple(chunk.passages(new.pages))
-        if not spans:
-            raise DocumentRefused("NO_TEXT", f"{new.title} holds no text.")
-        vectors = to_stored_precision(
-            self._embedder.embed([new.pages[span.page - 1][span.start : span.end] for span in spans])
-        )
-        if not np.isfinite(vectors).all():
-            raise Broken("The embedder gave a vector with a value that is no number.")
-        document = Document(
-            id=secrets.token_hex(16),
-            collection=self.name,
-            title=new.title,
-            media_type=new.media_type,
-            sha256=new.sha256,
-            size_bytes=new.size_bytes,
-            source=new.source,
-            parser=new.parser,
-            pipeline=new.pipeline,
-            page_count=len(new.pages),
-            passage_count=len(spans),
-            readers=new.readers,
-            create_time=new.create_time or datetime.now(UTC),
-        )
-        return Entry(document, new.pages, spans, vectors)
+    def _publish(self, change: Callable[[Catalog], None], memtable: Memtable) -> None:
+        snapshot = replace(self._published.snapshot, memtable=memtable, version=self._store.version)
+        self._published.publish(change, snapshot)
 
     def _seal_if_full(self) -> None:
-        if self._snapshot.memtable.passages >= self._seal_passages:
+        if self._published.snapshot.memtable.passages >= self._seal_passages:
             try:
-                self._seal()
+                self._rewriter.seal()
             except ApplianceError as error:  # what was added is safe in the log; the next document tries again
                 log.warning("seal_failed", collection=self.name, reason=error.reason, error=str(error))
 
-    def _seal(self) -> None:
-        """The memtable becomes a segment."""
-        memtable = self._snapshot.memtable
-        if not memtable.blocks and not self._store.manifest.wals:
-            return
-        entries = [entry for entry in memtable.entries if entry.document.id not in self._deleted]
-        written = self._write(entries)
-        self._install(frozenset(), written, {entry.document.id for entry in memtable.entries}, drop_logs=True)
-
-    def _shapes(self) -> list[Shape]:
-        with self._publishing:
-            live, segments = self._catalog.passages_of_segments(), self._snapshot.segments
-        return [Shape(segment.number, segment.rows, live.get(segment.number, 0)) for segment in segments]
-
-    def _rewrite(self, group: frozenset[int]) -> None:
-        """One segment, or none, in place of those. What is deleted meanwhile stays deleted."""
-        with self._publishing:
-            old = [segment for segment in self._snapshot.segments if segment.number in group]
-            rows = {segment.number: self._catalog.of_segment(segment.number) for segment in old}
-        entries = [entry for segment in old for entry in segment.entries(rows[segment.number])]
-        held = {document for segment in old for document in segment.document_ids()}
-        written = self._write(entries)
-        with self._writing:
-            self._check_alive()
-            self._install(group, written, held - {entry.document.id for entry in entries}, drop_logs=False)
-
-    def _write(self, entries: list[Entry]) -> _Written | None:
-        """A segment of these documents that is not part of the collection yet; None for no documents."""
-        if not entries:
-            return None
-        number = next(self._numbers)
-        rows = to_rows(entries, number)
-        written = self._store.write_segment(to_sections(entries, rows), number, entries)
-        return _Written(written, self._store.open_segment(written), rows)
-
-    def _install(self, old: frozenset[int], written: _Written | None, gone: set[str], *, drop_logs: bool) -> None:
-        """Commit a segment in place of old ones or of the memtable. gone: documents that then lie nowhere."""
-        entries = [entry for entry in self._store.manifest.segments if entry.number not in old]
-        segments = [segment for segment in self._snapshot.segments if segment.number not in old]
-        if written:
-            entries.append(written.entry)
-            segments.append(written.sealed)
-        deleted = self._deleted - gone
-        self._store.commit(tuple(entries), deleted, drop_logs=drop_logs)
-        self._deleted = deleted
-        memtable = Memtable() if drop_logs else self._snapshot.memtable
-        self._publish(lambda: self._catalog.move(written.rows if written else ()), Snapshot(tuple(segments), memtable))
-
-    def _publish(self, change: Callable[[], None], snapshot: Snapshot) -> None:
-        with self._publishing:
-            change()
-            self._snapshot = snapshot
-            self._readable.clear()
-
-    def _check_embedder(self) -> None:
-        pinned, present = self._store.manifest, self._embedder
-        if (pinned.embedder, pinned.dimension) != (present.identity, present.dimension):
+    def _embedder(self) -> Embedder:
+        """Of the vectors that there are. Raises EmbedderChanged."""
+        pinned = self._store.manifest
+        embedder = self._embedders(pinned.embedder_name, pinned.embedder)
+        if (embedder.identity, embedder.dimension) != (pinned.embedder, pinned.dimension):
             raise EmbedderChanged(
                 f"Collection {self.name} was made with embedder {pinned.embedder[:16]} ({pinned.dimension} dimensions);"
-                f" the box now has {present.identity[:16]} ({present.dimension} dimensions)."
+                f" the box now has {embedder.identity[:16]} ({embedder.dimension} dimensions)."
             )
+        return embedder
+
+    def _check_replaced(self, document: str) -> None:
+        if document:
+            with self._published.catalog() as catalog:
+                exists = catalog.exists(document)
+            if not exists:
+                raise NotFound(f"Collection {self.name} has no document {document} to replace.")
 
     def _check_alive(self) -> None:
         if self._dropped:
             raise NotFound(f"There is no collection {self.name}.")
+
+
+def _opened(name: str, store: Store) -> tuple[Published, Amendments]:
+    """What segments and logs say, and what they no longer say. Raises StoreDamaged."""
+    amendments = Amendments(set(store.manifest.deleted), dict(store.manifest.readers))
+    segments = tuple(map(store.open_segment, store.manifest.segments))
+    entries: list[Entry] = []
+    for record in store.replay():
+        if isinstance(record, Deletion):
+            amendments.delete(record.document)
+        elif isinstance(record, ReadersChange):
+            amendments.readers[record.document] = record.readers
+        else:
+            entries.append(record)
+            if record.replaces:
+                amendments.delete(record.replaces)
+    catalog = Catalog(name, {segment.number: segment.parquet() for segment in segments})
+    catalog.add([Row(one.document, MEMTABLE, ordinal, 0, page_bytes(one)) for ordinal, one in enumerate(entries)])
+    catalog.remove(sorted(amendments.deleted))
+    catalog.set_readers(amendments.readers)
+    snapshot = Snapshot(segments, Memtable.of(entries), store.manifest.embedder, store.version)
+    return Published(name, catalog, snapshot), amendments
+
+
+def _condition(text: str) -> Condition | None:
+    return parse(text) if text.strip() else None

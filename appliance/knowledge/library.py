@@ -7,23 +7,36 @@
 A damaged collection says so to whoever uses it, and is named by `damaged`; the others serve.
 """
 
+import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, RLock
 
 import structlog
 
 from appliance import types
-from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, NotFound, StoreDamaged
+from appliance.errors import (
+    AlreadyExists,
+    ApplianceError,
+    InvalidArgument,
+    KeyUnavailable,
+    NotFound,
+    StoreDamaged,
+)
 from appliance.knowledge.collection import Collection
-from appliance.knowledge.storage import durable, key, store
+from appliance.knowledge.storage import durable, key, shred, store, upgrade
+from appliance.knowledge.storage.durable import Pace
+from appliance.knowledge.storage.mark import MarkFile
 from appliance.knowledge.storage.pin import Pinned
-from appliance.ports import Embedder, Keyring
-from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, Span
+from appliance.knowledge.storage.resident import Memory
+from appliance.knowledge.storage.tenant import Tenant
+from appliance.ports import Embedder, Keyring, TenantKeys
+from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
 
 log = structlog.get_logger()
 
@@ -80,9 +93,7 @@ class Library:
             finally:
                 built.close()
 
-    def adopt(
-        self, collection: str, backed_up_as: str, uid: bytes, fill: Callable[[Path], None]
-    ) -> types.Collection:
+    def adopt(self, collection: str, backed_up_as: str, uid: bytes, fill: Callable[[Path], None]) -> types.Collection:
         """A collection of the files that `fill` puts into an empty folder; it is read before anyone else sees it.
 
         backed_up_as, uid: what it was when the files were copied. Raises AlreadyExists, also while the collection that
@@ -152,6 +163,20 @@ class Library:
             shredded = shred.destroy(going, collection, self._tenant, self._homes())
         log.info("collection_shredded", tenant=self._tenant.name, collection=collection, uid=shredded.uid)
         return shred.prove(shredded, self._tenant)
+
+    def shred(self) -> tuple[ShredProof, ...]:
+        """Every collection, then the tenant's keys; a proof a collection. Raises as `drop`; call it again then."""
+        proofs: list[ShredProof] = []
+        while True:
+            names = {path.name.removeprefix(_DROPPED) for path in self._directory.glob(f"{_DROPPED}*")}
+            for name in sorted({*names, *self._names()}):
+                with suppress(NotFound):
+                    proofs.append(self.drop(name))
+            with self._keys:
+                if not self._homes():
+                    for epoch in self._tenant.keys.epochs(self._tenant.name):
+                        self._tenant.keys.destroy(self._tenant.name, epoch)
+                    return tuple(proofs)
 
     def rotate(self) -> int:
         """New keys for the tenant and each of its collections, the old ones destroyed; how many collections.
@@ -371,9 +396,7 @@ class Library:
         with self._keys:
             if not self._tenant.keys.epochs(self._tenant.name):
                 if self._names():
-                    raise KeyUnavailable(
-                        f"The key of tenant {self._tenant.name} is missing, and there are collections that only it opens."
-                    )
+                    raise KeyUnavailable(f"The key of tenant {self._tenant.name} is missing; its collections need it.")
                 self._tenant.keys.add(self._tenant.name)
             store.create(directory, name, self._tenant, self._embedder)
 
@@ -423,8 +446,22 @@ class Library:
             log.error("rotation_unfinished", tenant=self._tenant.name, reason=error.reason, error=str(error))
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What all libraries share. hot_bytes: of sections ready to search; cache_bytes: of decrypted pieces read by range.
+
+    background_bytes_per_second: of compaction, 0 for no limit. seal_seconds: how old what is in a log only may become.
+    """
+
+    hot_bytes: int
+    cache_bytes: int
+    seal_passages: int
+    seal_seconds: float
+    background_bytes_per_second: int = 0
+
+
 class Libraries:
-    """See `ports.Libraries`. Each tenant's library is <directory>/<tenant>/; a start brings an older layout up to date."""
+    """See `ports.Libraries`. A tenant's library is <directory>/<tenant>/; a start brings an older layout up to date."""
 
     def __init__(
         self,
@@ -433,7 +470,7 @@ class Libraries:
         keyring: Keyring,
         tenant_keys: TenantKeys,
         embedder: Embedder,
-        limits: Limits,
+        bounds: Bounds,
     ) -> None:
         """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
 
@@ -441,15 +478,14 @@ class Libraries:
         """
         self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
         self._marks = keys / "marks"
-        self._embedder, self._limits = embedder, limits
-        self._memory = Memory.of(limits.hot_bytes, limits.cache_bytes)
-        rate = limits.background_bytes_per_second
+        self._embedder, self._bounds = embedder, bounds
+        self._memory = Memory.of(bounds.hot_bytes, bounds.cache_bytes)
+        rate = bounds.background_bytes_per_second
         self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
         self._lock = RLock()
         self._open: dict[str, Library] = {}
         with durable.disk_errors(directory):
             durable.make_directory(directory)
-        self._finish_shredding()
         upgrade.bring_up_to_date(directory, self._tenant(upgrade.TENANT))
 
     def of(self, tenant: str) -> Library:
@@ -462,7 +498,7 @@ class Libraries:
                     self._directory / tenant,
                     self._tenant(tenant),
                     self._embedder,
-                    seal_passages=self._limits.seal_passages,
+                    seal_passages=self._bounds.seal_passages,
                     memory=self._memory,
                     pace=self._pace,
                 )
@@ -491,7 +527,7 @@ class Libraries:
     def seal_where_old(self) -> None:
         """See `Library.seal_where_old`."""
         for _, library in self._each():
-            library.seal_where_old(self._limits.seal_seconds)
+            library.seal_where_old(self._bounds.seal_seconds)
 
     def rotate(self, tenant: str) -> int:
         """See `Library.rotate`."""
@@ -499,11 +535,7 @@ class Libraries:
 
     def shred_tenant(self, tenant: str) -> tuple[ShredProof, ...]:
         """Every collection of a tenant, then its keys; a proof a collection. Raises as `Library.drop`."""
-        library = self.of(tenant)
-        with self._lock:
-            proofs = library.shred()
-            self._open.pop(tenant).close()
-        return proofs
+        return self.of(tenant).shred()
 
     def close(self) -> None:
         """Closes the files. Nothing is lost without it."""

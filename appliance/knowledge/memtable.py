@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.knowledge.catalog import MEMTABLE
+from appliance.knowledge.chunk import Piece
 from appliance.knowledge.index import vectors
-from appliance.knowledge.index.inversion import Row
 from appliance.knowledge.index.postings import Postings
+from appliance.knowledge.sealed import words
 from appliance.knowledge.storage.record import Entry
 from appliance.types import PLACE, Bools, Floats, Span
 
@@ -33,21 +34,22 @@ class Block:
         self.entries = entries
         self.first_ordinal = first_ordinal
         self.level = level
-        counts = [len(entry.spans) for entry in entries]
+        counts = [len(entry.pieces) for entry in entries]
         self.documents = len(entries)
         self.rows = sum(counts)
         self.owners: NDArray[np.uint32] = np.repeat(np.arange(len(entries), dtype=np.uint32), counts)
         self._firsts = np.cumsum(counts) - counts
+        self._vectors = np.concatenate([entry.vectors for entry in entries])
         self._places = np.array(
             [
-                (bytes.fromhex(entry.document.id), span.page, span.start, span.end, 0, 0)
+                (document, piece.span.page, piece.span.start, piece.span.end, *piece.section)
                 for entry in entries
-                for span in entry.spans
+                for document in [bytes.fromhex(entry.document.id)]
+                for piece in entry.pieces
             ],
             PLACE,
         )
-        self._vectors = np.concatenate([entry.vectors for entry in entries])
-        self.postings = Postings.build([Row(text) for entry in entries for text in entry.passages()])
+        self.postings = Postings.build([row for entry in entries for row in words(entry)])
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first; exact."""
@@ -68,10 +70,23 @@ class Block:
     def document_id(self, owner: int) -> str:
         return self.entries[owner].document.id
 
+    def piece(self, row: int) -> Piece:
+        return self._of(row)[1]
+
     def passage(self, row: int) -> tuple[Span, str]:
-        entry = self.entries[int(self.owners[row])]
-        span = entry.spans[row - int(self._firsts[self.owners[row]])]
-        return span, entry.pages[span.page - 1][span.start : span.end]
+        """A passage's place in its document, and its text."""
+        entry, piece = self._of(row)
+        return piece.span, entry.pages[piece.span.page - 1][piece.span.start : piece.span.end]
+
+    def section(self, row: int) -> tuple[Span, str]:
+        """The section that a passage lies in: its place, and its text."""
+        entry, piece = self._of(row)
+        start, end = piece.section
+        return Span(piece.span.page, start, end), entry.pages[piece.span.page - 1][start:end]
+
+    def _of(self, row: int) -> tuple[Entry, Piece]:
+        owner = int(self.owners[row])
+        return self.entries[owner], self.entries[owner].pieces[row - int(self._firsts[owner])]
 
 
 @dataclass(frozen=True)
@@ -99,11 +114,14 @@ class Memtable:
 
     def with_entry(self, entry: Entry) -> "Memtable":
         """This memtable and one more document; its ordinal is `documents` of this one."""
-        blocks = [*self.blocks, Block((entry,), self.documents, level=0)]
-        while len(blocks) >= _FAN and blocks[-_FAN].level == blocks[-1].level:
-            merged = tuple(entry for block in blocks[-_FAN:] for entry in block.entries)
-            blocks[-_FAN:] = [Block(merged, blocks[-_FAN].first_ordinal, blocks[-1].level + 1)]
-        return Memtable(tuple(blocks))
+        entries: tuple[Entry, ...] = (entry,)
+        first, level = self.documents, 0
+        blocks = list(self.blocks)
+        while len(blocks) >= _FAN - 1 and all(block.level == level for block in blocks[1 - _FAN :]):
+            entries = tuple(one for block in blocks[1 - _FAN :] for one in block.entries) + entries
+            first, level = blocks[1 - _FAN].first_ordinal, level + 1
+            del blocks[1 - _FAN :]
+        return Memtable((*blocks, Block(entries, first, level)))
 
     def entry(self, ordinal: int) -> Entry:
         return next(

@@ -3,80 +3,133 @@
     ids       16 bytes a document, in the order of its ordinals
     rows      Parquet: a row a document, in the same order (catalog.py)
     text      UTF-8 of all pages, one after another
-    spans     a record a passage (SPAN): its document's ordinal, page, [start, end) in code points of the page, and the
-              same range as bytes of `text`
+    owners    u32 a passage: the ordinal of its document, ascending
+    passages  a record a passage (PASSAGE): its page, [start, end) in code points of the page and in bytes of `text`,
+              the same of its section, and where in `strings` its heading and what is repeated before it lie
+    strings   UTF-8 of headings and repeated texts, each once
     postings, positions      inverted_file.py
-    vec_i8, vec_f16, graph   vectors.VectorIndex
+    vec_i8, vec_f16, graph   vectors.py
 
-Postings, spans and vectors stay in memory while the segment is open; rows go to the catalogue; text is read by range.
+In place of owners, passages and strings a segment of an older release has `spans` (SPAN). Everything is little-endian.
+Owners, postings, int8 vectors and graph are kept in memory while there is room; rows go to the catalogue; the rest is
+read by range.
 """
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
 from appliance.knowledge.catalog import Row, to_parquet
-from appliance.knowledge.index import inversion, postings
+from appliance.knowledge.chunk import Piece
+from appliance.knowledge.index import inversion, postings, vectors
 from appliance.knowledge.index.postings import Postings
-from appliance.knowledge.index.vectors import VectorIndex
 from appliance.knowledge.storage.record import Entry
 from appliance.knowledge.storage.segment import SegmentFile
 from appliance.types import PLACE, Bools, Floats, Span
 
+_PLACES = ("page", "start", "end", "section_start", "section_end")
+_STRINGS = ("heading_start", "heading_end", "repeated_start", "repeated_end")
+_BYTES = ("text_start", "text_end", "section_text_start", "section_text_end")
+PASSAGE = np.dtype([*((name, "<u4") for name in (*_PLACES, *_STRINGS)), *((name, "<u8") for name in _BYTES)])
 SPAN = np.dtype(
     [("owner", "<u4"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4"), ("text_start", "<u8"), ("text_end", "<u8")]
 )
-_VECTOR_SECTIONS = ("vec_i8", "vec_f16", "graph")
+T = TypeVar("T")
 
 
 def to_rows(entries: Sequence[Entry], segment: int) -> list[Row]:
     """The catalogue rows of the documents once they lie in that segment, in this order."""
     rows: list[Row] = []
-    end = 0
+    start = 0
     for ordinal, entry in enumerate(entries):
-        ends = [end := end + len(page.encode()) for page in entry.pages]
-        start = ends[0] - len(entry.pages[0].encode()) if ends else end
-        rows.append(Row(entry.document, segment, ordinal, (start, *ends)))
+        row = Row(entry.document, segment, ordinal, start, page_bytes(entry))
+        start += sum(row.page_bytes)
+        rows.append(row)
     return rows
+
+
+def page_bytes(entry: Entry) -> tuple[int, ...]:
+    """The UTF-8 length of each page."""
+    return tuple(len(page) if page.isascii() else len(page.encode()) for page in entry.pages)
 
 
 def to_sections(entries: Sequence[Entry], rows: Sequence[Row]) -> dict[str, bytes]:
     """The sections of a segment of these documents; rows: of `to_rows`."""
-    vectors = np.concatenate([entry.vectors for entry in entries])
+    counts = [len(entry.pieces) for entry in entries]
+    passages, strings = _to_passages(entries, rows)
     return {
         "ids": b"".join(bytes.fromhex(entry.document.id) for entry in entries),
         "rows": to_parquet(rows),
         "text": "".join(page for entry in entries for page in entry.pages).encode(),
-        "spans": _to_spans(entries, rows).tobytes(),
-        **postings.to_sections([inversion.Row(text) for entry in entries for text in entry.passages()]),
-        **VectorIndex.build(vectors).sections(),
+        "owners": np.repeat(np.arange(len(entries), dtype="<u4"), counts).tobytes(),
+        "passages": passages.tobytes(),
+        "strings": strings,
+        **postings.to_sections([row for entry in entries for row in words(entry)]),
+        **vectors.to_sections(np.concatenate([entry.vectors for entry in entries])),
     }
 
 
-def _to_spans(entries: Sequence[Entry], rows: Sequence[Row]) -> NDArray[np.void]:
-    found = [
-        (row.ordinal, span.page, span.start, span.end, page_start + start, page_start + end)
-        for entry, row in zip(entries, rows, strict=True)
-        for span, (start, end) in zip(entry.spans, _byte_ranges(entry), strict=True)
-        for page_start in [row.page_ends[span.page - 1]]
+def words(entry: Entry) -> list[inversion.Row]:
+    """What is indexed of each passage: its text, and as its heading the document's title and its own heading."""
+    title, pieces = entry.document.title, zip(entry.pieces, entry.passages(), strict=True)
+    return [
+        inversion.Row("\n".join(filter(None, (piece.repeated, text))), f"{title}\n{piece.heading}")
+        for piece, text in pieces
     ]
-    return np.array(found, SPAN)
 
 
-def _byte_ranges(entry: Entry) -> Iterator[tuple[int, int]]:
-    """Each span as UTF-8 bytes of its page; linear, because the spans of a page are in order."""
-    page, at, at_bytes = 0, 0, 0
-    for span in entry.spans:
-        text = entry.pages[span.page - 1]
-        if span.page != page or span.start < at:
-            page, at, at_bytes = span.page, 0, 0
-        start = at_bytes + len(text[at : span.start].encode())
-        at, at_bytes = span.end, start + len(text[span.start : span.end].encode())
-        yield start, at_bytes
+def _to_passages(entries: Sequence[Entry], rows: Sequence[Row]) -> tuple[NDArray[np.void], bytes]:
+    """The records of `passages`, and `strings`."""
+    strings = bytearray()
+    places: dict[str, tuple[int, int]] = {"": (0, 0)}
+
+    def place(text: str) -> tuple[int, int]:
+        if text not in places:
+            start = len(strings)
+            strings.extend(text.encode())
+            places[text] = (start, len(strings))
+        return places[text]
+
+    found: list[tuple[int, ...]] = []
+    for entry, row in zip(entries, rows, strict=True):
+        at = row.text_start
+        starts = [at, *(at := at + size for size in row.page_bytes)]
+        number, offsets = 0, np.zeros(0, np.int64)
+        for piece in entry.pieces:
+            if piece.span.page != number:
+                number = piece.span.page
+                offsets = _byte_offsets(entry.pages[number - 1]) + starts[number - 1]
+            range_ = (piece.span.start, piece.span.end, *piece.section)
+            texts = (*place(piece.heading), *place(piece.repeated))
+            found.append((number, *range_, *texts, *offsets[list(range_)].tolist()))
+    return np.array(found, PASSAGE), bytes(strings)
+
+
+def _byte_offsets(page: str) -> NDArray[np.int64]:
+    """Where each code point of a page starts in its UTF-8, and where the last one ends: int64 [len(page) + 1]."""
+    if page.isascii():
+        return np.arange(len(page) + 1)
+    points = np.frombuffer(page.encode("utf-32-le"), "<u4")
+    sizes = np.ones(len(points), np.int64) + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _weakly(file: SegmentFile) -> Callable[[int, int], bytes]:
+    """Reads positions for as long as somebody holds the file: what is kept in memory must not keep it open."""
+    held = weakref.ref(file)
+
+    def read(start: int, length: int) -> bytes:
+        opened = held()
+        assert opened is not None, "a segment is searched that nobody holds"
+        return opened.read("positions", start, length)
+
+    return read
 
 
 class Sealed:
@@ -85,21 +138,44 @@ class Sealed:
     first_ordinal = 0
 
     def __init__(self, number: int, documents: int, file: SegmentFile) -> None:
-        """Raises StoreDamaged, naming the file."""
+        """Reads nothing yet."""
         self.number = number
         self.documents = documents
         self._file = file
+        self._is_old = not file.size("passages")
+        self.rows = file.size("spans") // SPAN.itemsize if self._is_old else file.size("passages") // PASSAGE.itemsize
+
+    @property
+    def owners(self) -> NDArray[np.uint32]:
+        """uint32 [rows]. Raises StoreDamaged, as all that reads."""
+
+        def load() -> NDArray[np.uint32]:
+            if self._is_old:
+                return np.ascontiguousarray(np.frombuffer(self._file.read("spans"), SPAN)["owner"])
+            return np.frombuffer(self._file.read("owners"), "<u4", self.rows)
+
+        return self._hot("owners", 4 * self.rows, load)
+
+    @property
+    def postings(self) -> Postings:
+        read = _weakly(self._file)
+        return self._hot("postings", self._file.size("postings"), lambda: Postings(self._file.read("postings"), read))
+
+    @property
+    def _codes(self) -> vectors.Codes:
+        def load() -> vectors.Codes:
+            codes = vectors.Codes.from_sections(self._file.read("vec_i8"), self._file.read("graph"))
+            if codes.rows != self.rows or self._file.size("vec_f16") != 2 * codes.rows * codes.dim:
+                raise StoreDamaged("Its vectors do not fit its passages.")
+            return codes
+
+        return self._hot("vectors", self._file.size("vec_i8") + self._file.size("graph"), load)
+
+    def _hot(self, part: str, size_bytes: int, load: Callable[[], T]) -> T:
         try:
-            self._ids = file.read("ids")
-            self._spans = np.frombuffer(file.read("spans"), SPAN)
-            self.postings = Postings(file.read("postings"), partial(file.read, "positions"))
-            self._vectors = VectorIndex.from_sections(
-                {name: file.read(name) for name in _VECTOR_SECTIONS if file.size(name)}
-            )
+            return self._file.hot(part, size_bytes, load)
         except (StoreDamaged, ValueError) as error:
-            raise StoreDamaged(f"{file.path} is damaged: {error}") from None
-        self.rows = len(self._spans)
-        self.owners: NDArray[np.uint32] = np.ascontiguousarray(self._spans["owner"])
+            raise StoreDamaged(f"{self._file.path} is damaged: {error}") from None
 
     def parquet(self) -> bytes:
         """The catalogue rows of its documents."""
@@ -107,52 +183,91 @@ class Sealed:
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first."""
-        # None spares the graph a call of Python for each row that it visits
-        return self._vectors.search(query, None if allowed.all() else allowed, k)
+        halves = partial(self._file.rows, "vec_f16", self._half_bytes)
+        return vectors.SegmentVectors(self._codes, halves).search(query, None if allowed.all() else allowed, k)
 
     def vectors(self, rows: NDArray[np.uint32]) -> Floats:
         """Of some rows, float32 [len(rows), dimension]. Raises StoreDamaged."""
-        size = self._file.size("vec_f16") // max(self.rows, 1)
-        halves = b"".join(self._file.read("vec_f16", row * size, size) for row in rows.tolist())
-        return np.frombuffer(halves, "<f2").reshape(len(rows), size // 2).astype(np.float32)
+        return self._file.rows("vec_f16", self._half_bytes, rows).view("<f2").astype(np.float32)
 
-    def document_id(self, owner: int) -> str:
-        return self._ids[16 * owner : 16 * owner + 16].hex()
+    @property
+    def _half_bytes(self) -> int:
+        return self._file.size("vec_f16") // max(self.rows, 1)
 
     def places(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
-        """Where some rows stand, as `search.Unit` says."""
-        spans = self._spans[rows]
+        """Where some rows stand, as `search.Unit` says. Raises StoreDamaged."""
+        passages = self._passages(rows)
         found = np.zeros(len(rows), PLACE)
-        found["document"] = np.frombuffer(self._ids, "V16")[spans["owner"]]
-        for name in ("page", "start", "end"):
-            found[name] = spans[name]
+        found["document"] = self._file.rows("ids", 16, self.owners[rows]).view("V16")[:, 0]
+        for name in ("page", "start", "end", "section_start", "section_end"):
+            found[name] = passages[name]
         return found
+
+    def document_id(self, owner: int) -> str:
+        return self._file.read("ids", 16 * owner, 16).hex()
 
     def document_ids(self) -> frozenset[str]:
         """Of all its documents, with those that were deleted since."""
-        return frozenset(map(self.document_id, range(self.documents)))
+        ids = self._file.read("ids").hex()
+        return frozenset(ids[at : at + 32] for at in range(0, len(ids), 32))
+
+    def piece(self, row: int) -> Piece:
+        """Raises StoreDamaged."""
+        return self._piece(self._passages(np.array([row], np.uint32))[0])
 
     def passage(self, row: int) -> tuple[Span, str]:
         """A passage's place in its document, and its text. Raises StoreDamaged."""
-        _, page, start, end, text_start, text_end = self._spans[row].tolist()
-        return Span(page, start, end), self._file.read("text", text_start, text_end - text_start).decode()
+        found = self._passages(np.array([row], np.uint32))[0]
+        text = self._text(int(found["text_start"]), int(found["text_end"]))
+        return Span(int(found["page"]), int(found["start"]), int(found["end"])), text
+
+    def section(self, row: int) -> tuple[Span, str]:
+        """The section that a passage lies in: its place, and its text. Raises StoreDamaged."""
+        found = self._passages(np.array([row], np.uint32))[0]
+        text = self._text(int(found["section_text_start"]), int(found["section_text_end"]))
+        return Span(int(found["page"]), int(found["section_start"]), int(found["section_end"])), text
 
     def pages(self, row: Row) -> tuple[str, ...]:
         """The text of a document by page. Raises StoreDamaged."""
-        first = row.page_ends[0]
-        text = self._file.read("text", first, row.page_ends[-1] - first)
-        ends = [end - first for end in row.page_ends]
+        ends = np.cumsum([0, *row.page_bytes]).tolist()
+        text = self._file.read("text", row.text_start, ends[-1])
         return tuple(text[start:end].decode() for start, end in pairwise(ends))
 
     def page(self, row: Row, page: int) -> str:
         """The text of one page, from 1. Raises StoreDamaged."""
-        start, end = row.page_ends[page - 1], row.page_ends[page]
-        return self._file.read("text", start, end - start).decode()
+        start = row.text_start + sum(row.page_bytes[: page - 1])
+        return self._text(start, start + row.page_bytes[page - 1])
 
     def entries(self, rows: Sequence[Row]) -> Iterator[Entry]:
-        """Some of its documents whole, as they were sealed, for the segment that follows. Raises StoreDamaged."""
+        """Some of its documents whole, for the segment that follows. Raises StoreDamaged."""
         halves = np.frombuffer(self._file.read("vec_f16"), "<f2").reshape(self.rows, -1)
+        passages = self._passages(np.arange(self.rows, dtype=np.uint32))
+        owners = self.owners
         for row in rows:
-            first, last = np.searchsorted(self.owners, [row.ordinal, row.ordinal + 1])
-            spans = tuple(Span(*span[1:4]) for span in self._spans[first:last].tolist())
-            yield Entry(row.document, self.pages(row), spans, halves[first:last].astype(np.float32))
+            first, last = np.searchsorted(owners, [row.ordinal, row.ordinal + 1])
+            pages = self.pages(row)
+            pieces = tuple(self._piece(one) for one in passages[first:last])
+            yield Entry(row.document, pages, pieces, halves[first:last].astype(np.float32))
+
+    def _passages(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
+        """Their records; a passage of an older segment is its own section."""
+        if not self._is_old:
+            return self._file.rows("passages", PASSAGE.itemsize, rows).view(PASSAGE)[:, 0]
+        spans = self._file.rows("spans", SPAN.itemsize, rows).view(SPAN)[:, 0]
+        found = np.zeros(len(spans), PASSAGE)
+        for name in ("page", "start", "end", "text_start", "text_end"):
+            found[name] = spans[name]
+        for name in ("start", "end", "text_start", "text_end"):
+            found[f"section_{name}"] = spans[name]
+        return found
+
+    def _piece(self, found: np.void) -> Piece:
+        page, start, end, section_start, section_end, *texts = (int(value) for value in found.tolist()[:9])
+        heading, repeated = (self._string(*place) for place in (texts[:2], texts[2:]))
+        return Piece(Span(page, start, end), (section_start, section_end), heading, repeated)
+
+    def _string(self, start: int, end: int) -> str:
+        return self._file.read("strings", start, end - start).decode() if end > start else ""
+
+    def _text(self, start: int, end: int) -> str:
+        return self._file.read("text", start, end - start).decode()

@@ -40,7 +40,15 @@ from appliance.types import (
     Usage,
 )
 from appliance.vault.keyring import FileKeyring
-from tests.fakes import MemoryLibrary, PlainComposer, ScriptedGenerator, WordEncoders, WordTokenEmbedder
+from tests.fakes import (
+    LibraryRetriever,
+    MemoryLibrary,
+    OneLibrary,
+    PlainComposer,
+    ScriptedGenerator,
+    WordEncoders,
+    WordTokenEmbedder,
+)
 
 Piece = Text | Finish | Exception | asyncio.Event
 USAGE = Usage(input_tokens=10, cached_input_tokens=4, output_tokens=3)
@@ -137,7 +145,8 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
     async def scrape() -> tuple[str, bytes]:
         return CONTENT_TYPE, metrics.render({"writer": EngineStats(running=2, pages_total=8, pages_used=2)})
 
-    asker = Asker(library, embedder, measured, PlainComposer(), salt)
+    shelves = OneLibrary(library)
+    asker = Asker(shelves, LibraryRetriever(library), embedder, measured, PlainComposer(), salt, lambda tenant: False)
     services = HttpServices(
         chat=Chat(measured, PlainComposer(), salt),
         embedding=Embedding(embedder, "minilm", WordEncoders()),

@@ -20,7 +20,7 @@ from appliance.ports import Extractor
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.types import EVERYONE, Document, Extracted, FileOutcome, FileState, Job, JobState, NewDocument
 from tests import pdf_files
-from tests.fakes import MemoryLibrary
+from tests.fakes import MemoryLibrary, OneLibrary
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -77,13 +77,13 @@ class Bench:
         self.library = WatchedLibrary()
         self.jobs = JobRunner()
         self.config = replace(config, data_dir=folder / "data")
-        self.ingest = Ingest(self.config, self.library, extractor, self.jobs)
+        self.ingest = Ingest(self.config, OneLibrary(self.library), extractor, self.jobs)
 
     def write(self, name: str, content: bytes | str) -> None:
         (self.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
     async def start(self, readers: frozenset[str] = EVERYBODY) -> Job:
-        return await self.ingest.start(str(self.folder), "handbook", readers)
+        return await self.ingest.start("clinic", str(self.folder), "handbook", readers)
 
     async def wait(self, job: Job) -> Job:
         async for state in self.jobs.watch(job.id):
@@ -288,7 +288,7 @@ async def test_refusals_are_remembered_newest_first_and_after_a_restart(plain: B
     (plain.folder / "a.txt").symlink_to("/etc/passwd")
     (plain.folder / "b.txt").symlink_to("/etc/passwd")
     await plain.run()
-    again = Ingest(plain.config, plain.library, PlainExtractor(), plain.jobs)
+    again = Ingest(plain.config, OneLibrary(plain.library), PlainExtractor(), plain.jobs)
     assert [outcome.path for outcome in again.quarantined()] == ["b.txt", "a.txt"]
     assert [outcome.reason for outcome in plain.ingest.quarantined()] == ["LINK", "LINK"]
 
@@ -316,7 +316,7 @@ async def test_an_empty_folder_is_no_error(plain: Bench) -> None:
 async def test_a_single_file_is_taken(plain: Bench) -> None:
     plain.write("a.txt", "One.")
     plain.write("b.txt", "Two.")
-    job = await plain.ingest.start(str(plain.folder / "b.txt"), "handbook", EVERYBODY)
+    job = await plain.ingest.start("clinic", str(plain.folder / "b.txt"), "handbook", EVERYBODY)
     await plain.wait(job)
     assert plain.titles() == ["b.txt"]
     (document,) = plain.library.documents("handbook", EVERYBODY)
@@ -328,9 +328,9 @@ async def test_a_single_file_is_taken(plain: Bench) -> None:
 
 async def test_a_bad_path_starts_no_job(plain: Bench) -> None:
     with pytest.raises(InvalidArgument):
-        await plain.ingest.start("folder", "handbook", EVERYBODY)
+        await plain.ingest.start("clinic", "folder", "handbook", EVERYBODY)
     with pytest.raises(NotFound):
-        await plain.ingest.start("/no/such/folder", "handbook", EVERYBODY)
+        await plain.ingest.start("clinic", "/no/such/folder", "handbook", EVERYBODY)
     assert plain.jobs.list() == ()
     assert plain.library.collections() == ()
 
@@ -340,9 +340,9 @@ async def test_the_boxs_own_data_cannot_be_ingested(plain: Bench) -> None:
     keys.mkdir()
     (keys / "private.txt").write_text("secret")
     with pytest.raises(InvalidArgument, match=r"path: .*/keys lies in the box's own data directory"):
-        await plain.ingest.start(str(keys), "handbook", EVERYBODY)
+        await plain.ingest.start("clinic", str(keys), "handbook", EVERYBODY)
     assert plain.jobs.list() == ()
-    job = await plain.ingest.start(str(plain.config.data_dir.parent), "handbook", EVERYBODY)
+    job = await plain.ingest.start("clinic", str(plain.config.data_dir.parent), "handbook", EVERYBODY)
     await plain.wait(job)
     assert [(outcome.path, outcome.reason) for outcome in plain.ingest.files(job.id)] == [("data", "OWN_DATA")]
 

@@ -10,9 +10,10 @@ import pytest
 
 from appliance.errors import NotFound
 from appliance.knowledge.collection import Collection
-from appliance.knowledge.library import Library
+from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.ports import Embedder
 from appliance.types import EVERYONE, Document, NewDocument
-from appliance.vault import FileKeyring
+from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 
 ALL = frozenset({EVERYONE})
@@ -31,7 +32,7 @@ class Shelf:
 
     @property
     def files(self) -> Path:
-        return self.root / "knowledge" / "handbook"
+        return self.root / "knowledge" / "default" / "handbook"
 
     def file(self, folder: str) -> Path:
         """The only file of seg/, wal/ or mf/."""
@@ -81,14 +82,16 @@ class Shelf:
         return found
 
     def _open(self) -> Library:
-        keyring = FileKeyring.open(self.root / "vault", self.root / "knowledge")
-        return Library(
-            self.root / "knowledge",
-            keyring,
-            self.embedder,
-            seal_passages=self.seal_passages,
-            cache_bytes=4 << 20,
-        )
+        self.libraries = open_libraries(self.root, self.embedder, self.seal_passages)
+        return self.libraries.of("default")
+
+
+def open_libraries(root: Path, embedder: Embedder, seal_passages: int = 1000) -> Libraries:
+    """What a start opens: keys in <root>/vault, collections in <root>/knowledge."""
+    keyring = FileKeyring.open(root / "vault", root / "knowledge")
+    tenant_keys = FileTenantKeys(root / "vault" / "tenants", keyring)
+    bounds = Bounds(hot_bytes=64 << 20, cache_bytes=4 << 20, seal_passages=seal_passages, seal_seconds=3600)
+    return Libraries(root / "knowledge", root / "vault", keyring, tenant_keys, embedder, bounds)
 
 
 def new_document(*pages: str, title: str = "", readers: frozenset[str] = ALL) -> NewDocument:

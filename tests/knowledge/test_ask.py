@@ -9,6 +9,7 @@ import pytest
 
 from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong
 from appliance.knowledge.answer.ask import NOT_ANSWERED, Asker
+from appliance.knowledge.quality.drift import SearchTallies
 from appliance.types import (
     EVERYONE,
     AnswerMode,
@@ -25,7 +26,14 @@ from appliance.types import (
     Text,
     Unsupported,
 )
-from tests.fakes import MemoryLibrary, PlainComposer, ScriptedGenerator, WordTokenEmbedder
+from tests.fakes import (
+    LibraryRetriever,
+    MemoryLibrary,
+    OneLibrary,
+    PlainComposer,
+    ScriptedGenerator,
+    WordTokenEmbedder,
+)
 
 BADGES = "Visitors wear a badge at all times. A visitor badge expires after 90 days. A lost badge costs 5 euros."
 PUMP = "The pump weighs 12 kilograms. Its battery lasts 14 hours. A red lamp means that the motor is too hot."
@@ -44,10 +52,22 @@ class Desk:
 
     library: MemoryLibrary = field(default_factory=MemoryLibrary)
     generator: ScriptedGenerator = field(default_factory=ScriptedGenerator)
+    quoting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.library.create("handbook")
-        self.asker = Asker(self.library, WordTokenEmbedder(), self.generator, PlainComposer(), str.encode)
+        self.retriever = LibraryRetriever(self.library)
+        self.tallies = SearchTallies()
+        self.asker = Asker(
+            OneLibrary(self.library),
+            self.retriever,
+            WordTokenEmbedder(),
+            self.generator,
+            PlainComposer(),
+            str.encode,
+            self.quoting.__contains__,
+            tallies=self.tallies,
+        )
 
     def add(self, title: str, *pages: str, readers: frozenset[str] = EVERYBODY) -> str:
         return self.library.add("handbook", document(title, *pages, readers=readers)).id

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from operator import eq, ge, gt, le, lt, ne
 from typing import Any
 
 import duckdb
@@ -289,17 +290,10 @@ def holds(row: dict[str, Any], expression: Expression) -> bool:
     (value,) = expression.values
     if held is None:
         return False
-    compare = {
-        "=": lambda: held == value,
-        "IN": lambda: held == value,
-        "!=": lambda: held != value,
-        "<": lambda: held < value,
-        "<=": lambda: held <= value,
-        ">": lambda: held > value,
-        ">=": lambda: held >= value,
-        ":": lambda: str(value).lower() in str(held).lower(),
-    }
-    return bool(compare[expression.operator]())
+    if expression.operator == ":":
+        return str(value).lower() in str(held).lower()
+    compare = {"=": eq, "IN": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
+    return bool(compare[expression.operator](held, value))
 
 
 @given(EXPRESSIONS)

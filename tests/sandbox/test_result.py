@@ -1,5 +1,6 @@
 import json
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -106,24 +107,25 @@ def test_a_refusal_comes_back_as_one() -> None:
         frames(b"\xff"),
         frames(b" " * 5000 + header(), b"page", b""),
         frames(header()),
+        frames(header(), b"page"),
         frames(header(), b"page", b"", b"more"),
         frames(header(), b"page", b"") + b"x",
         frames(header(pages=True), b"page", b""),
         frames(header(pages="1"), b"page", b""),
         frames(header(pages=0)),
         frames(header(pages=-1)),
-        frames(header(pages=3), b"a", b"b", b"c"),
+        frames(header(pages=3), b"a", b"b", b"c", b""),
         frames(header(pages=1e9)),
         frames(header(parser=""), b"page", b""),
         frames(header(parser="x" * 501), b"page", b""),
         frames(header(parser="a\nb"), b"page", b""),
         frames(header(media_type=None), b"page", b""),
         frames(header(other=1), b"page", b""),
-        frames(header(), b"\xff\xfe"),
-        frames(header(), b"\xed\xa0\x80"),
-        frames(header(), b"nul \x00"),
-        frames(header(), b"escape \x1b[2J"),
-        frames(header(), "c1 \x9b".encode()),
+        frames(header(), b"\xff\xfe", b""),
+        frames(header(), b"\xed\xa0\x80", b""),
+        frames(header(), b"nul \x00", b""),
+        frames(header(), b"escape \x1b[2J", b""),
+        frames(header(), "c1 \x9b".encode(), b""),
         encode_refusal("lower case", "message"),
         encode_refusal("REASON", "two\nlines"),
         encode_refusal("REASON", "right to left \u202e"),

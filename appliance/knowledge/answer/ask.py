@@ -155,7 +155,7 @@ class Asker:
                 yield piece
 
     async def _search(self, inquiry: Inquiry, queries: Sequence[str]) -> tuple[Passage, ...]:
-        """The best passages of all queries, each once with its best score; of one query as they were found."""
+        """The best passages of all queries, each once with its best score; of one query in the order of the search."""
         limit = GENERATE_PASSAGES if inquiry.file else QUOTE_PASSAGES
         best: dict[tuple[str, Span], Passage] = {}
         for query in queries:

@@ -127,4 +127,4 @@ def _texts(piece: AskPiece) -> list[str]:
 
 
 def _texts_of(passage: Passage) -> list[str]:
-    return [passage.document, passage.title, passage.text, passage.snippet.text, passage.context]
+    return [passage.document, passage.title, passage.text, passage.snippet.text, passage.context, passage.heading]

@@ -61,7 +61,7 @@ class Rewriter:
         """By the model, or by the rule where there is none, it fails, or writes nonsense."""
         question = inquiry.question
         ruled = Plan(followup.standalone(question, inquiry.history))
-        others = OTHERS if several(question) else 0
+        others = OTHERS if several(question) and not inquiry.options.reranker else 0  # its order is of one question
         if inquiry.file is None or len(question) > MAX_CHARACTERS or not (inquiry.history or others):
             return ruled
         try:

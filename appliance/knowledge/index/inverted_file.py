@@ -42,7 +42,7 @@ _HEADER = struct.Struct("<8sIIQQ")
 _DENSE = 0
 _COUNTED = 8
 _WIDTHS = (1, 2, 4)
-_KINDS = (_DENSE, *_WIDTHS, *(_COUNTED + width for width in _WIDTHS))
+_POSTING_BYTES = np.array([1, 1, 2, 0, 4, 0, 0, 0, 0, 2, 3, 0, 5])  # by kind; 0 for what is none
 _MAX_TERM_BYTES = 255
 _END_BYTES = 8
 
@@ -146,14 +146,14 @@ class InvertedFile:
         _check(reader.left == 0)
         starts = _parted(self._term_ends, vocabulary_bytes)
         _check(bool((self._term_ends - starts <= _MAX_TERM_BYTES).all()))
-        self.languages = frozenset(np.unique(vocabulary[starts]).tolist())
+        self.languages = frozenset(np.flatnonzero(np.bincount(vocabulary[starts])).tolist())
         self._check_lists(_parted(self._list_ends, list_bytes))
 
     def _check_lists(self, starts: Integers) -> None:
         sizes = self._list_ends.astype(np.int64) - starts
-        _check(bool(np.isin(self._kinds, _KINDS).all()))
-        posting_bytes = (self._kinds & (_COUNTED - 1)) + (self._kinds >= _COUNTED).astype(np.uint8)
-        posting_bytes[self._kinds == _DENSE] = 1
+        _check(bool((self._kinds < len(_POSTING_BYTES)).all()))
+        posting_bytes = _POSTING_BYTES[self._kinds]
+        _check(bool((posting_bytes > 0).all()))
         _check(bool((sizes % posting_bytes == 0).all()) and bool((sizes[self._kinds == _DENSE] == self.rows).all()))
 
     def find(self, term: bytes) -> int | None:

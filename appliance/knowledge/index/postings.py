@@ -17,7 +17,7 @@ from appliance.knowledge.index.lexical import K1, B, Phrase, Statistics, Term
 from appliance.ports import Buffer
 from appliance.types import Bools, Floats
 
-_FEW = 16  # up to a 16th of all rows it is faster to visit each than to compute with an array over all
+_FEW = 8  # up to an 8th of all rows it is faster to visit each than to compute with an array over all
 _ROW_BITS = 32  # above the position, in a number that stands for both
 
 

@@ -103,8 +103,9 @@ class SegmentVectors:
 
     @classmethod
     def build(cls, vectors: Floats, exact_below: int = EXACT_ROWS) -> Self:
-        found = cls.from_sections(to_sections(vectors, exact_below), exact_below)
-        found._sections = to_sections(vectors, exact_below)
+        sections = to_sections(vectors, exact_below)
+        found = cls.from_sections(sections, exact_below)
+        found._sections = sections
         return found
 
     def sections(self) -> dict[str, bytes]:

@@ -63,8 +63,9 @@ class WalEntry:
 class Manifest:
     """What a collection consists of. deleted: documents that are still in a segment and no longer exist.
 
-    next_seq: of the first record in a log that is not named here. embedder, dimension: of every vector in the
-    collection. readers: of the documents in segments whose readers are no longer those that their segment says.
+    next_seq: of the first record in a log that is not named here. embedder, dimension, embedder_name: of every vector
+    in the collection; the name is its model's, '' for the built-in one. readers: of the documents in segments whose
+    readers are no longer those that their segment says.
     """
 
     generation: int
@@ -75,6 +76,7 @@ class Manifest:
     wals: tuple[WalEntry, ...] = ()
     deleted: frozenset[str] = frozenset()
     readers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    embedder_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class ManifestStore:
 
     def load(self) -> tuple[Manifest, bytes]:
         """The current one, and its sha256. Raises StoreDamaged, naming the file."""
-        path, raw, digest = _read_current(self.directory)
+        path, raw, digest = read_current(self.directory)
         try:
             return self._open(raw, int(path.name)), digest
         except StoreDamaged as error:
@@ -144,7 +146,7 @@ def key_epoch(directory: Path) -> int:
 
     Raises StoreDamaged, naming the file, also for a version that this release does not know.
     """
-    path, raw, _ = _read_current(directory)
+    path, raw, _ = read_current(directory)
     head = raw[: _HEADER.size]
     if len(head) < _HEADER.size or head[:4] != b"AKMF":
         raise StoreDamaged(f"{path} is damaged: it is no manifest.")
@@ -155,8 +157,8 @@ def key_epoch(directory: Path) -> int:
     return int(epoch)
 
 
-def _read_current(directory: Path) -> tuple[Path, bytes, bytes]:
-    """The manifest that CURRENT names: its path, its bytes, their sha256."""
+def read_current(directory: Path) -> tuple[Path, bytes, bytes]:
+    """The manifest that CURRENT names: its path, its bytes, their sha256. Raises StoreDamaged."""
     generation, digest = current(directory)
     path = directory / "mf" / generation
     raw = durable.read_file(path)

@@ -1,14 +1,20 @@
-"""What one WAL record says: a whole document was added, or one was deleted. Half a document cannot be said.
+"""What one WAL record says: a whole document was added, one was deleted, or its readers changed. Half a document
+cannot be said.
 
-    added     kind 1 (u8)  length of JSON (u32)  JSON  text  spans  vectors
+    added     kind 4 (u8)  length of JSON (u32)  JSON  text  pieces  vectors
     deleted   kind 2 (u8)  document id (ASCII)
+    readers   kind 3 (u8)  JSON: `document`, `readers`
+    added     kind 1 (u8)  length of JSON (u32)  JSON  text  spans  vectors        of older logs; read, not written
 
-JSON holds the document's fields and `pages`, the UTF-8 length of each page in `text`. `spans` is int32 [n, 3]: page,
-start, end; `vectors` is float16 [n, dimension]. Integers outside arrays are big-endian, arrays little-endian.
+JSON holds the document's fields; `pages`, the UTF-8 length of each page in `text`; `replaces`, the document that is
+gone in the same instant; `strings`, the distinct headings and repeated texts. `pieces` is int32 [n, 7]: page, start,
+end, start and end of the section, and which of `strings` are its heading and what is repeated; `spans` is int32 [n, 3],
+its first three. `vectors` is float16 [n, dimension]. Integers outside arrays are big-endian, arrays little-endian.
 """
 
 import json
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,24 +22,34 @@ from typing import Any
 import numpy as np
 
 from appliance.errors import StoreDamaged
+from appliance.knowledge.chunk import Piece
 from appliance.types import Document, Floats, Span
 
-_ADDED = struct.Struct(">BI")
-_DELETED = b"\x02"
+_HEAD = struct.Struct(">BI")
+_ADDED_BEFORE, _DELETED, _READERS, _ADDED = 1, 2, 3, 4
+_COLUMNS = {_ADDED_BEFORE: 3, _ADDED: 7}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One whole document as it is stored. vectors: float32 [len(spans), dimension], each value exact in float16."""
+    """One whole document as it is stored. vectors: float32 [len(pieces), dimension], each value exact in float16.
+
+    replaces: the document that is gone from the instant that this one is there.
+    """
 
     document: Document
     pages: tuple[str, ...]
-    spans: tuple[Span, ...]
+    pieces: tuple[Piece, ...]
     vectors: Floats
+    replaces: str = ""
 
     def passages(self) -> list[str]:
-        """The text of each span."""
-        return [self.pages[span.page - 1][span.start : span.end] for span in self.spans]
+        """The text of each piece."""
+        return [self.pages[piece.span.page - 1][piece.span.start : piece.span.end] for piece in self.pieces]
+
+    def searched(self) -> list[str]:
+        """What is embedded for each piece: with its heading, and what is repeated."""
+        return [piece.read(self.pages[piece.span.page - 1]) for piece in self.pieces]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,46 +57,96 @@ class Deletion:
     document: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReadersChange:
+    """Who may read a document from now on, instead of those before."""
+
+    document: str
+    readers: frozenset[str]
+
+
+Record = Entry | Deletion | ReadersChange
+
+
 def to_stored_precision(vectors: Floats) -> Floats:
     """The vectors as a segment will give them back, so that sealing changes no score."""
     return vectors.astype(np.float16).astype(np.float32)
 
 
-def encode(record: Entry | Deletion) -> bytes:
+def encode(record: Record) -> bytes:
     """The bytes of one record."""
     if isinstance(record, Deletion):
-        return _DELETED + record.document.encode()
+        return bytes([_DELETED]) + record.document.encode()
+    if isinstance(record, ReadersChange):
+        return bytes([_READERS]) + _json({"document": record.document, "readers": sorted(record.readers)})
     texts = [page.encode() for page in record.pages]
-    facts = document_to_json(record.document) | {"pages": [len(text) for text in texts]}
-    head = json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
-    spans = np.array([(span.page, span.start, span.end) for span in record.spans], "<i4")
-    return b"".join([_ADDED.pack(1, len(head)), head, *texts, spans.tobytes(), record.vectors.astype("<f2").tobytes()])
+    strings = distinct(record.pieces)
+    facts = {"pages": [len(text) for text in texts], "replaces": record.replaces, "strings": list(strings)}
+    head = _json(document_to_json(record.document) | facts)
+    pieces = [
+        (one.span.page, one.span.start, one.span.end, *one.section, strings[one.heading], strings[one.repeated])
+        for one in record.pieces
+    ]
+    arrays = np.array(pieces, "<i4").tobytes(), record.vectors.astype("<f2").tobytes()
+    return b"".join([_HEAD.pack(_ADDED, len(head)), head, *texts, *arrays])
 
 
-def decode(payload: bytes) -> Entry | Deletion:
+def decode(payload: bytes) -> Record:
     """The record of those bytes, which were authenticated before. Raises StoreDamaged on an unknown kind."""
-    if payload[:1] == _DELETED:
+    kind = payload[0] if payload else 0
+    if kind == _DELETED:
         return Deletion(payload[1:].decode())
-    kind, head_bytes = _ADDED.unpack_from(payload)
-    if kind != 1:
+    if kind == _READERS:
+        facts = json.loads(payload[1:])
+        return ReadersChange(facts["document"], frozenset(facts["readers"]))
+    if kind not in _COLUMNS:
         raise StoreDamaged(f"A record is of kind {kind}, which this release does not know.")
-    at = _ADDED.size + head_bytes
-    facts = json.loads(payload[_ADDED.size : at])
+    return _decode_added(payload, _COLUMNS[kind])
+
+
+def _decode_added(payload: bytes, columns: int) -> Entry:
+    _, head_bytes = _HEAD.unpack_from(payload)
+    at = _HEAD.size + head_bytes
+    facts = json.loads(payload[_HEAD.size : at])
     pages: list[str] = []
     for length in facts.pop("pages"):
         pages.append(payload[at : at + length].decode())
         at += length
+    replaces, strings = facts.pop("replaces", ""), facts.pop("strings", [])
     document = document_from_json(facts)
     count = document.passage_count
-    spans = np.frombuffer(payload, "<i4", count * 3, at).reshape(count, 3).tolist()
-    vectors = np.frombuffer(payload, "<f2", -1, at + count * 12).reshape(count, -1).astype(np.float32)
-    return Entry(document, tuple(pages), tuple(Span(*span) for span in spans), vectors)
+    numbers = np.frombuffer(payload, "<i4", count * columns, at).reshape(count, columns).tolist()
+    vectors = np.frombuffer(payload, "<f2", -1, at + count * columns * 4).reshape(count, -1).astype(np.float32)
+    pieces = tuple(_to_piece(row, strings, pages) for row in numbers)
+    return Entry(document, tuple(pages), pieces, vectors, replaces)
+
+
+def _to_piece(numbers: Sequence[int], strings: Sequence[str], pages: Sequence[str]) -> Piece:
+    span = Span(*numbers[:3])
+    if len(numbers) == 3:
+        return Piece(span, (0, len(pages[span.page - 1])), "", "")
+    start, end, heading, repeated = numbers[3:]
+    return Piece(span, (start, end), strings[heading], strings[repeated])
+
+
+def distinct(pieces: Iterable[Piece]) -> dict[str, int]:
+    """The headings and repeated texts of pieces, each once, by their numbers from 0."""
+    found: dict[str, int] = {}
+    for piece in pieces:
+        for text in (piece.heading, piece.repeated):
+            found.setdefault(text, len(found))
+    return found
+
+
+def _json(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def document_to_json(document: Document) -> dict[str, Any]:
     """A document's fields as JSON knows them; times in microseconds since 1970, UTC."""
     fields = {name: getattr(document, name) for name in Document.__dataclass_fields__}
-    return fields | {"readers": sorted(document.readers), "create_time": to_micros(document.create_time)}
+    own = {"readers": sorted(document.readers), "create_time": to_micros(document.create_time)}
+    return fields | own | {"metadata": dict(document.metadata)}
 
 
 def document_from_json(facts: dict[str, Any]) -> Document:

@@ -7,7 +7,7 @@ holds, so until another has succeeded nothing is acknowledged, and nothing that 
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,7 @@ from appliance.knowledge.storage.key import CollectionKey
 from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
 from appliance.knowledge.storage.mark import Mark, MarkFile
 from appliance.knowledge.storage.pin import Pinned
-from appliance.knowledge.storage.pin import Pinned
-from appliance.knowledge.storage.record import Deletion, Entry
+from appliance.knowledge.storage.record import Entry, Record
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.segment import SegmentFile, SegmentId, write_segment
 from appliance.knowledge.storage.tenant import Tenant
@@ -110,6 +109,11 @@ class Store:
         return self._key.collection
 
     @property
+    def version(self) -> str:
+        """Another one after each record, and once the vectors are of another embedder."""
+        return f"{self.uid.hex()}-{self._next_seq}-{self.manifest.embedder[:16]}"
+
+    @property
     def size_bytes(self) -> int:
         """Of segments and logs, on disk."""
         names = _files(self.manifest)
@@ -124,7 +128,7 @@ class Store:
         """How long the oldest record has been in a log; 0 where there is none. No clock's time of day goes in."""
         return 0.0 if self._unsealed_since is None else time.monotonic() - self._unsealed_since
 
-    def replay(self) -> Iterator[Entry | Deletion]:
+    def replay(self) -> Iterator[Record]:
         """Every record in the logs, in order; once, before anything is appended. Raises StoreDamaged."""
         for entry in self.manifest.wals:
             cipher = self._cipher(b"log", entry.file_id, entry.wrapped_key)
@@ -141,7 +145,7 @@ class Store:
         if self._closed:
             self._unsealed_since = time.monotonic()
 
-    def append(self, entry: Entry | Deletion) -> None:
+    def append(self, entry: Record) -> None:
         """Survives power loss when it returns; when it raises nothing of it stays. Raises DiskFull, DocumentRefused."""
         payload = record.encode(entry)
         if len(payload) > LONGEST_PAYLOAD:
@@ -168,13 +172,15 @@ class Store:
         pace = self._pace if background else unpaced
         layout = write_segment(self._directory / "seg", segment, self._keyring.cipher(secret), sections, pace)
         self._written[file_id] = secret
-        passages = sum(len(entry.spans) for entry in entries)
+        passages = sum(len(entry.pieces) for entry in entries)
         return SegmentEntry(number, file_id, self._wrap(b"segment", file_id, secret), len(entries), passages, layout)
 
     def open_segment(self, entry: SegmentEntry) -> Sealed:
         """Raises StoreDamaged, naming the file."""
         written = self._written.get(entry.file_id)
-        cipher = self._keyring.cipher(written) if written else self._cipher(b"segment", entry.file_id, entry.wrapped_key)
+        cipher = (
+            self._keyring.cipher(written) if written else self._cipher(b"segment", entry.file_id, entry.wrapped_key)
+        )
         segment = SegmentId(self._key.collection, entry.file_id)
         file = SegmentFile(self._directory / "seg", entry.layout, segment, cipher, self._memory)
         sealed = Sealed(entry.number, entry.documents, file)
@@ -189,12 +195,12 @@ class Store:
         *,
         drop_logs: bool,
         readers: Mapping[str, frozenset[str]] | None = None,
-        embedder: tuple[str, int] | None = None,
+        embedder: tuple[str, str, int] | None = None,
     ) -> None:
         """The collection consists of these from now on. drop_logs: the segments hold all that the logs said.
 
-        readers, embedder: in place of the manifest's, None for as they are. Raises DiskFull, and then the collection
-        consists of what it did before.
+        readers, embedder (name, identity, dimension): in place of the manifest's, None for as they are. Raises
+        DiskFull, and then the collection consists of what it did before.
         """
         changed = replace(
             self.manifest,
@@ -204,7 +210,8 @@ class Store:
             readers=self.manifest.readers if readers is None else dict(readers),
         )
         if embedder:
-            changed = replace(changed, embedder=embedder[0], dimension=embedder[1])
+            name, identity, dimension = embedder
+            changed = replace(changed, embedder_name=name, embedder=identity, dimension=dimension)
         self._commit(changed)
         for entry in segments:
             self._written.pop(entry.file_id, None)
@@ -213,6 +220,14 @@ class Store:
             self._closed, self._unsealed_since = (), None
         with suppress(ApplianceError):  # opening does it, too
             self._destroy_spare_keys()
+
+    def discard(self, segments: Iterable[SegmentEntry]) -> None:
+        """Unlink segments that were written and are not to be part of the collection."""
+        for entry in segments:
+            self._written.pop(entry.file_id, None)
+            if entry.file_id not in {other.file_id for other in self.manifest.segments}:
+                with suppress(OSError):
+                    (self._directory / "seg" / entry.layout.file).unlink()
 
     def rotate(self) -> None:
         """A new collection key in place of the present one, which is destroyed: file keys are wrapped anew, no data is.
@@ -234,16 +249,6 @@ class Store:
             raise
         self._key, self._closed, self._open = new, closed, opened
         self._destroy_spare_keys()
-
-    def pin(self) -> Pinned:
-        """The files that the collection consists of now, open. Raises StoreDamaged, Busy."""
-        names = [f"key.{self._key.epoch}", "CURRENT", f"mf/{self.manifest.generation}"]
-        names += [f"seg/{entry.layout.file}" for entry in self.manifest.segments]
-        ends = {f"wal/{entry.file_id.hex()}": entry.end_bytes for entry in self._closed}
-        if self._open:
-            ends[f"wal/{self._open[0].file_id.hex()}"] = self._open[1].end_bytes
-        logs = {name: ends[name] for name in sorted(_files(self.manifest) & ends.keys())}
-        return Pinned(self._directory, self._key.collection, self.manifest.generation, dict.fromkeys(names) | logs)
 
     def note_progress(self) -> None:
         """Let the mark outside the directory follow the log. Raises DiskFull, StoreDamaged."""
@@ -329,7 +334,8 @@ class Store:
         generation, current = self.manifest.generation, self._directory / "CURRENT"
         if generation < self._mark.generation:
             raise StoreDamaged(
-                f"{current} is damaged: an older state was put back, generation {generation} of {self._mark.generation}."
+                f"{current} is damaged: an older state was put back,"
+                f" generation {generation} of {self._mark.generation}."
             )
         if generation == self._mark.generation and self._digest != self._mark.digest:
             raise StoreDamaged(f"{current} is damaged: another state of generation {generation} was put there.")

@@ -101,7 +101,7 @@ class ArchiveReader:
         os.close(self._descriptor)
 
     def read(self, size: int) -> bytes:
-        """Exactly the next `size` bytes, in memory as they arrive. Raises ArchiveRefused, also where there are fewer."""
+        """Exactly the next `size` bytes, in memory as they arrive. Raises ArchiveRefused, also for too few."""
         found = bytearray()
         while len(found) < size:
             if self._at == len(self._chunk):

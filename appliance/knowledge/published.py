@@ -1,0 +1,125 @@
+"""What readers see of a collection: its units and its catalogue, which change together and are taken together.
+
+A search never waits for embedding, for the disk or for sealing, and never sees half a change: what is published is held
+for milliseconds only, and whoever took a snapshot keeps seeing what was there.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from threading import Lock
+
+from appliance.errors import NotFound
+from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
+from appliance.knowledge.memtable import Memtable
+from appliance.knowledge.sealed import Sealed
+from appliance.knowledge.search.filter import Condition
+from appliance.knowledge.search.rank import Unit
+from appliance.knowledge.storage.record import Entry
+
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a reader sees, and holds for as long as it likes. embedder: the identity of what made its vectors."""
+
+    segments: tuple[Sealed, ...]
+    memtable: Memtable
+    embedder: str
+    version: str
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return (*self.segments, *self.memtable.blocks)
+
+    def segment(self, number: int) -> Sealed:
+        return next(segment for segment in self.segments if segment.number == number)
+
+    def unit(self, segment: int, ordinal: int) -> Unit:
+        """Where a document lies."""
+        if segment != MEMTABLE:
+            return self.segment(segment)
+        return next(block for block in self.memtable.blocks if ordinal < block.first_ordinal + block.documents)
+
+    def pages(self, row: Row) -> tuple[str, ...]:
+        """The text of a document by page. Raises StoreDamaged."""
+        if row.segment == MEMTABLE:
+            return self.memtable.entry(row.ordinal).pages
+        return self.segment(row.segment).pages(row)
+
+    def page(self, row: Row, page: int) -> str:
+        """The text of one page, from 1. Raises NotFound where the document has no such page; StoreDamaged."""
+        if not 1 <= page <= row.document.page_count:
+            raise NotFound(f"Document {row.document.id} has no page {page}.")
+        if row.segment == MEMTABLE:
+            return self.memtable.entry(row.ordinal).pages[page - 1]
+        return self.segment(row.segment).page(row, page)
+
+    def entries(self, rows: Iterable[Row]) -> Iterator[Entry]:
+        """Documents whole, as their rows say; those of a segment one after another. Raises StoreDamaged."""
+        for number, of_segment in groupby(rows, key=attrgetter("segment")):
+            if number == MEMTABLE:
+                entries = self.memtable.entries
+                yield from (replace(entries[row.ordinal], document=row.document, replaces="") for row in of_segment)
+            else:
+                yield from self.segment(number).entries(tuple(of_segment))
+
+
+class Published:
+    """A collection's catalogue and snapshot. Safe to use from many threads."""
+
+    def __init__(self, name: str, catalog: Catalog, snapshot: Snapshot) -> None:
+        self._name, self._catalog, self._snapshot = name, catalog, snapshot
+        self._lock = Lock()
+        self._places: OrderedDict[tuple[frozenset[str], Condition | None], Places] = OrderedDict()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    @contextmanager
+    def catalog(self) -> Iterator[Catalog]:
+        """For reading; hold it shortly."""
+        with self._lock:
+            yield self._catalog
+
+    def stage(self, rows: Sequence[Row]) -> None:
+        """Prepare `Catalog.move`. One writer at a time."""
+        self._catalog.stage(rows)
+
+    def publish(self, change: Callable[[Catalog], None], snapshot: Snapshot) -> None:
+        """Change the catalogue and the snapshot in the same instant."""
+        with self._lock:
+            change(self._catalog)
+            self._snapshot = snapshot
+            self._places.clear()
+
+    def pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
+        """What there is, and where in it lies what the groups may read."""
+        asked = groups, condition
+        with self._lock:
+            if asked not in self._places:
+                self._places[asked] = self._catalog.readable(groups, condition)
+                if len(self._places) > _REMEMBERED:
+                    self._places.popitem(last=False)
+            self._places.move_to_end(asked)
+            return self._snapshot, self._places[asked]
+
+    def locate(self, document: str, groups: frozenset[str]) -> tuple[Row, Snapshot]:
+        """Raises NotFound."""
+        with self._lock:
+            row, snapshot = self._catalog.get(document, groups), self._snapshot
+        if row is None:
+            raise NotFound(f"Collection {self._name} has no document {document}.")
+        return row, snapshot
+
+    def held(self, numbers: Iterable[int] | None = None) -> tuple[Snapshot, list[Row]]:
+        """The documents of some segments, by default of all and of the memtable, and the snapshot that they lie in."""
+        with self._lock:
+            if numbers is None:
+                numbers = (*(segment.number for segment in self._snapshot.segments), MEMTABLE)
+            return self._snapshot, [row for number in numbers for row in self._catalog.of_segment(number)]

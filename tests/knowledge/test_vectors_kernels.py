@@ -1,0 +1,197 @@
+"""The native search equals its definition in numpy, on every path that this machine has."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.errors import Broken
+from appliance.knowledge.index import hnsw, kernels
+from appliance.knowledge.index.kernels import Int8Rows, Path, rescore
+from appliance.types import Bools, Floats
+
+T = TypeVar("T")
+
+
+def unit(rows: int, dim: int, seed: int = 0) -> Floats:
+    drawn = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+
+
+def with_graph(vectors: Floats) -> Int8Rows:
+    codes = np.rint(vectors * 127).astype(np.int8)
+    return Int8Rows(codes, np.full(len(vectors), 1 / 127, np.float32), np.frombuffer(hnsw.build(vectors), np.uint8))
+
+
+def on_every_path(run: Callable[[Path], T]) -> list[T]:
+    found: list[T] = []
+    for path in Path:
+        try:
+            found.append(run(path))
+        except Broken as error:
+            assert "cannot run" in str(error)
+    assert len(found) >= 2, "at least the portable path and the best"
+    return found
+
+
+def bytes_of(found: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
+    return found[0].tobytes(), found[1].tobytes()
+
+
+def expected_scan(codes: np.ndarray, scales: Floats, query: Floats, allowed: Bools | None, keep: int) -> np.ndarray:
+    scores = scales * (codes.astype(np.int32) @ query.astype(np.int32)).astype(np.float32)
+    candidates = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
+    return candidates[np.lexsort((candidates, -scores[candidates]))][:keep]
+
+
+@pytest.mark.parametrize("path", Path)
+@given(
+    rows=st.integers(0, 80),
+    dim=st.integers(1, 200),
+    keep=st.integers(0, 100),
+    seed=st.integers(0, 99),
+    share=st.sampled_from([None, 0.0, 0.02, 0.3, 1.0]),
+)
+def test_a_scan_is_the_same_as_numpy_for_any_shape(
+    path: Path, rows: int, dim: int, keep: int, seed: int, share: float | None
+) -> None:
+    draw = np.random.default_rng(seed)
+    codes = draw.integers(-128, 128, (rows, dim)).astype(np.int8)
+    scales = draw.choice(np.array([0.0, 0.5, 1.0, 2.0], np.float32), rows)
+    query = draw.integers(-127, 128, dim).astype(np.float32)
+    query[0] = 127  # its scale is 1: the codes are the values
+    allowed = None if share is None else draw.random(rows) < share
+    try:
+        found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, path)
+    except Broken:
+        pytest.skip("this machine has not that instruction set")
+    order = expected_scan(codes, scales, query, allowed, keep)
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_array_equal(scores, (scales * (codes.astype(np.int32) @ query.astype(np.int32)))[order])
+
+
+def test_the_extremes_of_int8_do_not_overflow_on_any_path() -> None:
+    rows = Int8Rows(np.full((5, 4096), -128, np.int8), np.ones(5, np.float32))
+    query = np.full(4096, 127, np.float32)
+    for scores in on_every_path(lambda path: rows.scan(query, None, 5, path)[1].copy()):
+        np.testing.assert_array_equal(scores, np.full(5, -128 * 127 * 4096, np.float32))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 63, 64, 65, 100, 384])
+def test_scan_walk_and_rescore_give_the_same_bits_on_every_path(dim: int) -> None:
+    stored, allowed = unit(400, dim), np.random.default_rng(1).random(400) < 0.5
+    rows, halves = with_graph(stored), stored.astype("<f2").view(np.uint8)
+    for query in unit(5, dim, seed=2):
+        for mask in (None, allowed):
+            scans = on_every_path(lambda path, q=query, m=mask: bytes_of(rows.scan(q, m, 30, path)))  # type: ignore[misc]
+            walks = on_every_path(lambda path, q=query, m=mask: bytes_of(rows.walk(q, m, 40, 30, 400, path)))  # type: ignore[misc]
+            assert len(set(scans)) == len(set(walks)) == 1
+        every = np.arange(400, dtype=np.uint32)
+        assert len(set(on_every_path(lambda path, q=query: bytes_of(rescore(every, halves, q, 400, path))))) == 1  # type: ignore[misc]
+
+
+@given(dim=st.integers(0, 130), count=st.integers(0, 20), keep=st.integers(0, 25), seed=st.integers(0, 99))
+def test_rescoring_ranks_by_the_dot_product_of_the_halves(dim: int, count: int, keep: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    halves, query = draw.normal(size=(count, dim)).astype("<f2"), draw.normal(size=dim).astype(np.float32)
+    rows = draw.permutation(1000)[:count].astype(np.uint32)
+    found, scores = rescore(rows, halves.view(np.uint8).reshape(count, 2 * dim), query, keep)
+    exact = halves.astype(np.float64) @ query.astype(np.float64)
+    of_row = dict(zip(rows.tolist(), exact.tolist(), strict=True))
+    assert len(found) == min(keep, count)
+    np.testing.assert_allclose(scores, [of_row[row] for row in found.tolist()], atol=1e-4)
+    np.testing.assert_allclose(scores, sorted(exact, reverse=True)[:keep], atol=1e-4)
+
+
+def test_every_float16_is_read_as_numpy_reads_it_and_what_is_no_number_comes_last() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view("<f2").reshape(-1, 1)
+    rows = np.arange(1 << 16, dtype=np.uint32)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(np.isnan(every), -np.inf, every).astype(np.float32).ravel()
+    for path in (Path.PORTABLE, Path.BEST):
+        # the second column keeps the products of the first from being infinity times zero
+        found, scores = rescore(rows, every.view(np.uint8), np.ones(1, np.float32), len(rows), path)
+        np.testing.assert_array_equal(scores, expected[found])
+        assert np.all(scores[:-1] >= scores[1:])
+    wide = np.repeat(every[np.isfinite(every)].reshape(-1, 1), 16, axis=1)
+    query = np.zeros(16, np.float32)
+    query[7] = 1
+    some = rows[: len(wide)]
+    for order, scores in on_every_path(lambda path: rescore(some, wide.view(np.uint8), query, len(some), min(path, 0))):
+        np.testing.assert_array_equal(scores, wide[order, 7].astype(np.float32))
+
+
+def test_equal_scores_are_ordered_by_row() -> None:
+    rows = Int8Rows(np.ones((50, 8), np.int8), np.ones(50, np.float32))
+    assert rows.scan(np.ones(8, np.float32), None, 7)[0].tolist() == list(range(7))
+    backwards = np.arange(50, dtype=np.uint32)[::-1].copy()
+    halves = np.ones((50, 8), "<f2").view(np.uint8)
+    assert rescore(backwards, halves, np.ones(8, np.float32), 7)[0].tolist() == list(range(7))
+
+
+def test_a_walk_stops_when_its_budget_is_spent_and_says_what_it_has() -> None:
+    stored = unit(3000, 16)
+    rows = with_graph(stored)
+    nothing = np.zeros(3000, np.bool_)
+    assert len(rows.walk(stored[0], nothing, 50, 10, 3000)[0]) == 0
+    one = nothing.copy()
+    one[rows.scan(-stored[0], None, 1)[0][0]] = True
+    assert len(rows.walk(stored[0], one, 50, 10, budget=100)[0]) == 0
+    assert rows.walk(stored[0], one, 50, 10, budget=10_000)[0].tolist() == np.flatnonzero(one).tolist()
+
+
+def test_a_thread_that_searched_many_times_still_visits_every_row() -> None:
+    stored = unit(300, 8)
+    rows = with_graph(stored)
+    first = bytes_of(rows.walk(stored[7], None, 300, 300, 10_000))
+    assert all(bytes_of(rows.walk(stored[7], None, 300, 300, 10_000)) == first for _ in range(600))
+
+
+def test_indices_of_other_sizes_searched_in_turn_do_not_disturb_one_another() -> None:
+    indices = [with_graph(unit(rows, dim, seed=rows)) for rows, dim in ((500, 16), (20, 64), (1500, 8))]
+    queries = [unit(1, index.dim, seed=9)[0] for index in indices]
+
+    def search(at: int) -> tuple[bytes, bytes]:
+        return bytes_of(indices[at % 3].walk(queries[at % 3], None, 20, 10, 2000))
+
+    alone = [search(at) for at in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(search, range(300))) == alone * 100
+
+
+def test_shapes_that_do_not_fit_never_reach_native_code() -> None:
+    rows = Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32))
+    with pytest.raises(ValueError, match="fit"):
+        rows.scan(np.zeros(7, np.float32), None, 3)
+    with pytest.raises(ValueError, match="fit"):
+        rows.scan(np.zeros(8, np.float32), np.ones(9, np.bool_), 3)
+    with pytest.raises(ValueError, match="fit"):
+        Int8Rows(np.ones((10, 8), np.int8), np.ones(9, np.float32))
+    for halves in (np.zeros((2, 16), np.uint8), np.zeros((3, 15), np.uint8), np.zeros((3, 16), np.int8)):
+        with pytest.raises(ValueError, match="fit"):
+            rescore(np.arange(3, dtype=np.uint32), halves, np.zeros(8, np.float32), 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 63, 64, 99])
+def test_a_query_that_is_no_number_is_refused(value: float, at: int) -> None:
+    rows, query = with_graph(unit(50, 100)), unit(1, 100)[0]
+    query[at] = value
+    with pytest.raises(Broken, match="no number"):
+        rows.scan(query, None, 3)
+    with pytest.raises(Broken, match="no number"):
+        rows.walk(query, None, 10, 3, 50)
+
+
+def test_a_missing_native_library_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LIBRARY", "appliance/libabsent.so")
+    kernels._native.cache_clear()
+    try:
+        with pytest.raises(Broken, match="libabsent"):
+            Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32)).scan(unit(1, 8)[0], None, 3)
+    finally:
+        kernels._native.cache_clear()
