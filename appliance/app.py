@@ -33,11 +33,12 @@ from appliance.api.openai.models import Models
 from appliance.api.server import Server, Services
 from appliance.api.telemetry import TelemetryService
 from appliance.config import Config
-from appliance.errors import ApplianceError, SandboxUnavailable, SelfTestFailed
+from appliance.errors import ApplianceError, EmbedderChanged, SandboxUnavailable, SelfTestFailed
 from appliance.health import findings, host, metrics
 from appliance.health.metrics import MeasuredGenerator, Metrics
 from appliance.health.monitor import Monitor
 from appliance.infer.encoders import EncoderOptions, Encoders
+from appliance.infer.imported_embedder import ImportedEmbedder
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
 from appliance.infer.protocol import SelfTest
 from appliance.infer.quantizer import WorkerQuantizer
@@ -47,14 +48,18 @@ from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
 from appliance.knowledge.answer.cache import AnswerCache
-from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.embedders import Embedders
+from appliance.knowledge.library import Bounds, Libraries
 from appliance.knowledge.quality.drift import SearchTallies, TalliedRetriever
 from appliance.knowledge.search.retrieve import Retriever
+from appliance.knowledge.transfer.jobs import Transfers
+from appliance.knowledge.upkeep import Upkeep
 from appliance.models import minilm, plan, starter
 from appliance.models.aliases import AliasBook
 from appliance.models.imports import ImportFolder
 from appliance.models.requantize import Requantizer
 from appliance.models.store import ModelStore
+from appliance.ports import Embedder
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.tenancy.compose import ScaffoldComposer
 from appliance.types import (
@@ -85,7 +90,7 @@ class App:
     config: Config
     jobs: JobRunner
     monitor: Monitor
-    library: Library
+    libraries: Libraries
     store: ModelStore
     router: Router
     encoders: Encoders
@@ -133,13 +138,13 @@ class App:
         await self.router.close()
         await self.encoders.close()
         await self.extractor.close()
-        await asyncio.to_thread(self.library.close)
+        await asyncio.to_thread(self.libraries.close)
         await asyncio.to_thread(self.keys.save)
         self.sockets.cleanup()
 
     async def _open_collections(self) -> None:
         """Open them all now, so that health tells of damage before a user meets it."""
-        await asyncio.to_thread(self.library.collections)
+        await asyncio.to_thread(self.libraries.open_all)
 
     async def _prove_sandbox(self) -> None:
         with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
@@ -164,7 +169,7 @@ class App:
             restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
             refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}
             sandbox = {"sandbox": self.extractor.fault} if self.extractor.fault else {}
-            damaged = {f"collections/{name}": why for name, why in self.library.damaged().items()}
+            damaged = {f"collections/{name}": why for name, why in self.libraries.damaged().items()}
             self.monitor.set(findings.MODEL_FAILED, failed)
             self.monitor.set(findings.MODEL_RESTARTING, restarting)
             self.monitor.set(findings.MODEL_REFUSED, refused)
@@ -180,7 +185,8 @@ class App:
         """Take deleted text off the disk, and put small segments together, without being asked."""
         while True:
             await asyncio.sleep(COMPACT_SECONDS)
-            await asyncio.to_thread(self.library.compact_where_due)
+            await asyncio.to_thread(self.libraries.seal_where_old)
+            await asyncio.to_thread(self.libraries.compact_where_due)
 
     async def _renew_daily(self) -> None:
         """Renew certificates in a daemon that runs for months; the server shows the new one at the next connection."""
@@ -225,15 +231,20 @@ def build(config: Config) -> App:
     keyring = FileKeyring.open(data / "keys", protects=data / "knowledge")
     files = minilm.prepare(data / "models" / "embedder")
     embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config))
-    tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
-    libraries = Libraries(data / "knowledge", data / "keys", keyring, tenant_keys, embedder, _knowledge_bounds(config))
-    library = libraries.of(ca.DEFAULT_TENANT)
     store = ModelStore(
         data / "models",
         keyring,
         built_in=(starter.model_file(),),
         taken=lambda name: name == minilm.NAME or name in aliases,
     )
+    encoders = Encoders(
+        store,
+        EncoderOptions(threads=_threads(config), queue=config.model_queue, idle_seconds=config.model_idle_seconds),
+        partial(_free_bytes, config),
+    )
+    tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
+    embedders = _embedders(store, encoders, embedder)
+    libraries = Libraries(data / "knowledge", data / "keys", keyring, tenant_keys, embedders, _knowledge_bounds(config))
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
     caches = cache_key.load(data / "cache" / "key", keyring)
@@ -248,11 +259,6 @@ def build(config: Config) -> App:
     chat = Chat(generator, composer, salt)
     listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
     prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
-    encoders = Encoders(
-        store,
-        EncoderOptions(threads=_threads(config), queue=config.model_queue, idle_seconds=config.model_idle_seconds),
-        partial(_free_bytes, config),
-    )
     tallies = SearchTallies()
     retriever = TalliedRetriever(Retriever(libraries, encoders), tallies)
     answers = AnswerCache(config.answer_cache_mib << 20)
@@ -265,11 +271,17 @@ def build(config: Config) -> App:
     services = Services(
         access=AccessService(keys),
         inference=InferenceService(chat, router, embedding, encoders),
-        knowledge=KnowledgeService(library, asker),
-        ingest=IngestService(Ingest(config, library, extractor, jobs)),
+        knowledge=KnowledgeService(
+            libraries,
+            retriever,
+            asker,
+            Upkeep(libraries, embedders, jobs),
+            Transfers(libraries, keyring, jobs, data),
+        ),
+        ingest=IngestService(Ingest(config, libraries, extractor, jobs)),
         job=JobService(jobs),
         model=ModelService(router, store, imports, aliases, requantizer, embedder_status, encoders),
-        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, library, server), router.stats),
+        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, libraries, server), router.stats),
     )
     server = Server(services, prepare)
     http = _http(
@@ -282,15 +294,15 @@ def build(config: Config) -> App:
                 lambda: (embedder_status, *router.statuses()),
                 lambda: (alias.name for alias in aliases.list()),
             ),
-            mcp=McpServer(library, asker, ca.host_names(listen_host, http_host), version("appliance")),
-            metrics=partial(_metrics, config, measured, router),
+            mcp=McpServer(retriever, asker, ca.host_names(listen_host, http_host), version("appliance")),
+            metrics=partial(_metrics, config, measured, router, tallies),
         ),
     )
     return App(
         config,
         jobs,
         monitor,
-        library,
+        libraries,
         store,
         router,
         encoders,
@@ -303,6 +315,20 @@ def build(config: Config) -> App:
         sockets,
         renew=lambda: _renew(prepare, http),
     )
+
+
+def _embedders(store: ModelStore, encoders: Encoders, built_in: Embedder) -> Embedders:
+    """Embedders by model name. Imported ones run by the loop that is running now."""
+    loop = asyncio.get_running_loop()
+
+    def choose(name: str, identity: str) -> Embedder:
+        found = ImportedEmbedder(encoders, store.get(name), built_in, loop) if name else built_in
+        if identity not in ("", found.identity):
+            model = name or minilm.NAME
+            raise EmbedderChanged(f"The vectors are of {model} {identity[:16]}; the box now has {found.identity[:16]}.")
+        return found
+
+    return choose
 
 
 def _knowledge_bounds(config: Config) -> Bounds:
@@ -330,9 +356,11 @@ def _renew(prepare: Callable[[], object], http: HttpServer | None) -> None:
         http.renew()
 
 
-async def _metrics(config: Config, measured: Metrics, router: Router) -> tuple[str, bytes]:
+async def _metrics(config: Config, measured: Metrics, router: Router, tallies: SearchTallies) -> tuple[str, bytes]:
     engines = router.stats()
-    return metrics.CONTENT_TYPE, await asyncio.to_thread(lambda: measured.render(engines, host.sample(config.data_dir)))
+    return metrics.CONTENT_TYPE, await asyncio.to_thread(
+        lambda: measured.render(engines, host.sample(config.data_dir), tallies.tallies())
+    )
 
 
 def _engine_options(config: Config, sockets: Path, caches: bytes) -> EngineOptions:
@@ -411,9 +439,9 @@ def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> Mod
     )
 
 
-def _status(config: Config, monitor: Monitor, store: ModelStore, library: Library, server: Server) -> Status:
+def _status(config: Config, monitor: Monitor, store: ModelStore, libraries: Libraries, server: Server) -> Status:
     now = host.sample(config.data_dir)
-    collections = library.collections()
+    collections, documents = libraries.counts()
     return Status(
         version=version("appliance"),
         uptime_seconds=time.monotonic() - STARTED_SECONDS,
@@ -421,8 +449,8 @@ def _status(config: Config, monitor: Monitor, store: ModelStore, library: Librar
         listen_address=server.address,
         severity=monitor.report().severity,
         model_count=len(store.list()) + 1,  # and the embedder
-        collection_count=len(collections),
-        document_count=sum(collection.document_count for collection in collections),
+        collection_count=collections,
+        document_count=documents,
         memory_used_bytes=now.memory_used_bytes,
         memory_total_bytes=now.memory_total_bytes,
         disk_free_bytes=now.disk_free_bytes,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.errors import NotFound
+from appliance.knowledge.embedders import built_in
 from appliance.knowledge.library import Bounds, Libraries, Library
 from appliance.types import EVERYONE, NewDocument, Passage
 from appliance.vault import FileKeyring, FileTenantKeys
@@ -87,7 +88,7 @@ class LibraryWorkload:
     def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
         library = open_library(directory)
         try:
-            documents = library.documents(COLLECTION, GROUPS)
+            documents, _ = library.documents(COLLECTION, GROUPS)
             found = {
                 number_of(document.title): library.pages(COLLECTION, document.id, GROUPS) for document in documents
             }
@@ -106,7 +107,7 @@ def open_library(directory: Path) -> Library:
     keyring = FileKeyring.open(directory / "vault", directory / "knowledge")
     tenant_keys = FileTenantKeys(directory / "vault" / "tenants", keyring)
     bounds = Bounds(hot_bytes=64 << 20, cache_bytes=1 << 20, seal_passages=SEAL_PASSAGES, seal_seconds=3600)
-    libraries = Libraries(directory / "knowledge", directory / "vault", keyring, tenant_keys, WordEmbedder(), bounds)
+    libraries = Libraries(directory / "knowledge", directory / "vault", keyring, tenant_keys, built_in(WordEmbedder()), bounds)
     return libraries.of("default")
 
 
@@ -123,7 +124,7 @@ def write(directory: Path, first_number: int, seed: int) -> None:
         library.add(COLLECTION, document)
         print(f"added {number}", flush=True)
         if rng.random() < 0.1:
-            victim = rng.choice(library.documents(COLLECTION, GROUPS))
+            victim = rng.choice(library.documents(COLLECTION, GROUPS)[0])
             gone = number_of(victim.title)
             print(f"deleting {gone}", flush=True)
             library.delete(COLLECTION, victim.id, GROUPS)

@@ -152,6 +152,12 @@ class AppKeys:
                 self._unsaved = True
                 raise
 
+    def rewrap(self) -> None:
+        """Wrap the hash key anew, after the root key was changed; durable on return. Raises DiskFull."""
+        with self._writing:
+            self._wrapped = self._keyring.wrap(self._hash_key, CONTEXT)
+            self._write(self._snapshot())
+
     def _hash(self, secret: str) -> bytes:
         return hashlib.blake2b(secret.encode("utf-8", "replace"), key=self._hash_key, digest_size=32).digest()
 

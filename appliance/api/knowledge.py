@@ -1,4 +1,4 @@
-"""KnowledgeService: collections, documents, search and questions."""
+"""KnowledgeService: collections, documents, search and questions, each in the caller's own tenant."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,76 +12,174 @@ from appliance.errors import InvalidArgument
 from appliance.gen.v1 import knowledge_pb2 as pb
 from appliance.gen.v1 import knowledge_pb2_grpc
 from appliance.knowledge.answer.ask import Asker
-from appliance.ports import Library
-from appliance.types import AnswerMode, Principal
+from appliance.knowledge.library import Libraries
+from appliance.knowledge.transfer.jobs import Transfers
+from appliance.knowledge.upkeep import Upkeep
+from appliance.ports import Retriever
+from appliance.types import AnswerMode, Expand, Leg, Principal, SearchOptions, Turn
 
 DEFAULT_LIMIT = 8
 MAX_LIMIT = 100
 MAX_QUESTION_CHARACTERS = 4_000
+MAX_TURNS = 100
+MAX_FACETS = 8
+MAX_PASSPHRASE_CHARACTERS = 1_000
 MODES = {
     pb.ANSWER_MODE_UNSPECIFIED: None,
     pb.ANSWER_MODE_QUOTE: AnswerMode.QUOTE,
     pb.ANSWER_MODE_GENERATE: AnswerMode.GENERATE,
 }
+LEGS = {pb.LEG_WORDS: Leg.WORDS, pb.LEG_MEANING: Leg.MEANING}
+EXPANDS = {pb.EXPAND_UNSPECIFIED: Expand.NONE, pb.EXPAND_SECTION: Expand.SECTION, pb.EXPAND_PAGE: Expand.PAGE}
 
 
 @dataclass(frozen=True)
 class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
-    library: Library
+    libraries: Libraries
+    retriever: Retriever
     asker: Asker
+    upkeep: Upkeep
+    transfers: Transfers
+
+    # --- collections
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
-        made = await asyncio.to_thread(self.library.create, request.collection_id)
+        library = self.libraries.of(_caller(context).tenant)
+        made = await asyncio.to_thread(library.create, request.collection_id)
         return pb.CreateCollectionResponse(collection=messages.collection(made))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
-        found = await asyncio.to_thread(self.library.collections)
+        caller = _caller(context)
+        found = await asyncio.to_thread(self.libraries.of(caller.tenant).collections, caller.groups)
         items, token = requests.page(found, request.page_size, request.page_token)
         return pb.ListCollectionsResponse(collections=map(messages.collection, items), next_page_token=token)
+
+    async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
+        caller, name = _caller(context), requests.collection(request.name)
+        found = await asyncio.to_thread(self.libraries.of(caller.tenant).describe, name, caller.groups)
+        return pb.GetCollectionResponse(collection=messages.collection(found))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        await asyncio.to_thread(self.library.drop, requests.collection(request.name))
-        return pb.DeleteCollectionResponse()
-
-    async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
-        collection = requests.collection(request.parent, "parent")
-        found = await asyncio.to_thread(self.library.documents, collection, _caller(context).groups)
-        items, token = requests.page(found, request.page_size, request.page_token)
-        return pb.ListDocumentsResponse(documents=map(messages.document, items), next_page_token=token)
-
-    async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
-        where, groups = requests.document(request.name), _caller(context).groups
-        document = await asyncio.to_thread(self.library.get, *where, groups)
-        pages = await asyncio.to_thread(self.library.pages, *where, groups)
-        return pb.GetDocumentResponse(document=messages.document(document), pages=pages)
-
-    async def DeleteDocument(self, request: pb.DeleteDocumentRequest, context: Context) -> pb.DeleteDocumentResponse:
-        where = requests.document(request.name)
-        await asyncio.to_thread(self.library.delete, *where, _caller(context).groups)
-        return pb.DeleteDocumentResponse()
+        library = self.libraries.of(_caller(context).tenant)
+        proof = await asyncio.to_thread(library.drop, requests.collection(request.name))
+        return pb.DeleteCollectionResponse(statement=proof.statement, signature=proof.signature)
 
     async def CompactCollection(
         self, request: pb.CompactCollectionRequest, context: Context
     ) -> pb.CompactCollectionResponse:
-        compacted = await asyncio.to_thread(self.library.compact, requests.collection(request.name))
-        return pb.CompactCollectionResponse(collection=messages.collection(compacted))
+        caller, name = _caller(context), requests.collection(request.name)
+        library = self.libraries.of(caller.tenant)
+        await asyncio.to_thread(library.compact, name)
+        found = await asyncio.to_thread(library.describe, name, caller.groups)
+        return pb.CompactCollectionResponse(collection=messages.collection(found))
+
+    async def VerifyCollection(
+        self, request: pb.VerifyCollectionRequest, context: Context
+    ) -> pb.VerifyCollectionResponse:
+        job = self.upkeep.verify(_caller(context).tenant, requests.collection(request.name))
+        return pb.VerifyCollectionResponse(job=messages.job(job))
+
+    async def ListFaults(self, request: pb.ListFaultsRequest, context: Context) -> pb.ListFaultsResponse:
+        found = self.upkeep.faults(_caller(context).tenant, requests.collection(request.parent, "parent"))
+        return pb.ListFaultsResponse(faults=map(messages.fault, found))
+
+    async def ReembedCollection(
+        self, request: pb.ReembedCollectionRequest, context: Context
+    ) -> pb.ReembedCollectionResponse:
+        name, model = requests.collection(request.name), requests.model_or_default(request.model)
+        job = self.upkeep.reembed(_caller(context).tenant, name, model)
+        return pb.ReembedCollectionResponse(job=messages.job(job))
+
+    async def RotateKeys(self, request: pb.RotateKeysRequest, context: Context) -> pb.RotateKeysResponse:
+        count = await asyncio.to_thread(self.libraries.rotate, _caller(context).tenant)
+        return pb.RotateKeysResponse(collection_count=count)
+
+    # --- copies
+
+    async def ExportCollection(
+        self, request: pb.ExportCollectionRequest, context: Context
+    ) -> pb.ExportCollectionResponse:
+        name, secret = requests.collection(request.name), _passphrase(request.passphrase)
+        job = self.transfers.export(_caller(context).tenant, name, request.path, secret)
+        return pb.ExportCollectionResponse(job=messages.job(job))
+
+    async def ImportCollection(
+        self, request: pb.ImportCollectionRequest, context: Context
+    ) -> pb.ImportCollectionResponse:
+        secret = _passphrase(request.passphrase)
+        job = self.transfers.import_(_caller(context).tenant, request.collection_id, request.path, secret)
+        return pb.ImportCollectionResponse(job=messages.job(job))
+
+    async def BackupCollection(
+        self, request: pb.BackupCollectionRequest, context: Context
+    ) -> pb.BackupCollectionResponse:
+        job = self.transfers.backup(_caller(context).tenant, requests.collection(request.name), request.path)
+        return pb.BackupCollectionResponse(job=messages.job(job))
+
+    async def RestoreCollection(
+        self, request: pb.RestoreCollectionRequest, context: Context
+    ) -> pb.RestoreCollectionResponse:
+        job = self.transfers.restore(_caller(context).tenant, request.collection_id, request.path)
+        return pb.RestoreCollectionResponse(job=messages.job(job))
+
+    # --- documents
+
+    async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
+        caller, name = _caller(context), requests.collection(request.parent, "parent")
+        found, token = await asyncio.to_thread(
+            self.libraries.of(caller.tenant).documents,
+            name,
+            caller.groups,
+            request.filter,
+            request.page_token,
+            requests.page_size_of(request.page_size),
+        )
+        return pb.ListDocumentsResponse(documents=map(messages.document, found), next_page_token=token)
+
+    async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
+        caller, where = _caller(context), requests.document(request.name)
+        library = self.libraries.of(caller.tenant)
+        document = await asyncio.to_thread(library.get, *where, caller.groups)
+        pages = await asyncio.to_thread(library.pages, *where, caller.groups)
+        return pb.GetDocumentResponse(document=messages.document(document), pages=pages)
+
+    async def SetDocumentReaders(
+        self, request: pb.SetDocumentReadersRequest, context: Context
+    ) -> pb.SetDocumentReadersResponse:
+        caller, where = _caller(context), requests.document(request.name)
+        readers = requests.readers(request.readers)
+        if not readers:
+            raise InvalidArgument.of("readers", "must name somebody; delete the document if nobody is to read it.")
+        library = self.libraries.of(caller.tenant)
+        changed = await asyncio.to_thread(library.set_readers, *where, readers, caller.groups)
+        return pb.SetDocumentReadersResponse(document=messages.document(changed))
+
+    async def DeleteDocument(self, request: pb.DeleteDocumentRequest, context: Context) -> pb.DeleteDocumentResponse:
+        caller, where = _caller(context), requests.document(request.name)
+        await asyncio.to_thread(self.libraries.of(caller.tenant).delete, *where, caller.groups)
+        return pb.DeleteDocumentResponse()
+
+    # --- questions
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         collection = requests.collection(request.collection, "collection")
         query = requests.text(request.query, "query", MAX_QUESTION_CHARACTERS)
         if not 0 <= request.limit <= MAX_LIMIT:
             raise InvalidArgument.of("limit", f"must be between 1 and {MAX_LIMIT}, or 0 for {DEFAULT_LIMIT}.")
-        limit = request.limit or DEFAULT_LIMIT
-        found = await asyncio.to_thread(self.library.search, collection, query, _caller(context).groups, limit)
-        return pb.SearchResponse(passages=map(messages.passage, found.passages))
+        found = await self.retriever.search(
+            _caller(context), collection, query, request.limit or DEFAULT_LIMIT, _options(request), request.page_token
+        )
+        return messages.found(found)
 
     async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.AskResponse]:
         if request.mode not in MODES:
             raise InvalidArgument.of("mode", "must be quote or generate.")
+        if len(request.history) > MAX_TURNS:
+            raise InvalidArgument.of("history", f"takes at most {MAX_TURNS} turns; send the last ones.")
         pieces = self.asker.ask(
             _caller(context),
             requests.collection(request.collection, "collection"),
@@ -90,10 +188,45 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
             requests.model_or_default(request.model),
             requests.sampling(request.sampling),
             requests.deadline_seconds(context.time_remaining()),
+            history=tuple(Turn(turn.question, turn.answer) for turn in request.history),
+            condition=request.filter,
+            reranker=_reranker(request.reranker),
         )
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 yield messages.ask_piece(piece)
+
+
+def _options(request: pb.SearchRequest) -> SearchOptions:
+    """Raises InvalidArgument, naming the field."""
+    if any(leg not in LEGS for leg in request.legs):
+        raise InvalidArgument.of("legs", "must be words or meaning, or none for both.")
+    if request.expand not in EXPANDS:
+        raise InvalidArgument.of("expand", "must be section or page, or unspecified for neither.")
+    if not 0 <= request.diversity <= 1:  # also refuses NaN
+        raise InvalidArgument.of("diversity", "must be between 0 and 1.")
+    if len(request.facets) > MAX_FACETS:
+        raise InvalidArgument.of("facets", f"takes at most {MAX_FACETS} fields.")
+    return SearchOptions(
+        filter=request.filter,
+        legs=frozenset(LEGS[leg] for leg in request.legs) or frozenset(Leg),
+        diversity=request.diversity,
+        reranker=_reranker(request.reranker),
+        expand=EXPANDS[request.expand],
+        explain=request.explain,
+        facets=tuple(request.facets),
+    )
+
+
+def _reranker(name: str) -> str:
+    return requests.model(name, "reranker") if name else ""
+
+
+def _passphrase(given: str) -> str:
+    """Raises InvalidArgument, which does not say what was given."""
+    if not 1 <= len(given) <= MAX_PASSPHRASE_CHARACTERS:
+        raise InvalidArgument.of("passphrase", f"must have 1 to {MAX_PASSPHRASE_CHARACTERS} characters.")
+    return given
 
 
 def _caller(context: Context) -> Principal:

@@ -3,7 +3,6 @@
 Alone to import mcp. Sessions are not kept: each request stands by its own app key.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -30,7 +29,7 @@ from appliance.api.http import CALL_SCOPE, Answer, Call, in_words
 from appliance.api.knowledge import DEFAULT_LIMIT, MAX_LIMIT, MAX_QUESTION_CHARACTERS
 from appliance.errors import ApplianceError, InvalidArgument
 from appliance.knowledge.answer.ask import Asker
-from appliance.ports import Library
+from appliance.ports import Retriever
 from appliance.types import AskFinish, Citation, Passage, Passages, Sampling, Text, Unsupported
 
 SERVICE = "/appliance.v1.KnowledgeService"
@@ -100,7 +99,7 @@ TOOLS = (
 class _Tools:
     """What the tools do, with the caller's own rights."""
 
-    library: Library
+    retriever: Retriever
     asker: Asker
 
     async def search(self, call: Call, given: Fields) -> Json:
@@ -110,8 +109,7 @@ class _Tools:
         if not 1 <= limit <= MAX_LIMIT:
             raise given.refusal("limit", f"must be between 1 and {MAX_LIMIT}.")
         given.finish()
-        groups = call.principal.groups
-        found = await asyncio.to_thread(self.library.search, collection, query, groups, limit)
+        found = await self.retriever.search(call.principal, collection, query, limit)
         return {"passages": [_passage(passage) for passage in found.passages]}
 
     async def ask(self, call: Call, given: Fields) -> Json:
@@ -127,8 +125,8 @@ class _Tools:
 class McpServer:
     """An endpoint of the HTTP port. hosts: the names that clients may call this machine by (against DNS rebinding)."""
 
-    def __init__(self, library: Library, asker: Asker, hosts: Sequence[str], version: str) -> None:
-        tools = _Tools(library, asker)
+    def __init__(self, retriever: Retriever, asker: Asker, hosts: Sequence[str], version: str) -> None:
+        tools = _Tools(retriever, asker)
         self._tools: Mapping[str, Callable[[Call, Fields], Awaitable[Json]]] = {
             "search": tools.search,
             "ask": tools.ask,

@@ -1,8 +1,8 @@
 """Prometheus metrics in vLLM's vocabulary, under `appliance_`. Alone to import prometheus_client.
 
 Requests are measured where they pass: MeasuredGenerator stands before any Generator and looks at its pieces. The
-engines' own state is read when somebody scrapes. Labels name models, never tenants, users or content. Names and
-buckets: vLLM's metrics design, vllm/v1/metrics.
+engines' own state is read when somebody scrapes. Labels name models and collections, never tenants, users or content.
+Names and buckets: vLLM's metrics design, vllm/v1/metrics.
 """
 
 import time
@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from appliance.errors import ApplianceError
 from appliance.health.host import Host
 from appliance.ports import Generator
-from appliance.types import EngineStats, Finish, Generation, ModelFile, Segment, Text
+from appliance.types import EngineStats, Finish, Generation, ModelFile, SearchTally, Segment, Text
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -37,6 +37,11 @@ COUNTERS: Mapping[str, tuple[str, Callable[[EngineStats], float]]] = {
     "num_preemptions": ("Requests put aside for others, to be resumed.", lambda s: s.preemptions_total),
     "spec_decode_num_draft_tokens": ("Tokens proposed ahead of the model.", lambda s: s.drafted_tokens_total),
     "spec_decode_num_accepted_tokens": ("Proposed tokens that the model confirmed.", lambda s: s.accepted_tokens_total),
+}
+SEARCH_COUNTERS: Mapping[str, tuple[str, Callable[[SearchTally], float]]] = {
+    "knowledge_searches": ("Searches, those of questions among them.", lambda t: t.searches),
+    "knowledge_answers": ("Questions, answered or not.", lambda t: t.answers),
+    "knowledge_empty_answers": ("Questions that the documents do not answer.", lambda t: t.empty_answers),
 }
 HOST_GAUGES: Mapping[str, tuple[str, Callable[[Host], float]]] = {
     "host_memory_total_bytes": ("Memory of the machine.", lambda h: h.memory_total_bytes),
@@ -69,9 +74,11 @@ class Metrics:
         self.prompt_sizes = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
         self.answer_sizes = self._histogram("request_generation_tokens", "Tokens of an answer.", TOKENS)
 
-    def render(self, engines: Mapping[str, EngineStats], host: Host | None = None) -> bytes:
+    def render(
+        self, engines: Mapping[str, EngineStats], host: Host | None = None, searches: Sequence[SearchTally] = ()
+    ) -> bytes:
         """All of it in Prometheus' text format. engines: by the name of their model."""
-        return bytes(generate_latest(_Scrape(self._registry, engines, host)))
+        return bytes(generate_latest(_Scrape(self._registry, engines, host, searches)))
 
     def finished(self, model: str, finish: Finish, first_seconds: float, whole_seconds: float) -> None:
         """An answer has come to its end, so long after the call."""
@@ -138,9 +145,15 @@ class MeasuredGenerator:
 class _Scrape(CollectorRegistry):
     """What was measured, and the engines and the machine as they are now."""
 
-    def __init__(self, measured: CollectorRegistry, engines: Mapping[str, EngineStats], host: Host | None) -> None:
+    def __init__(
+        self,
+        measured: CollectorRegistry,
+        engines: Mapping[str, EngineStats],
+        host: Host | None,
+        searches: Sequence[SearchTally],
+    ) -> None:
         super().__init__(auto_describe=False)
-        self._measured, self._engines, self._host = measured, engines, host
+        self._measured, self._engines, self._host, self._searches = measured, engines, host, searches
 
     def collect(self) -> Iterator[Metric]:
         yield from self._measured.collect()
@@ -148,9 +161,26 @@ class _Scrape(CollectorRegistry):
             yield self._family(GaugeMetricFamily(f"appliance_{name}", doc, labels=["model_name"]), read)
         for name, (doc, read) in COUNTERS.items():
             yield self._family(CounterMetricFamily(f"appliance_{name}", doc, labels=["model_name"]), read)
+        yield from self._of_searches()
         if self._host is not None:
             for name, (doc, of_host) in HOST_GAUGES.items():
                 yield GaugeMetricFamily(f"appliance_{name}", doc, value=of_host(self._host))
+
+    def _of_searches(self) -> Iterator[Metric]:
+        """Collections of one name in several tenants count together, and the drift that fell furthest stands."""
+        names = sorted({tally.collection for tally in self._searches})
+        for name, (doc, read) in SEARCH_COUNTERS.items():
+            counter = CounterMetricFamily(f"appliance_{name}", doc, labels=["collection"])
+            for collection in names:
+                counter.add_metric([collection], sum(read(t) for t in self._searches if t.collection == collection))
+            yield counter
+        doc = "Mean score of the best passage of late, less what it was at first; below 0: worse."
+        gauge = GaugeMetricFamily("appliance_knowledge_best_score_drift", doc, labels=["collection"])
+        for collection in names:
+            drifts = [t.best_score_drift for t in self._searches if t.collection == collection]
+            if known := [drift for drift in drifts if drift is not None]:
+                gauge.add_metric([collection], min(known))
+        yield gauge
 
     def _family(
         self, family: GaugeMetricFamily | CounterMetricFamily, read: Callable[[EngineStats], float]

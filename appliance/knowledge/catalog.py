@@ -99,7 +99,7 @@ class Catalog:
         """The rows of each segment by its number."""
         self._collection = collection
         self._acls = Acls()
-        self._added: list[Row] = []
+        self._added: list[tuple[Row, int]] = []
         self._connection = duckdb.connect(":memory:", config=_CONFIG)
         self._connection.execute(f"CREATE TABLE documents ({_columns(_SHARED)}, segment INTEGER, acl INTEGER)")
         for segment, parquet in parquets.items():
@@ -133,7 +133,7 @@ class Catalog:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Rows are kept aside, and put into the table together by the next who asks."""
-        self._added += rows
+        self._added += [(row, self._acls.number(row.document.readers)) for row in rows]
         self._made |= {hash((row.document.sha256, row.document.pipeline)) for row in rows}
 
     def remove(self, documents: Sequence[str]) -> None:
@@ -217,9 +217,9 @@ class Catalog:
         limited = f" LIMIT {limit:d}" if limit else ""
         return tuple(row.document for row in self._select(f"{where} ORDER BY title, id{limited}", *values))
 
-    def counts(self, groups: frozenset[str]) -> tuple[int, int]:
-        """Documents and passages that the groups may read."""
-        where, values = self._where(groups, None)
+    def counts(self, groups: frozenset[str] | None) -> tuple[int, int]:
+        """Documents and passages that the groups may read; None: all."""
+        where, values = ("true", []) if groups is None else self._where(groups, None)
         query = f"SELECT count(*), coalesce(sum(passage_count), 0)::BIGINT FROM documents WHERE {where}"  # noqa: S608
         documents, passages = self._run(query, *values).fetchall()[0]
         return documents, passages
@@ -273,10 +273,10 @@ class Catalog:
 
     def _run(self, query: str, *values: Any) -> duckdb.DuckDBPyConnection:
         if self._added:
-            added, self._added = self._added, []
-            acls = [self._acls.number(row.document.readers) for row in added]
-            segments = [row.segment for row in added]
-            _insert(self._connection, added, {"segment INTEGER": segments, "acl INTEGER": acls})
+            rows, acls = zip(*self._added, strict=True)
+            self._added = []
+            segments = [row.segment for row in rows]
+            _insert(self._connection, rows, {"segment INTEGER": segments, "acl INTEGER": acls})
         return self._connection.execute(query, list(values))
 
     def _row(self, values: Sequence[Any]) -> Row:

@@ -7,6 +7,7 @@ One writer at a time writes to the disk (`_writing`). What readers see is publis
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 
 import structlog
@@ -31,7 +32,6 @@ from appliance.ports import Embedder, Progress
 from appliance.types import (
     Bools,
     Document,
-    Expand,
     FacetCount,
     Found,
     NewDocument,
@@ -60,8 +60,8 @@ class Collection:
 
     # --- reading
 
-    def describe(self, groups: frozenset[str]) -> types.Collection:
-        """Its counts are of what the groups may read."""
+    def describe(self, groups: frozenset[str] | None = None) -> types.Collection:
+        """Its counts are of what the groups may read; None: of all there is."""
         with self._published.catalog() as catalog:
             documents, passages = catalog.counts(groups)
         return types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
@@ -151,25 +151,25 @@ class Collection:
         owners = [bytes(document).hex() for document in ranking.candidates["document"]]
         with self._published.catalog() as catalog:
             present, snapshot = catalog.places(owners, groups), self._published.snapshot
-        marked = view.query_terms(query)
         shown: list[Passage] = []
+        marked = view.query_terms(query)
         for candidate, owner in zip(ranking.candidates, owners, strict=True):
             if owner not in present:  # deleted since it was ranked, or no longer for these groups
                 continue
             title, segment, ordinal = present[owner]
-            span, unit = view.span(candidate), snapshot.unit(segment, ordinal)
-            with suppress(NotFound):
-                text = view.stored(unit, ordinal, span) or self.text(owner, span, groups)
-                page = "" if options.expand is Expand.NONE else self.page(owner, span.page, groups)
+            page = partial(self.page, owner, int(candidate["page"]), groups)
+            with suppress(NotFound):  # it went after that
+                found = view.read(candidate, snapshot.unit(segment, ordinal), ordinal, options.expand, page)
                 passage = Passage(
                     f"collections/{self.name}/documents/{owner}",
                     title,
-                    span,
-                    text,
+                    view.span(candidate),
+                    found.text,
                     float(candidate["fused"]),
-                    snippet(text, marked),
-                    view.context(page, candidate, options.expand),
+                    snippet(found.text, marked),
+                    found.context,
                     view.explanation(candidate, ranking.meaning_weight) if options.explain else None,
+                    found.heading,
                 )
                 shown.append(passage)
         return tuple(shown)

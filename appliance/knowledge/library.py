@@ -29,13 +29,14 @@ from appliance.errors import (
     StoreDamaged,
 )
 from appliance.knowledge.collection import Collection
+from appliance.knowledge.embedders import Embedders
 from appliance.knowledge.storage import durable, key, shred, store, upgrade
 from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.mark import MarkFile
 from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
-from appliance.ports import Embedder, Keyring, TenantKeys
+from appliance.ports import Embedder, Keyring, Progress, TenantKeys
 from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
 
 log = structlog.get_logger()
@@ -51,7 +52,7 @@ class Library:
         self,
         directory: Path,
         tenant: Tenant,
-        embedder: Embedder,
+        embedders: Embedders,
         *,
         seal_passages: int,
         memory: Memory,
@@ -61,7 +62,7 @@ class Library:
 
         Raises DiskFull, KeyUnavailable.
         """
-        self._directory, self._tenant, self._embedder = directory, tenant, embedder
+        self._directory, self._tenant, self._embedders = directory, tenant, embedders
         self._seal_passages, self._memory, self._pace = seal_passages, memory, pace
         self._lock = Lock()
         self._keys = RLock()  # one at a time makes, wraps or destroys keys of this tenant
@@ -77,7 +78,11 @@ class Library:
         """Raises AlreadyExists, InvalidArgument, DiskFull."""
         with self._making(collection) as directory:
             self._create(directory, collection)
-        return self._describe(collection)
+        return self.describe(collection)
+
+    def require(self, collection: str) -> None:
+        """Raises NotFound where there is none of that name."""
+        self._check_exists(collection)
 
     @contextmanager
     def building(self, collection: str) -> Iterator[Collection]:
@@ -108,7 +113,7 @@ class Library:
             self._load(directory, collection).close()
             with durable.disk_errors(directory):
                 durable.sync_directory(directory)
-        return self._describe(collection)
+        return self.describe(collection)
 
     def accept_rollback(self, collection: str) -> None:
         """Take the state that the disk holds for the newest, though an older one was put back: what a person decides.
@@ -136,12 +141,12 @@ class Library:
         with self._using(collection) as opened:
             return opened.pin_files()
 
-    def collections(self) -> tuple[types.Collection, ...]:
-        """By name, without those that are damaged."""
+    def collections(self, groups: frozenset[str] | None = None) -> tuple[types.Collection, ...]:
+        """By name, without those that are damaged. Counts are of what the groups may read; None: of all there is."""
         found: list[types.Collection] = []
         for name in self._names():
             with suppress(StoreDamaged, NotFound):
-                found.append(self._describe(name))
+                found.append(self.describe(name, groups))
         return tuple(found)
 
     def damaged(self) -> Mapping[str, str]:
@@ -201,9 +206,24 @@ class Library:
         with self._using(collection) as opened:
             return opened.add(document)
 
-    def documents(self, collection: str, groups: frozenset[str]) -> tuple[Document, ...]:
+    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
         with self._using(collection) as opened:
-            return opened.documents(groups)
+            return opened.set_readers(document, readers, groups)
+
+    def documents(
+        self, collection: str, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+    ) -> tuple[tuple[Document, ...], str]:
+        with self._using(collection) as opened:
+            return opened.documents(groups, condition, after, limit)
+
+    def version(self, collection: str) -> str:
+        with self._using(collection) as opened:
+            return opened.version()
+
+    def reembed(self, collection: str, name: str, embedder: Embedder, report: Progress) -> None:
+        """Vectors by another embedder, as `Collection.reembed`. Raises NotFound, Broken, DiskFull, StoreDamaged."""
+        with self._using(collection, clears=True) as opened:
+            opened.reembed(name, embedder, report)
 
     def get(self, collection: str, document: str, groups: frozenset[str]) -> Document:
         with self._using(collection) as opened:
@@ -296,9 +316,9 @@ class Library:
                 collection.close()
             self._collections.clear()
 
-    def _describe(self, collection: str) -> types.Collection:
+    def describe(self, collection: str, groups: frozenset[str] | None = None) -> types.Collection:
         with self._using(collection) as opened:
-            return opened.describe()
+            return opened.describe(groups)
 
     @contextmanager
     def _using(self, name: str, *, clears: bool = False) -> Iterator[Collection]:
@@ -336,7 +356,7 @@ class Library:
 
     def _load(self, directory: Path, name: str) -> Collection:
         files = store.Store(directory, name, self._tenant, self._memory, self._pace)
-        return Collection(name, files, self._embedder, self._seal_passages)
+        return Collection(name, files, self._embedders, self._seal_passages)
 
     @contextmanager
     def _making(self, name: str) -> Iterator[Path]:
@@ -398,7 +418,7 @@ class Library:
                 if self._names():
                     raise KeyUnavailable(f"The key of tenant {self._tenant.name} is missing; its collections need it.")
                 self._tenant.keys.add(self._tenant.name)
-            store.create(directory, name, self._tenant, self._embedder)
+            store.create(directory, name, self._tenant, self._embedders("", ""))
 
     def _homes(self) -> dict[Path, str]:
         """Where key records lie, of collections and of those that are being made."""
@@ -469,7 +489,7 @@ class Libraries:
         keys: Path,
         keyring: Keyring,
         tenant_keys: TenantKeys,
-        embedder: Embedder,
+        embedders: Embedders,
         bounds: Bounds,
     ) -> None:
         """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
@@ -478,7 +498,7 @@ class Libraries:
         """
         self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
         self._marks = keys / "marks"
-        self._embedder, self._bounds = embedder, bounds
+        self._embedders, self._bounds = embedders, bounds
         self._memory = Memory.of(bounds.hot_bytes, bounds.cache_bytes)
         rate = bounds.background_bytes_per_second
         self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
@@ -497,7 +517,7 @@ class Libraries:
                 self._open[tenant] = Library(
                     self._directory / tenant,
                     self._tenant(tenant),
-                    self._embedder,
+                    self._embedders,
                     seal_passages=self._bounds.seal_passages,
                     memory=self._memory,
                     pace=self._pace,
@@ -518,6 +538,11 @@ class Libraries:
         """By "tenant/collection", of those that were found damaged, what is wrong: the file is named."""
         found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
         return found | upgrade.left_over(self._directory)
+
+    def counts(self) -> tuple[int, int]:
+        """Collections and documents of the tenants in use, whoever may read them."""
+        found = [one for _, library in self._each() for one in library.collections()]
+        return len(found), sum(one.document_count for one in found)
 
     def compact_where_due(self) -> None:
         """See `Library.compact_where_due`."""

@@ -1,9 +1,9 @@
 """Long work on whole collections, as jobs: that every byte is whole, and vectors of another embedder."""
 
-from collections.abc import Callable
-
 from appliance.errors import StoreDamaged
-from appliance.ports import Embedder, Jobs, Libraries, Progress
+from appliance.knowledge.embedders import Embedders
+from appliance.knowledge.library import Libraries
+from appliance.ports import Jobs, Progress
 from appliance.types import Fault, Job
 
 MAX_KEPT = 200
@@ -12,8 +12,7 @@ MAX_KEPT = 200
 class Upkeep:
     """Belongs to one event loop. The faults of a collection's last verification are kept in memory."""
 
-    def __init__(self, libraries: Libraries, embedders: Callable[[str], Embedder], jobs: Jobs) -> None:
-        """embedders: by model name, '' for the built-in one; raises NotFound."""
+    def __init__(self, libraries: Libraries, embedders: Embedders, jobs: Jobs) -> None:
         self._libraries, self._embedders, self._jobs = libraries, embedders, jobs
         self._faults: dict[tuple[str, str], tuple[Fault, ...]] = {}
 
@@ -37,7 +36,7 @@ class Upkeep:
 
     def reembed(self, tenant: str, collection: str, model: str) -> Job:
         """Vectors of that embedder beside the present ones, then in their place. Raises NotFound."""
-        library, embedder = self._libraries.of(tenant), self._embedders(model)
+        library, embedder = self._libraries.of(tenant), self._embedders(model, "")
         library.require(collection)
 
         def work(progress: Progress) -> None:

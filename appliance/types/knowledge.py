@@ -200,6 +200,7 @@ PLACE = np.dtype(
 CANDIDATE = np.dtype(
     [
         *PLACE.descr,
+        ("row", "<u4"),
         ("words_rank", "<u4"),
         ("words", "<f4"),
         ("meaning_rank", "<u4"),
@@ -208,7 +209,10 @@ CANDIDATE = np.dtype(
         ("reranked", "<f4"),
     ]
 )
-"""A found passage: its PLACE, and what it was given. reranked: not a number where no reranker read it."""
+"""A found passage: its PLACE, and what it was given. row: in its unit, as long as that is the same.
+
+reranked: not a number where no reranker read it.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,9 @@ class FileKeyring:
         """
         slot, following = self._directory / SLOT, self._directory / NEXT_SLOT
         if not self.is_rotating:
-            root = secrets.token_bytes(envelope.KEY_BYTES)
-            files.write_key_file(following, files.KIND_ROOT_IN_CLEAR, root)
-            self._roots = (root, *self._roots)
+            if not following.exists():  # an attempt may have failed after it was there
+                files.write_key_file(following, files.KIND_ROOT_IN_CLEAR, secrets.token_bytes(envelope.KEY_BYTES))
+            self._roots = (_read_root(following), *self._roots)
         wrapped = envelope.wrap(self._seed, _SIGNING_CONTEXT, self._roots[0])
         files.replace_key_file(self._directory / SIGNING, files.KIND_SIGNING, wrapped)
         for wrap_anew in rewrap:
@@ -133,8 +133,9 @@ def _unwrap(wrapped: bytes, context: bytes, under: Sequence[bytes]) -> bytes:
 
 
 def _take_over(slot: Path, following: Path) -> None:
-    files.destroy_key_file(slot)
-    files.rename_key_file(following, slot)
+    if following.exists():  # else an attempt failed after the rename
+        files.destroy_key_file(slot)
+        files.rename_key_file(following, slot)
 
 
 def _refuse_new_keys(missing: Path, *data: Path) -> None:

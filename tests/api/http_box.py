@@ -151,7 +151,7 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
         chat=Chat(measured, PlainComposer(), salt),
         embedding=Embedding(embedder, "minilm", WordEncoders()),
         models=Models(_statuses, lambda: ["fast"]),
-        mcp=McpServer(library, asker, ca.host_names("127.0.0.1"), "1"),
+        mcp=McpServer(LibraryRetriever(library), asker, ca.host_names("127.0.0.1"), "1"),
         metrics=scrape,
     )
     gate = Gate(keys, limits)

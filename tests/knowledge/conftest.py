@@ -10,6 +10,7 @@ import pytest
 
 from appliance.errors import NotFound
 from appliance.knowledge.collection import Collection
+from appliance.knowledge.embedders import built_in
 from appliance.knowledge.library import Bounds, Libraries, Library
 from appliance.ports import Embedder
 from appliance.types import EVERYONE, Document, NewDocument
@@ -70,13 +71,13 @@ class Shelf:
 
     def contents(self, groups: frozenset[str] = ALL) -> dict[str, tuple[str, ...]]:
         """Every document's pages by its id."""
-        documents = self.library.documents("handbook", groups)
+        documents, _ = self.library.documents("handbook", groups)
         return {document.id: self.library.pages("handbook", document.id, groups) for document in documents}
 
     def contents_while_changing(self) -> list[tuple[str, ...]]:
         """The pages of what is listed, less what is deleted before it is read."""
         found = []
-        for document in self.library.documents("handbook", ALL):
+        for document in self.library.documents("handbook", ALL)[0]:
             with suppress(NotFound):
                 found.append(self.library.pages("handbook", document.id, ALL))
         return found
@@ -91,7 +92,7 @@ def open_libraries(root: Path, embedder: Embedder, seal_passages: int = 1000) ->
     keyring = FileKeyring.open(root / "vault", root / "knowledge")
     tenant_keys = FileTenantKeys(root / "vault" / "tenants", keyring)
     bounds = Bounds(hot_bytes=64 << 20, cache_bytes=4 << 20, seal_passages=seal_passages, seal_seconds=3600)
-    return Libraries(root / "knowledge", root / "vault", keyring, tenant_keys, embedder, bounds)
+    return Libraries(root / "knowledge", root / "vault", keyring, tenant_keys, built_in(embedder), bounds)
 
 
 def new_document(*pages: str, title: str = "", readers: frozenset[str] = ALL) -> NewDocument:

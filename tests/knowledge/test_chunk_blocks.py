@@ -113,8 +113,8 @@ def test_tables_are_read_by_pipes_and_by_tabs() -> None:
 
 
 def test_code_is_fenced_or_indented_and_like_code() -> None:
-    assert seen("x\n\n```py\na = 1\n\n# b\n```\ny") == [(P, "x\n"), (C, "```py\na = 1\n\n# b\n```"), (P, "y")]
-    assert seen("x\n\n    a = 1\n    f(a)\n\ny") == [(P, "x\n"), (C, "    a = 1\n    f(a)"), (P, "\ny")]
+    assert seen("x\n\n```py\na = 1\n\n# b\n```\ny") == [(P, "x"), (C, "```py\na = 1\n\n# b\n```"), (P, "y")]
+    assert seen("x\n\n    a = 1\n    f(a)\n\ny") == [(P, "x"), (C, "    a = 1\n    f(a)"), (P, "y")]
     assert seen("    An old letter\n    is often indented") == [(P, "    An old letter\n    is often indented")]
     assert seen("```\nnever closed") == [(P, "```\nnever closed")]
 
@@ -122,7 +122,7 @@ def test_code_is_fenced_or_indented_and_like_code() -> None:
 def test_what_the_parser_saw_stands_and_only_the_rest_is_read() -> None:
     text = "Guests\n# no title\n\n- a\n- b\n"
     heading = Block(H, 1, 0, 6, 2)
-    assert seen(text, heading) == [(H, "Guests"), (P, "# no title\n"), (L, "- a\n- b")]
+    assert seen(text, heading) == [(H, "Guests"), (P, "# no title"), (L, "- a\n- b")]
     assert seen(text, Block(C, 1, 0, len(text))) == [(C, text.strip())]
 
 

@@ -29,8 +29,8 @@ MAX_WORD_CHARACTERS = 60
 """Of a longer word the beginning is indexed: with its language an index term has 241 bytes at most."""
 
 _STEM_CHARACTERS = 8
-_LEAST_EVIDENCE = 20  # one word in so many must be a function word of the language
-_ENOUGH_EVIDENCE = 10
+_WORDS_PER_EVIDENCE = 6  # of so many words one must be a function word of the language; in prose every third is
+_ENOUGH_EVIDENCE = 8
 _LAST_COMBINING = 0x1F000  # what combines above is not normalized
 
 
@@ -54,12 +54,6 @@ _UNUSUAL = re.compile(f"[{_MARKS}{UNSPACED}]")
 _UNSPACED = re.compile(f"([{UNSPACED}]+)")
 _NO_ENDING = re.compile(rf"[\d{UNSPACED}]")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
-
-_LANGUAGES_OF: dict[str, list[int]] = defaultdict(list)
-for _language, _function_words in FUNCTION_WORDS.items():
-    for _function_word in dict.fromkeys(_function_words.split()):
-        _LANGUAGES_OF[_function_word].append(NUMBERS[_language])
-_FUNCTION_WORDS = frozenset(_LANGUAGES_OF)
 
 
 def words(text: str) -> list[str]:
@@ -94,11 +88,18 @@ def _pieces(word: str) -> Iterable[str]:
             yield part
 
 
+_LANGUAGES_OF: dict[str, list[int]] = defaultdict(list)
+for _language, _function_words in FUNCTION_WORDS.items():
+    for _function_word in words(_function_words):
+        _LANGUAGES_OF[_function_word].append(NUMBERS[_language])
+_FUNCTION_WORDS = frozenset(_LANGUAGES_OF)
+
+
 def language_of(found: Sequence[str]) -> int:
     """The number of the language that `words` are of: the one with most function words among them, or UNKNOWN."""
     held = _FUNCTION_WORDS.intersection(found)
     tally = Counter(chain.from_iterable(map(_LANGUAGES_OF.__getitem__, held))).most_common(2)
-    least = min(len(found) / _LEAST_EVIDENCE, _ENOUGH_EVIDENCE)
+    least = min(len(found) / _WORDS_PER_EVIDENCE, _ENOUGH_EVIDENCE)
     if not tally or tally[0][1] < least or (len(tally) > 1 and tally[0][1] == tally[1][1]):
         return UNKNOWN
     return tally[0][0]

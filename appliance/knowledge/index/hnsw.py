@@ -15,6 +15,7 @@ damaged, and its documents have to be ingested again.
 """
 
 import struct
+from typing import Any
 
 import hnswlib
 import numpy as np
@@ -29,6 +30,7 @@ _BUILD_WIDTH = 200
 _SEED = 1
 
 Links = NDArray[np.uint32]
+State = dict[str, Any]  # what hnswlib pickles
 
 
 def build(vectors: Floats) -> bytes:
@@ -50,26 +52,26 @@ def build(vectors: Floats) -> bytes:
     return _HEADER.pack(_MAGIC, len(vectors), len(parts), entry) + b"".join(parts)
 
 
-def _level_0(state: dict[str, object], rows: int) -> tuple[Links, Links]:
+def _level_0(state: State, rows: int) -> tuple[Links, Links]:
     """Counts [rows] and neighbours [rows, slots] out of hnswlib's memory."""
-    slots = int(state["max_M0"])  # type: ignore[call-overload]
+    slots = int(state["max_M0"])
     records = np.asarray(state["data_level0"]).view(np.uint8)
-    records = records.reshape(-1, int(state["size_data_per_element"]))[:rows]  # type: ignore[call-overload]
-    start = int(state["offset_level0"])  # type: ignore[call-overload]
+    records = records.reshape(-1, int(state["size_data_per_element"]))[:rows]
+    start = int(state["offset_level0"])
     return _count_and_links(records[:, start : start + 4 + 4 * slots])
 
 
-def _upper(state: dict[str, object], levels: NDArray[np.int32], nodes: NDArray[np.int64], level: int) -> tuple[Links, Links]:
+def _upper(state: State, levels: NDArray[np.int32], nodes: NDArray[np.int64], level: int) -> tuple[Links, Links]:
     """The same of one upper level: its records lie node by node, and of a node level by level."""
-    size = 4 + 4 * int(state["max_M"])  # type: ignore[call-overload]
+    size = 4 + 4 * int(state["max_M"])
     records = np.asarray(state["link_lists"]).view(np.uint8).reshape(-1, size)
     first = np.cumsum(levels) - levels
     return _count_and_links(records[first[nodes] + level - 1])
 
 
 def _count_and_links(records: NDArray[np.uint8]) -> tuple[Links, Links]:
-    words = np.ascontiguousarray(records).view("<u4")
-    return words[:, 0] & 0xFFFF, words[:, 1:]
+    words = np.ascontiguousarray(records).view(np.uint32)
+    return words[:, 0] & np.uint32(0xFFFF), words[:, 1:]
 
 
 def _level(nodes: NDArray[np.int64], counts: Links, links: Links, *, lowest: bool) -> bytes:

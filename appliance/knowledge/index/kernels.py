@@ -44,7 +44,7 @@ class Int8Rows:
         """
         if codes.ndim != 2 or scales.shape != codes.shape[:1]:
             raise ValueError(f"scales {scales.shape} must fit codes {codes.shape}")
-        self.rows, self.dim = codes.shape
+        self.rows, self.dim = (int(size) for size in codes.shape)
         self.has_graph = graph is not None
         self._codes, self._scales = np.ascontiguousarray(codes, np.int8), np.ascontiguousarray(scales, np.float32)
         self._graph = np.zeros(0, np.uint8) if graph is None else np.require(graph, np.uint8, ["C", "A"])
@@ -100,7 +100,7 @@ def rescore(
 
     rows: may be what `scan` gave; halves: uint8 [len(rows), 2 * dim], their float16; query: float32 [dim].
     """
-    if halves.shape != (len(rows), 2 * len(query)) or (rows.dtype, halves.dtype) != (np.uint32, np.uint8):
+    if halves.shape != (len(rows), 2 * len(query)) or rows.dtype != np.uint32 or halves.dtype != np.uint8:
         raise ValueError(f"halves {halves.shape} must fit rows {rows.shape} and query {query.shape}")
     keep = min(keep, len(rows))
     halves = np.ascontiguousarray(halves)

@@ -99,17 +99,7 @@ class SegmentVectors:
         if len(halves) != 2 * codes.rows * codes.dim:
             raise StoreDamaged("The vectors of a segment are not as large as they say.")
         rows = np.frombuffer(halves, np.uint8).reshape(codes.rows, 2 * codes.dim)
-        return cls(codes, rows.__getitem__, exact_below)
-
-    @classmethod
-    def build(cls, vectors: Floats, exact_below: int = EXACT_ROWS) -> Self:
-        sections = to_sections(vectors, exact_below)
-        found = cls.from_sections(sections, exact_below)
-        found._sections = sections
-        return found
-
-    def sections(self) -> dict[str, bytes]:
-        return self._sections
+        return cls(codes, lambda wanted: rows[wanted], exact_below)
 
     @property
     def rows(self) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.knowledge.chunk import Piece
 from appliance.knowledge.index.lexical import K1, Phrase, Statistics, Term, parse, to_statistics
 from appliance.knowledge.index.postings import Postings
 from appliance.ports import Embedder
@@ -69,6 +70,12 @@ class Unit(Protocol):
 
     def passage(self, row: int) -> tuple[Span, str]:
         """Where a passage stands in its document, and its text. Raises StoreDamaged."""
+
+    def section(self, row: int) -> tuple[Span, str]:
+        """The section that it lies in: its place, and its text. Raises StoreDamaged."""
+
+    def piece(self, row: int) -> Piece:
+        """The passage in its surroundings. Raises StoreDamaged."""
 
 
 @dataclass(frozen=True, slots=True)

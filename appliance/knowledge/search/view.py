@@ -1,16 +1,18 @@
 """What a search found, as a ranking that outlives the segments it was found in, and as the passages that are shown."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from appliance.errors import InvalidArgument
 from appliance.knowledge.index.lexical import parse as parse_query
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.search.rank import QUERY_CHARACTERS, Candidates, Unit
-from appliance.types import CANDIDATE, Expand, Explanation, FacetCount, LegScore, Ranking, SearchOptions, Span
+from appliance.types import CANDIDATE, Bools, Expand, Explanation, FacetCount, LegScore, Ranking, SearchOptions, Span
 
 MAX_CANDIDATES = 1000
 RERANKED = 50
@@ -43,7 +45,7 @@ def to_ranking(found: Candidates, options: SearchOptions, facets: Mapping[str, t
         places = unit.places(found.row[at])
         for name in places.dtype.names or ():
             ranked[name][at] = places[name]
-    for name in ("words_rank", "words", "meaning_rank", "meaning", "fused"):
+    for name in ("row", "words_rank", "words", "meaning_rank", "meaning", "fused"):
         ranked[name] = getattr(found, name)
     ranked["reranked"] = np.nan
     return Ranking(ranked, found.meaning_weight, facets, vectors)
@@ -53,15 +55,48 @@ def span(candidate: np.void) -> Span:
     return Span(int(candidate["page"]), int(candidate["start"]), int(candidate["end"]))
 
 
-def stored(unit: Unit, ordinal: int, wanted: Span) -> str:
-    """The text of a document's passage; '' where it has none at that span any more, as it was cut anew.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is stored of a passage."""
 
-    Raises StoreDamaged.
+    text: str
+    heading: str
+    context: str
+
+
+def read(candidate: np.void, unit: Unit, ordinal: int, expand: Expand, page: Callable[[], str]) -> Reading:
+    """A candidate's passage in the unit that its document lies in. page: reads the passage's page.
+
+    Where the document was cut anew since, the passage is what the page holds at its span. Raises StoreDamaged.
     """
+    row, at = _row(candidate, unit, ordinal), span(candidate)
+    whole = page() if row is None or expand is Expand.PAGE else ""
+    if row is None:
+        text, heading = whole[at.start : at.end], ""
+    else:
+        text, heading = unit.passage(row)[1], unit.piece(row).heading
+    if expand is Expand.NONE:
+        return Reading(text, heading, "")
+    if row is None or expand is Expand.PAGE:
+        return Reading(text, heading, bounded(whole, at.start, at.end))
+    section, around = unit.section(row)
+    return Reading(text, heading, bounded(around, at.start - section.start, at.end - section.start))
+
+
+def _row(candidate: np.void, unit: Unit, ordinal: int) -> int | None:
+    row = int(candidate["row"])
+    if row < unit.rows and _same(unit.places(np.array([row], np.uint32)), candidate)[0]:
+        return row  # nothing was sealed or compacted since
     first, last = np.searchsorted(unit.owners, np.array([0, 1], np.uint32) + np.uint32(ordinal - unit.first_ordinal))
-    places = unit.places(np.arange(first, last, dtype=np.uint32))
-    same = (places["page"] == wanted.page) & (places["start"] == wanted.start) & (places["end"] == wanted.end)
-    return unit.passage(int(first) + int(np.argmax(same)))[1] if same.any() else ""
+    found = np.flatnonzero(_same(unit.places(np.arange(first, last, dtype=np.uint32)), candidate))
+    return int(first + found[0]) if len(found) else None
+
+
+def _same(places: NDArray[np.void], candidate: np.void) -> Bools:
+    same: Bools = places["document"] == candidate["document"]
+    for name in ("page", "start", "end"):
+        same &= places[name] == candidate[name]
+    return same
 
 
 def explanation(candidate: np.void, meaning_weight: float) -> Explanation:
@@ -76,19 +111,11 @@ def explanation(candidate: np.void, meaning_weight: float) -> Explanation:
     )
 
 
-def context(page: str, candidate: np.void, expand: Expand) -> str:
-    """What stands around a passage on its page, CONTEXT_CHARACTERS at most, with the passage about in the middle.
-
-    Its section, where that is asked for and known; else the page.
-    """
-    at, to, start, end = int(candidate["start"]), int(candidate["end"]), 0, len(page)
-    if expand is Expand.SECTION and candidate["section_end"]:
-        start, end = min(at, int(candidate["section_start"])), max(to, int(candidate["section_end"]))
-    if end - start > CONTEXT_CHARACTERS:
-        lead = max(0, CONTEXT_CHARACTERS - (to - at)) // 2
-        start = min(max(start, at - lead), end - CONTEXT_CHARACTERS)
-        end = start + CONTEXT_CHARACTERS
-    return page[start:end].strip()
+def bounded(text: str, start: int, end: int) -> str:
+    """What stands around [start, end) of a text: CONTEXT_CHARACTERS at most, with the range about in the middle."""
+    lead = max(0, CONTEXT_CHARACTERS - (end - start)) // 2
+    first = max(0, min(start - lead, len(text) - CONTEXT_CHARACTERS))
+    return text[first : first + CONTEXT_CHARACTERS].strip()
 
 
 def query_terms(query: str) -> frozenset[bytes]:
