@@ -107,7 +107,8 @@ def open_library(directory: Path) -> Library:
     keyring = FileKeyring.open(directory / "vault", directory / "knowledge")
     tenant_keys = FileTenantKeys(directory / "vault" / "tenants", keyring)
     bounds = Bounds(hot_bytes=64 << 20, cache_bytes=1 << 20, seal_passages=SEAL_PASSAGES, seal_seconds=3600)
-    libraries = Libraries(directory / "knowledge", directory / "vault", keyring, tenant_keys, built_in(WordEmbedder()), bounds)
+    embedders = built_in(WordEmbedder())
+    libraries = Libraries(directory / "knowledge", directory / "vault", keyring, tenant_keys, embedders, bounds)
     return libraries.of("default")
 
 

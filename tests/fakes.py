@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import AlreadyExists, DocumentRefused, NoChatModel, NotFound
-from appliance.knowledge.chunk import passages
+from appliance.knowledge.chunk import pieces
 from appliance.types import (
     Collection,
     Document,
@@ -154,7 +154,7 @@ class MemoryLibrary:
         return next((one for one in held if (one.sha256, one.pipeline) == (sha256, pipeline)), None)
 
     def add(self, collection: str, document: NewDocument) -> Document:
-        held, spans = self._documents(collection), passages(document.pages)
+        held, spans = self._documents(collection), self._spans(document.pages)
         if not spans:
             raise DocumentRefused("NO_TEXT", f"{document.title} has no text.")
         made = Document(
@@ -174,6 +174,9 @@ class MemoryLibrary:
         )
         held[made.id] = (made, document.pages)
         return made
+
+    def _spans(self, pages: tuple[str, ...]) -> list[Span]:
+        return [piece.span for piece in pieces(pages, (), self.embedder)]
 
     def documents(self, collection: str, groups: frozenset[str]) -> tuple[Document, ...]:
         return tuple(document for document, _ in self._documents(collection).values() if document.readers & groups)
@@ -206,7 +209,7 @@ class MemoryLibrary:
             Passage(document.name, document.title, span, pages[span.page - 1][span.start : span.end], 0.0)
             for document, pages in self._documents(collection).values()
             if document.readers & groups
-            for span in passages(pages)
+            for span in self._spans(pages)
         ]
         scores = self.embedder.embed([one.text for one in found]) @ self.embedder.embed([query])[0]
         best = np.argsort(-scores, kind="stable")[:limit]
@@ -217,8 +220,9 @@ class MemoryLibrary:
         )
 
     def version(self, collection: str) -> str:
-        held = sorted((name, sorted(document.readers)) for name, (document, _) in self._documents(collection).items())
-        return hashlib.sha256(repr(held).encode()).hexdigest()
+        held = (document for document, _ in self._documents(collection).values())
+        known = sorted((document.id, document.sha256, sorted(document.readers)) for document in held)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
         held, pages = self._readable(collection, document, groups)

@@ -55,6 +55,8 @@ def ask(
     from appliance.cli import output
     from appliance.types import AnswerMode, Turn
 
+    if not question and not sys.stdin.isatty():
+        raise typer.BadParameter("give a QUESTION; without one a terminal is needed for a conversation")
     history: list[Turn] = []
     with session.connect() as client:
         while asked := question or _next_question():
@@ -81,7 +83,7 @@ def ask(
 def _next_question() -> str:
     """The next line of a conversation; '' at its end."""
     try:
-        return input("\n? " if sys.stdin.isatty() else "").strip()
+        return input("\n? ").strip()
     except EOFError:
         return ""
 

@@ -34,8 +34,8 @@ def search(
         float, typer.Option("--diversity", min=0, max=1, help="How much being unlike those above counts.")
     ] = 0.0,
     reranker: RerankerOption = "",
-    context: Annotated[
-        Literal["none", "section", "page"], typer.Option("--context", help="Show the text around each passage.")
+    around: Annotated[
+        Literal["none", "section", "page"], typer.Option("--around", help="Show the text around each passage.")
     ] = "none",
     explain: Annotated[bool, typer.Option("--explain", help="Show why each passage stands where it does.")] = False,
     facet: Annotated[list[str] | None, typer.Option("--facet", help="Count the values of this field.")] = None,
@@ -50,7 +50,7 @@ def search(
         legs=frozenset({Leg(leg)}) if leg else frozenset(Leg),
         diversity=diversity,
         reranker=reranker,
-        expand=Expand(context),
+        expand=Expand(around),
         explain=explain,
         facets=tuple(facet or ()),
     )

@@ -1,4 +1,4 @@
-"""The box itself: health, jobs, ingest, keys of applications."""
+"""The box itself: health, ingest, keys of applications."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -10,20 +10,18 @@ from appliance import errors, types
 from appliance.client import messages as convert
 from appliance.client.calls import CALL_SECONDS, WATCH_SECONDS, Calls, Stream
 from appliance.client.messages import named
-from appliance.gen.v1 import access_pb2, ingest_pb2, job_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, ingest_pb2, telemetry_pb2
 from appliance.gen.v1.access_pb2_grpc import AccessServiceStub
 from appliance.gen.v1.ingest_pb2_grpc import IngestServiceStub
-from appliance.gen.v1.job_pb2_grpc import JobServiceStub
 from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
 
 
 class BoxCalls(Calls):
-    """The box itself: health, jobs, ingest, keys of applications."""
+    """The box itself: health, ingest, keys of applications."""
 
     def __init__(self, *connection: Any) -> None:
         super().__init__(*connection)
         self._ingest = IngestServiceStub(self._channel)
-        self._jobs = JobServiceStub(self._channel)
         self._telemetry = TelemetryServiceStub(self._channel)
         self._access = AccessServiceStub(self._channel)
         self._check: Any = health_pb2_grpc.HealthStub(self._channel).Check  # type: ignore[attr-defined]
@@ -66,21 +64,6 @@ class BoxCalls(Calls):
         return map(
             convert.file_outcome, self._pages(self._ingest.ListQuarantine, ingest_pb2.ListQuarantineRequest(), "files")
         )
-
-    def job(self, job: str) -> types.Job:
-        return convert.job(self._call(self._jobs.GetJob, job_pb2.GetJobRequest(name=named("jobs", job))).job)
-
-    def jobs(self) -> Iterator[types.Job]:
-        """Newest first."""
-        return map(convert.job, self._pages(self._jobs.ListJobs, job_pb2.ListJobsRequest(), "jobs"))
-
-    def watch_job(self, job: str, timeout_seconds: float = WATCH_SECONDS) -> Stream[types.Job]:
-        """The present state at once, then each change, until the job has ended."""
-        request = job_pb2.WatchJobRequest(name=named("jobs", job))
-        return self._stream(self._jobs.WatchJob, request, lambda answer: convert.job(answer.job), timeout_seconds)
-
-    def cancel_job(self, job: str) -> types.Job:
-        return convert.job(self._call(self._jobs.CancelJob, job_pb2.CancelJobRequest(name=named("jobs", job))).job)
 
     def create_app_key(
         self,

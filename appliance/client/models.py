@@ -5,14 +5,15 @@ from typing import Any
 
 from appliance import types
 from appliance.client import messages as convert
-from appliance.client.calls import WATCH_SECONDS, WORK_SECONDS, Calls, Stream
+from appliance.client.calls import WATCH_SECONDS, WORK_SECONDS, Stream
+from appliance.client.jobs import JobCalls
 from appliance.client.messages import named
 from appliance.gen.v1 import model_pb2, telemetry_pb2
 from appliance.gen.v1.model_pb2_grpc import ModelServiceStub
 from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
 
 
-class ModelCalls(Calls):
+class ModelCalls(JobCalls):
     """Models on the box, and the names that lead to them."""
 
     def __init__(self, *connection: Any) -> None:
@@ -35,7 +36,7 @@ class ModelCalls(Calls):
         """
         number = model_pb2.Model.Kind.Value(f"KIND_{kind.name}" if kind else "KIND_UNSPECIFIED")
         request = model_pb2.ImportModelRequest(path=path, base=named("models", base), kind=number)
-        return convert.job(self._call(self._models.ImportModel, request).job)
+        return self.job(self._call(self._models.ImportModel, request).job)
 
     def imported_files(self, job: str) -> Iterator[types.ImportedFile]:
         """What became of each file of an import by path."""
@@ -67,7 +68,7 @@ class ModelCalls(Calls):
     def quantize_model(self, model: str, storage: str, new_name: str = "") -> types.Job:
         """Start to write a model anew in fewer bits (Q4_K_M, Q8_0) and to import it."""
         request = model_pb2.QuantizeModelRequest(name=named("models", model), type=storage, new_name=new_name)
-        return convert.job(self._call(self._models.QuantizeModel, request).job)
+        return self.job(self._call(self._models.QuantizeModel, request).job)
 
     def watch_engines(self, timeout_seconds: float = WATCH_SECONDS) -> Stream[Mapping[str, types.EngineStats]]:
         """The state of each loaded model's engine at once, then each second."""

@@ -161,8 +161,10 @@ class Library:
         collection is there as before, or is gone and its shredding not finished: drop it again.
         """
         going = self._directory / f"{_DROPPED}{collection}"
+        if not (_NAME.fullmatch(collection) and going.is_dir()):
+            self._check_exists(collection)
         with self._opening_of(collection), self._keys:
-            if not (_NAME.fullmatch(collection) and going.is_dir()):
+            if not going.is_dir():
                 self._check_exists(collection)
                 self._withdraw(collection, going)
             shredded = shred.destroy(going, collection, self._tenant, self._homes())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from appliance.infer.onnx import OnnxEmbedder
-from appliance.knowledge.chunk import passages
+from appliance.knowledge.chunk import pieces
 from appliance.knowledge.memtable import Block
 from appliance.knowledge.search.rank import Query, Unit, best_passages
 from appliance.knowledge.storage.record import Entry, to_stored_precision
@@ -40,12 +40,12 @@ def index(embedder: OnnxEmbedder, paragraphs: Sequence[str]) -> Block:
     """Each paragraph as a document of one page."""
     entries: list[Entry] = []
     for number, paragraph in enumerate(paragraphs):
-        spans = tuple(passages([paragraph]))
-        vectors = to_stored_precision(embedder.embed([paragraph[span.start : span.end] for span in spans]))
+        cut = tuple(pieces([paragraph], (), embedder))
+        vectors = to_stored_precision(embedder.embed([piece.read(paragraph) for piece in cut]))
         document = Document(
             id=f"{number:032x}",
             collection="xquad",
-            title=str(number),
+            title="",
             media_type="text/plain",
             sha256="",
             size_bytes=0,
@@ -53,11 +53,11 @@ def index(embedder: OnnxEmbedder, paragraphs: Sequence[str]) -> Block:
             parser="",
             pipeline="",
             page_count=1,
-            passage_count=len(spans),
+            passage_count=len(cut),
             readers=frozenset({EVERYONE}),
             create_time=datetime.now(UTC),
         )
-        entries.append(Entry(document, (paragraph,), spans, vectors))
+        entries.append(Entry(document, (paragraph,), cut, vectors))
     return Block(tuple(entries), 0, 0)
 
 

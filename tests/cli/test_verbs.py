@@ -43,6 +43,9 @@ def test_ask_as_json_is_one_document_with_verified_citations(box: Box, cli: Cli)
             }
         ],
         "unsupported": [],
+        "groundedness": 0.0,
+        "cached": False,
+        "queries": [],
         "usage": {"input_tokens": 7, "cached_input_tokens": 3, "output_tokens": 2},
         "timings": {
             "queue_seconds": 0.0,

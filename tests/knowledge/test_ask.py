@@ -1,115 +1,28 @@
 """Ask, both ways, over a library in memory and a model that says what it is told to."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
-from typing import cast
 
 import pytest
 
-from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong
-from appliance.knowledge.answer.ask import NOT_ANSWERED, Asker
-from appliance.knowledge.quality.drift import SearchTallies
-from appliance.types import (
-    EVERYONE,
-    AnswerMode,
-    AskFinish,
-    AskPiece,
-    Citation,
-    NewDocument,
-    Origin,
-    Passages,
-    Principal,
-    Role,
-    Sampling,
-    Span,
-    Text,
-    Unsupported,
+from appliance.errors import InvalidArgument, NoChatModel, NotFound, PromptTooLong, QuoteOnly
+from appliance.knowledge.answer.ask import NOT_ANSWERED
+from appliance.types import AnswerMode, AskFinish, Citation, Origin, Passages, Span, Text, Turn, Unsupported
+from tests.fakes import MemoryLibrary, ScriptedGenerator
+from tests.knowledge.desk import (
+    BADGES,
+    EVERYBODY,
+    FILLER,
+    Desk,
+    citations_of,
+    finish_of,
+    furnished,
+    text_of,
 )
-from tests.fakes import (
-    LibraryRetriever,
-    MemoryLibrary,
-    OneLibrary,
-    PlainComposer,
-    ScriptedGenerator,
-    WordTokenEmbedder,
-)
-
-BADGES = "Visitors wear a badge at all times. A visitor badge expires after 90 days. A lost badge costs 5 euros."
-PUMP = "The pump weighs 12 kilograms. Its battery lasts 14 hours. A red lamp means that the motor is too hot."
-FILLER = tuple(f"Chapter {n} tells of gardens, rivers and of stones. Nothing there is of any use." for n in range(4))
-EVERYBODY = frozenset({EVERYONE})
-CALLER = Principal("acme", "eve", Role.APP)
-
-
-def document(title: str, *pages: str, readers: frozenset[str] = EVERYBODY) -> NewDocument:
-    return NewDocument(title, "text/plain", title, 1, "test", "text 1", "1", pages, readers)
-
-
-@dataclass
-class Desk:
-    """An asker and all that it stands on."""
-
-    library: MemoryLibrary = field(default_factory=MemoryLibrary)
-    generator: ScriptedGenerator = field(default_factory=ScriptedGenerator)
-    quoting: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.library.create("handbook")
-        self.retriever = LibraryRetriever(self.library)
-        self.tallies = SearchTallies()
-        self.asker = Asker(
-            OneLibrary(self.library),
-            self.retriever,
-            WordTokenEmbedder(),
-            self.generator,
-            PlainComposer(),
-            str.encode,
-            self.quoting.__contains__,
-            tallies=self.tallies,
-        )
-
-    def add(self, title: str, *pages: str, readers: frozenset[str] = EVERYBODY) -> str:
-        return self.library.add("handbook", document(title, *pages, readers=readers)).id
-
-    def pieces(
-        self,
-        question: str,
-        mode: AnswerMode | None = None,
-        model: str = "",
-        collection: str = "handbook",
-        deadline_seconds: float = 0.0,
-    ) -> AsyncGenerator[AskPiece, None]:
-        asked = self.asker.ask(CALLER, collection, question, mode, model, Sampling(), deadline_seconds)
-        return cast(AsyncGenerator[AskPiece, None], asked)
-
-    async def ask(self, question: str, mode: AnswerMode | None = None, model: str = "") -> list[AskPiece]:
-        return [piece async for piece in self.pieces(question, mode, model)]
-
-    def stored(self, citation: Citation) -> str:
-        name = citation.document.rpartition("/")[2]
-        return self.library.text("handbook", name, citation.span, EVERYBODY)
 
 
 @pytest.fixture
 def desk() -> Desk:
-    desk = Desk()
-    desk.add("badges.txt", *FILLER, BADGES)
-    desk.add("pump.txt", PUMP)
-    return desk
-
-
-def text_of(pieces: Sequence[AskPiece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, Text))
-
-
-def citations_of(pieces: Sequence[AskPiece]) -> list[Citation]:
-    return [piece for piece in pieces if isinstance(piece, Citation)]
-
-
-def finish_of(pieces: Sequence[AskPiece]) -> AskFinish:
-    assert isinstance(pieces[-1], AskFinish)
-    return pieces[-1]
+    return furnished(Desk())
 
 
 # --- quote -----------------------------------------------------------------------------------------------------------
@@ -380,3 +293,71 @@ async def test_the_finish_tells_usage_and_times(desk: Desk) -> None:
         finish = finish_of(await desk.ask("Does a badge expire?", mode)).finish
         assert finish.usage.input_tokens > 0
         assert 0 <= finish.timings.search_seconds <= finish.timings.total_seconds
+
+
+# --- policy ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tenant_that_must_quote_gets_quotes_and_no_model_sees_its_documents(desk: Desk) -> None:
+    desk.quoting.add("acme")
+    pieces = await desk.ask("After how many days does a visitor badge expire?", None, "writer")
+    assert isinstance(pieces[0], Passages)
+    assert pieces[0].mode is AnswerMode.QUOTE
+    assert text_of(pieces) == "A visitor badge expires after 90 days."
+    with pytest.raises(QuoteOnly, match="sentences of the documents"):
+        await anext(desk.pieces("Does a badge expire?", AnswerMode.GENERATE))
+    assert desk.generator.asked == []
+
+
+async def test_another_tenant_may_generate(desk: Desk) -> None:
+    desk.quoting.add("other")
+    desk.generator.script = [["Yes."]]
+    assert text_of(await desk.ask("Does a badge expire?", AnswerMode.GENERATE)) == "Yes."
+
+
+# --- groundedness ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_quoted_answer_is_wholly_grounded_and_no_answer_is_not(desk: Desk) -> None:
+    desk.add("keys.txt", "Ask the porter. A spare key costs 7 euros. A spare fob costs 7 euros.")
+    several = await desk.ask("Which spare costs 7 euros?", AnswerMode.QUOTE)
+    assert len(citations_of(several)) >= 2
+    assert finish_of(several).groundedness == 1.0
+    assert finish_of(await desk.ask("Who composed the opera about Figaro?", AnswerMode.QUOTE)).groundedness == 0.0
+
+
+async def test_groundedness_is_the_share_of_characters_that_citations_back(desk: Desk) -> None:
+    backed, made_up = "A visitor badge expires after 90 days.", "Cows fly high."
+    desk.generator.script = [[f"{backed} {made_up}"]]
+    pieces = await desk.ask("After how many days does a visitor badge expire?", AnswerMode.GENERATE)
+    solid = len(backed.replace(" ", ""))
+    assert finish_of(pieces).groundedness == pytest.approx(solid / (solid + len(made_up.replace(" ", ""))))
+
+
+async def test_what_is_not_backed_at_all_is_not_grounded(desk: Desk) -> None:
+    desk.generator.script = [["A visitor badge expires after 30 days [1]."]]
+    finish = finish_of(await desk.ask("After how many days does a visitor badge expire?", AnswerMode.GENERATE))
+    assert (finish.answered, finish.groundedness) == (False, 0.0)
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+async def test_filter_and_reranker_reach_the_search(desk: Desk) -> None:
+    await desk.ask("Does a badge expire?", AnswerMode.QUOTE, condition="year >= 2020", reranker="judge")
+    ((query, options),) = desk.retriever.asked
+    assert (query, options.filter, options.reranker) == ("Does a badge expire?", "year >= 2020", "judge")
+
+
+async def test_a_question_of_100k_characters_is_answered_or_not_but_never_hangs(desk: Desk) -> None:
+    desk.generator.script = [["Yes."]]
+    for mode, long in ((AnswerMode.QUOTE, "Does a badge expire?" + " unending" * 11_000), (None, "x" * 100_000)):
+        finish = finish_of(await desk.ask(long, mode, history=[Turn("it", "it")]))
+        assert finish.queries == ()
+
+
+async def test_every_answer_is_counted_and_whether_it_was_one(desk: Desk) -> None:
+    await desk.ask("After how many days does a visitor badge expire?", AnswerMode.QUOTE)
+    await desk.ask("Who composed the opera about Figaro?", AnswerMode.QUOTE)
+    (tally,) = desk.tallies.tallies()
+    assert (tally.tenant, tally.collection, tally.answers, tally.empty_answers) == ("acme", "handbook", 2, 1)

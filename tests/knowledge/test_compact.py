@@ -7,46 +7,78 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import DiskFull
-from appliance.knowledge.compact import Shape, due, plan
+from appliance.knowledge.compact import DEAD_RATIO, Shape, asked, due
+from appliance.knowledge.storage.record import Entry
 from tests.knowledge.conftest import ALL, Shelf, new_document
 
 FULL = 100
 
 
-def test_a_full_segment_without_deleted_documents_is_left_alone() -> None:
-    assert plan([Shape(1, 90, 90)], FULL) == ()
+def test_a_full_segment_without_anything_dead_is_left_alone() -> None:
+    assert asked([Shape(1, 90, 90)], FULL) == due([Shape(1, 90, 90)], FULL) == ()
 
 
 def test_a_lone_small_segment_is_left_alone() -> None:
-    assert plan([Shape(1, 9, 9)], FULL) == ()
+    assert asked([Shape(1, 9, 9)], FULL) == ()
 
 
 def test_small_segments_are_put_together() -> None:
-    assert plan([Shape(1, 9, 9), Shape(2, 90, 90), Shape(3, 9, 9)], FULL) == ((1, 3),)
+    assert asked([Shape(1, 9, 9), Shape(2, 90, 90), Shape(3, 9, 9)], FULL) == ((1, 3),)
 
 
-def test_a_segment_with_deleted_documents_is_rewritten_however_full() -> None:
-    assert plan([Shape(1, 100, 99)], FULL) == ((1,),)
-    assert plan([Shape(1, 10, 0)], FULL) == ((1,),)
+def test_a_segment_with_something_dead_is_rewritten_when_asked_however_full() -> None:
+    assert asked([Shape(1, 100, 99)], FULL) == ((1,),)
+    assert asked([Shape(1, 100, 100, 1)], FULL) == ((1,),)
+    assert asked([Shape(1, 10, 0)], FULL) == ((1,),)
 
 
-@given(st.lists(st.integers(1, 2 * FULL).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=12))
-def test_a_plan_takes_every_deleted_document_and_makes_nothing_too_full(sizes: list[tuple[int, int]]) -> None:
-    segments = [Shape(number, passages, live) for number, (passages, live) in enumerate(sizes, 1)]
-    groups = plan(segments, FULL)
-    chosen = [number for group in groups for number in group]
+shapes = st.lists(
+    st.integers(1, 2 * FULL).flatmap(
+        lambda passages: st.integers(0, passages).flatmap(
+            lambda live: st.tuples(st.just(passages), st.just(live), st.integers(0, live))
+        )
+    ),
+    max_size=12,
+)
+
+
+@given(shapes, st.sampled_from([asked, due]))
+def test_no_plan_takes_a_segment_twice_or_makes_one_too_full(
+    sizes: list[tuple[int, int, int]], plan: Callable[..., tuple[tuple[int, ...], ...]]
+) -> None:
+    segments = [Shape(number, *size) for number, size in enumerate(sizes, 1)]
+    chosen = [number for group in plan(segments, FULL) for number in group]
     assert len(chosen) == len(set(chosen))
-    assert all(segment.number in chosen for segment in segments if segment.live_passages < segment.passages)
     live = {segment.number: segment.live_passages for segment in segments}
-    assert all(len(group) == 1 or sum(live[number] for number in group) <= FULL for group in groups)
+    assert all(len(group) == 1 or sum(live[number] for number in group) <= FULL for group in plan(segments, FULL))
+    must = DEAD_RATIO if plan is due else 0
+    dead = [segment.number for segment in segments if segment.dead_passages > must * segment.passages]
+    assert set(dead) <= set(chosen)
 
 
-def test_little_that_is_deleted_or_small_is_not_rewritten_unasked() -> None:
-    assert plan([Shape(1, 100, 90)], FULL, due) == ()
-    assert plan([Shape(1, 100, 79)], FULL, due) == ((1,),)
+def test_little_that_is_dead_or_small_is_not_rewritten_unasked() -> None:
+    assert due([Shape(1, 100, 90)], FULL) == ()
+    assert due([Shape(1, 100, 79)], FULL) == ((1,),)
+    assert due([Shape(1, 100, 100, 21)], FULL) == ((1,),)
     few = [Shape(number, 9, 9) for number in range(3)]
-    assert plan(few, FULL, due) == ()
-    assert plan([*few, Shape(3, 9, 9)], FULL, due) == ((0, 1, 2, 3),)
+    assert due(few, FULL) == ()
+    assert due([*few, Shape(3, 9, 9)], FULL) == ((0, 1, 2, 3),)
+    assert due([*few, Shape(3, 49, 49)], FULL) == ()
+
+
+def test_a_passage_is_rewritten_about_as_often_as_its_segment_doubles_twice() -> None:
+    segments: list[Shape] = []
+    rewritten, sealed = 0, 1024
+    for number in range(1, sealed + 1):
+        segments.append(Shape(number * 1000, 20, 20))
+        while groups := due(segments, 20 * sealed):
+            for group in groups:
+                merged = sum(one.live_passages for one in segments if one.number in group)
+                segments = [one for one in segments if one.number not in group]
+                segments.append(Shape(max(group) + 1, merged, merged))
+                rewritten += merged
+    assert rewritten <= 6 * 20 * sealed
+    assert len(segments) < 4 * 6
 
 
 def test_what_is_due_is_compacted_unasked_and_nothing_else(make_shelf: Callable[..., Shelf]) -> None:
@@ -75,10 +107,10 @@ def test_one_collection_that_cannot_be_compacted_does_not_keep_the_others_from_i
         shelf.library.add("second", new_document(f"Key {number}."))
         shelf.add(f"Badge {number} expires.")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise DiskFull("No space is left.")
 
-    monkeypatch.setattr(shelf.collection, "_rewrite", full)
+    monkeypatch.setattr(shelf.collection._rewriter, "_write", full)
     shelf.library.compact_where_due()
     assert len(list((shelf.files / "seg").iterdir())) == 4
     assert len(list((shelf.files.with_name("second") / "seg").iterdir())) == 1
@@ -88,7 +120,7 @@ def test_a_collection_that_is_compacted_already_is_left_alone(make_shelf: Callab
     shelf = make_shelf(seal_passages=1)
     for number in range(4):
         shelf.add(f"Badge {number} expires.")
-    with shelf.collection._compacting:
+    with shelf.collection._rewriter._rewriting:
         shelf.library.compact_where_due()
     assert len(list((shelf.files / "seg").iterdir())) == 4
 
@@ -118,7 +150,7 @@ def test_a_deleted_document_is_in_no_file_after_compaction(shelf: Shelf) -> None
     assert not [path for path in (shelf.files / "seg").iterdir() if path.name == before]
     assert not list((shelf.files / "wal").iterdir())
     assert shelf.collection._store.manifest.deleted == frozenset()
-    assert shelf.reopen().documents("handbook", ALL) == ()
+    assert shelf.reopen().documents("handbook", ALL) == ((), "")
 
 
 def test_a_document_deleted_in_the_memtable_is_not_sealed(shelf: Shelf) -> None:
@@ -130,22 +162,27 @@ def test_a_document_deleted_in_the_memtable_is_not_sealed(shelf: Shelf) -> None:
     assert shelf.contents() == {kept.id: ("Badges expire.",)}
 
 
+def while_rewriting(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """From now on `change` happens after a segment's successor was written, and before it takes the segment's place."""
+    rewriter = shelf.collection._rewriter
+    write = rewriter._write
+
+    def write_then_change(entries: list[Entry], *, background: bool) -> object:
+        written = write(entries, background=background)
+        if entries:
+            change()
+        return written
+
+    monkeypatch.setattr(rewriter, "_write", write_then_change)
+
+
 def test_a_document_deleted_while_its_segment_is_rewritten_stays_deleted(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = (shelf.add(f"Badge {number} expires.") for number in range(3))
     shelf.compact()
     shelf.delete(first)
-    collection = shelf.collection
-    write = collection._write
-
-    def write_while_another_deletes(entries: list[object]) -> object:
-        written = write(entries)  # type: ignore[arg-type]
-        if entries:
-            shelf.delete(second)
-        return written
-
-    monkeypatch.setattr(collection, "_write", write_while_another_deletes)
+    while_rewriting(shelf, monkeypatch, lambda: shelf.delete(second))
     shelf.compact()
     monkeypatch.undo()
     assert list(shelf.contents()) == [third.id]
@@ -160,8 +197,48 @@ def test_a_reader_that_began_before_a_compaction_reads_on(shelf: Shelf) -> None:
     shelf.add("Badges expire.")
     shelf.compact()
     collection = shelf.collection
-    snapshot = collection._snapshot
+    snapshot = collection._published.snapshot
     shelf.delete(shelf.add("Keys do not."))
     shelf.add("Doors close.")
     shelf.compact()
     assert snapshot.segments[0].passage(0)[1] == "Badges expire."
+
+
+def test_readers_that_change_while_a_segment_is_rewritten_stay_changed(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, meanwhile, gone = (shelf.add(f"Badge {number} expires.") for number in range(3))
+    shelf.compact()
+    ann, bob = frozenset({"user:ann"}), frozenset({"user:bob"})
+    shelf.delete(gone)
+    shelf.library.set_readers("handbook", before.id, ann, ALL)
+    while_rewriting(shelf, monkeypatch, lambda: shelf.library.set_readers("handbook", meanwhile.id, bob, ALL | bob))
+    shelf.compact()
+    monkeypatch.undo()
+    for again in (lambda: None, shelf.reopen, shelf.compact, shelf.reopen):
+        again()
+        assert shelf.contents() == {}
+        assert shelf.search("badge expires") == []
+        assert list(shelf.contents(ann)) == [before.id]
+        assert shelf.search("badge expires", bob) == ["Badge 1 expires."]
+    assert shelf.collection._store.manifest.readers == {}
+
+
+def test_a_document_whose_readers_changed_is_dead_weight_until_its_segment_says_so(
+    make_shelf: Callable[..., Shelf],
+) -> None:
+    shelf = make_shelf(seal_passages=10)
+    documents = [shelf.add(f"Badge {number} expires.") for number in range(10)]
+    secret = frozenset({"role:admin"})
+    for document in documents[:2]:
+        shelf.library.set_readers("handbook", document.id, secret, ALL)
+    before = shelf.file("seg")
+    shelf.library.compact_where_due()
+    assert shelf.file("seg") == before
+    shelf.library.set_readers("handbook", documents[2].id, secret, ALL)
+    shelf.library.compact_where_due()
+    assert shelf.file("seg") != before
+    assert shelf.collection._rewriter.amendments.readers == {}
+    shelf.reopen()
+    assert shelf.contents(secret).keys() == {document.id for document in documents[:3]}
+    assert shelf.contents().keys() == {document.id for document in documents[3:]}

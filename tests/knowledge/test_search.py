@@ -1,17 +1,21 @@
 """Fused search: who may see what, before the best are chosen; and both legs' opinions in one score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.errors import InvalidArgument
 from appliance.knowledge.index.vectors import VectorIndex
+from appliance.knowledge.search import view
 from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages, meaning_weight
-from appliance.types import Bools, Document, Floats
-from tests.knowledge.conftest import ALL, Shelf
+from appliance.ports import Embedder
+from appliance.types import EVERYONE, Bools, Document, Expand, FacetCount, Floats, Leg, SearchOptions
+from tests.knowledge.conftest import ALL, Shelf, new_document
 
 SECRET = frozenset({"role:admin"})
 MEANING, WORDS = 1.0, 0.0
@@ -192,3 +196,210 @@ def test_whatever_is_done_every_leg_finds_exactly_what_there_is(make_shelf: Call
         assert {document: pages for document, (pages,) in shelf.contents().items()} == {
             document: text for document, (_, text) in readable.items()
         }
+
+
+def add(shelf: Shelf, text: str, readers: frozenset[str] = ALL, **metadata: str | float | bool) -> Document:
+    return shelf.library.add("handbook", replace(new_document(text, readers=readers), metadata=metadata))
+
+
+def texts(shelf: Shelf, query: str, groups: frozenset[str] = ALL, limit: int = 10, **options: Any) -> list[str]:
+    found = shelf.library.search("handbook", query, groups, limit, SearchOptions(**options))
+    return [passage.text for passage in found.passages]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_filter_narrows_what_the_caller_may_read_and_nothing_widens_it(shelf: Shelf, state: State) -> None:
+    add(shelf, "Badges expire in 2020.", year=2020.0)
+    add(shelf, "Badges expire in 2026.", year=2026.0)
+    add(shelf, "Badges expire in secret.", SECRET, year=2026.0)
+    state(shelf)
+    assert texts(shelf, "badges", filter="year = 2026") == ["Badges expire in 2026."]
+    assert texts(shelf, "badges", filter="NOT year = 2026") == ["Badges expire in 2020."]
+    assert texts(shelf, "badges", filter="year >= 0 OR NOT year >= 0") == texts(shelf, "badges")
+    assert texts(shelf, "badges", SECRET, filter="year = 2020") == []
+    with pytest.raises(InvalidArgument, match="filter: at character 6"):
+        texts(shelf, "badges", filter="year ~ 2026")
+
+
+def test_facets_count_what_may_be_read_and_passes_the_filter(shelf: Shelf) -> None:
+    for year in (2020.0, 2026.0, 2026.0):
+        add(shelf, f"Badges of {year} {len(shelf.contents())}", year=year)
+    add(shelf, "Badges expire in secret.", SECRET, year=2026.0)
+    found = shelf.library.search("handbook", "badges", ALL, 1, SearchOptions(facets=("year",)))
+    assert found.facets == {"year": (FacetCount("2026", 2), FacetCount("2020", 1))}
+    filtered = shelf.library.search("handbook", "badges", ALL, 1, SearchOptions(facets=("year",), filter="year < 2026"))
+    assert filtered.facets == {"year": (FacetCount("2020", 1),)}
+
+
+def test_each_leg_may_be_asked_alone(shelf: Shelf) -> None:
+    shelf.add("Badges expire after ninety days.")
+    shelf.add("Doors close at night.")
+    assert texts(shelf, "badges expire", legs=frozenset({Leg.WORDS})) == ["Badges expire after ninety days."]
+    assert texts(shelf, "badges expire", legs=frozenset({Leg.MEANING}))[0] == "Badges expire after ninety days."
+    assert len(texts(shelf, "badges expire", legs=frozenset({Leg.MEANING}))) == 2
+    with pytest.raises(InvalidArgument, match="legs"):
+        texts(shelf, "badges expire", legs=frozenset())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_explanation_tells_each_legs_rank_and_score_and_how_they_add_up(shelf: Shelf, state: State) -> None:
+    shelf.add("Badges expire after ninety days.")
+    shelf.add("Doors close at night.")
+    state(shelf)
+    first, second = shelf.library.search("handbook", "badges expire", ALL, 2, SearchOptions(explain=True)).passages
+    assert first.explanation
+    assert second.explanation
+    assert (first.explanation.words.rank, first.explanation.meaning.rank) == (1, 1)
+    assert (second.explanation.words.rank, second.explanation.meaning.rank) == (0, 2)
+    assert first.explanation.words.score > second.explanation.words.score == 0
+    assert first.explanation.fused == first.score > second.score
+    assert second.score == pytest.approx(second.explanation.meaning_weight * second.explanation.meaning.score, abs=1e-6)
+    assert first.explanation.reranked is None
+    assert shelf.library.search("handbook", "badges", ALL, 1).passages[0].explanation is None
+
+
+def test_ranks_of_a_leg_are_counted_over_all_units(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(seal_passages=4)
+    for number in range(14):
+        shelf.add(f"badge number{number}" + " badge" * number)
+    options = SearchOptions(explain=True, legs=frozenset({Leg.WORDS}))
+    found = shelf.library.search("handbook", "badge", ALL, 14, options).passages
+    assert [passage.explanation and passage.explanation.words.rank for passage in found] == [*range(1, 15)]
+
+
+def test_diversity_puts_something_else_before_a_near_copy(shelf: Shelf) -> None:
+    for text in (
+        "Badges expire after ninety days",
+        "Badges expire after ninety days!",
+        "Badges open the doors at night",
+    ):
+        shelf.add(text, title="same")
+    assert "open" not in "".join(texts(shelf, "badges expire days", limit=2))
+    assert "open" in texts(shelf, "badges expire days", limit=2, diversity=0.9)[1]
+    for diversity in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InvalidArgument, match="diversity"):
+            texts(shelf, "badges", diversity=diversity)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_passage_is_shown_with_its_section_or_its_page_and_never_with_another_document(
+    shelf: Shelf, state: State
+) -> None:
+    section = "# Badges\n\n" + "A badge is worn by all who enter. " * 60 + "\n\nBadges expire after ninety days."
+    page = f"{section}\n\n# Doors\n\n" + "A door is closed at night by the guard. " * 60
+    shelf.add(page, "Another page.")
+    shelf.add("Badges of another document expire.")
+    state(shelf)
+
+    def context(expand: Expand) -> str:
+        found = shelf.library.search("handbook", "badges expire ninety days", ALL, 1, SearchOptions(expand=expand))
+        (passage,) = found.passages
+        assert "ninety days" in passage.text
+        return passage.context
+
+    assert context(Expand.NONE) == ""
+    assert context(Expand.SECTION).strip() == section
+    assert context(Expand.PAGE) == page.strip()
+
+
+def test_the_context_of_a_passage_is_bounded_with_the_passage_in_it() -> None:
+    text = "".join(f"{number:05d} " for number in range(5000))
+    for start in (0, 7_000, 15_000, 29_990):
+        shown = view.bounded(text, start, start + 10)
+        assert len(shown) <= view.CONTEXT_CHARACTERS
+        assert text[start : start + 10].strip() in shown
+    assert view.bounded("short", 1, 3) == "short"
+
+
+def test_a_passage_carries_its_headings_and_a_snippet(shelf: Shelf) -> None:
+    shelf.add("# Access\n\n## Badges\n\n" + "Nothing is said here. " * 40 + "A badge expires after ninety days.")
+    found = shelf.library.search("handbook", "when do badges expire", ALL, 5).passages
+    passage = next(passage for passage in found if "ninety" in passage.text)
+    assert "Access" in passage.heading
+    assert "A badge expires after ninety days." in passage.snippet.text
+    marked = [passage.snippet.text[start:end] for start, end in passage.snippet.highlights]
+    assert {"badge", "expires"} <= set(marked)
+
+
+@pytest.mark.parametrize("query", ["", "  ", "?!", '"', '""', "“”", "\0", "—", "_", "🙂"])
+def test_a_query_without_a_letter_or_digit_finds_nothing(shelf: Shelf, query: str) -> None:
+    shelf.add("Badges expire?! — 🙂")
+    assert texts(shelf, query) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "badges expire " * 8000,
+        "x" * 100_000,
+        " " * 99_000 + "badges",
+        '"' * 100_000 + "badges",
+        "badges " + "é" * 100_000,
+    ],
+)
+def test_of_a_query_of_a_hundred_thousand_characters_the_beginning_counts(shelf: Shelf, query: str) -> None:
+    shelf.add("Badges expire.")
+    assert texts(shelf, query) == ["Badges expire."]
+
+
+def test_words_in_quotation_marks_must_stand_together_unless_they_do_nowhere(shelf: Shelf) -> None:
+    shelf.add("Badges expire here.")
+    shelf.add("Expire badges there.")
+    assert texts(shelf, '"badges expire"') == ["Badges expire here."]
+    assert len(texts(shelf, '"badges never"')) == 2
+
+
+def test_a_phrase_that_only_others_may_read_is_nowhere(shelf: Shelf) -> None:
+    shelf.add("Badges expire here.")
+    before = texts(shelf, '"secret merger" badges')
+    shelf.add("The secret merger of badges.", readers=SECRET)
+    assert texts(shelf, '"secret merger" badges') == before
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1001])
+def test_a_limit_out_of_bounds_is_refused(shelf: Shelf, limit: int) -> None:
+    with pytest.raises(InvalidArgument, match="limit: must be between 1 and 1000"):
+        texts(shelf, "badges", limit=limit)
+
+
+def test_a_query_whose_vector_is_no_number_is_searched_by_its_words(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("Doors close.")
+    shelf.add("Badges expire.")
+    monkeypatch.setattr(shelf.embedder, "embed", lambda queries: np.full((len(queries), 32), np.nan, np.float32))
+    for legs in (frozenset(Leg), frozenset({Leg.WORDS})):
+        assert texts(shelf, "badges", legs=legs) == ["Badges expire."]
+    assert texts(shelf, "badges", legs=frozenset({Leg.MEANING})) == []
+
+
+def test_meaning_of_a_long_foreign_query_counts_as_little_as_of_a_short_one(shelf: Shelf) -> None:
+    class Tokens:
+        """Four tokens a word, 256 in all at most."""
+
+        def embed(self, queries: Sequence[str]) -> Floats:
+            return np.ones((len(queries), 32), np.float32)
+
+        def count_tokens(self, queries: Sequence[str]) -> int:
+            return sum(min(256, 2 + 4 * len(query.split())) for query in queries)
+
+    for words in (5, 500):
+        query = Query.asked("слово " * words, frozenset(Leg), cast(Embedder, Tokens()))
+        assert query.meaning_weight == 0
+
+
+def test_a_ranking_is_shown_after_compaction_and_without_what_was_deleted_or_revoked(shelf: Shelf) -> None:
+    made = [shelf.add(f"Badges expire {number}.") for number in range(6)]
+    ranking = shelf.library.rank("handbook", "badges expire", ALL, 10)
+    wanted = [passage.text for passage in shelf.library.show("handbook", "badges expire", ALL, ranking)]
+    assert len(wanted) == 6
+    shelf.delete(made[0])
+    shelf.library.set_readers("handbook", made[1].id, SECRET, ALL)
+    shelf.add("Badges expire now.")
+    for change in (lambda: None, shelf.compact, shelf.reopen):
+        change()
+        shown = shelf.library.show("handbook", "badges expire", ALL, ranking, SearchOptions(expand=Expand.SECTION))
+        left = [text for text in wanted if text not in ("Badges expire 0.", "Badges expire 1.")]
+        assert [passage.text for passage in shown] == left
+        assert [passage.context for passage in shown] == left
+    assert shelf.library.show("handbook", "badges expire", frozenset({EVERYONE + "!"}), ranking) == ()

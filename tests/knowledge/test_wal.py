@@ -162,10 +162,9 @@ def test_a_collection_with_a_flipped_bit_in_its_log_refuses_to_open(shelf: Shelf
 def test_a_collection_cuts_a_torn_record_and_goes_on_in_a_new_log(shelf: Shelf) -> None:
     kept = shelf.add("Badge one expires.")
     shelf.add("Badge two expires.")
-    shelf.library.close()
     torn = shelf.file("wal")
     torn.write_bytes(torn.read_bytes()[:-5])
-    shelf.reopen()
+    shelf.reopen(close=False)
     assert shelf.contents() == {kept.id: ("Badge one expires.",)}
     new = shelf.add("Badge three expires.")
     assert len(list((shelf.files / "wal").iterdir())) == 2

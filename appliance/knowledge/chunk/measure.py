@@ -9,7 +9,7 @@ from appliance.types import Ints
 CHARACTERS_A_TOKEN = 12
 """At most, on average over a piece: with more the tokenizer knows nothing of the text, and its count says nothing."""
 
-_KNOWN_TOKENS_PER_WORD = 1.3
+_KNOWN_TOKENS_PER_WORD = 1.15
 _SAMPLE_CHARACTERS = 20_000
 # What counts as a word: scripts without spaces by character, long compounds more than once, digits and marks each.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"

@@ -21,7 +21,8 @@ SEPARATOR = " › "
 
 _HEADING_SHARE = 4  # titles may take a quarter of a piece
 _FILL = 0.9  # of what the embedder reads; more finds worse on XQuAD
-_MARKS = re.compile(r"^#{1,6}[ \t]+|[ \t]#+$|\n[=-]+$")
+_MARK = re.compile(r"#{1,6}[ \t]+")
+_MARK_AFTER = re.compile(r"[ \t]#+$|\n[=-]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,10 @@ class _Path:
             while self._titles and self._titles[-1][0] >= block.level:
                 self._titles.pop()
             start, end = page.trim(block.start, block.end)
+            if mark := _MARK.match(page.text, start, end):
+                start = mark.end()
             end = page.reach(start, end, self._room)
-            title = " ".join(_MARKS.sub("", page.text[start:end]).split())
+            title = " ".join(_MARK_AFTER.sub("", page.text[start:end]).split())
             self._titles.append((block.level, title, page.cost(start, end)))
 
     def read(self) -> tuple[str, int]:

@@ -46,7 +46,8 @@ class _Units:
         start, end = block.start, block.end
         match block.kind:
             case BlockKind.HEADING:
-                self._add(*self._page.trim(start, end), leads=True)
+                start, end = self._page.trim(start, end)
+                self._add(start, end, leads=True)
             case BlockKind.PARAGRAPH:
                 self._add_paragraph(start, end, following)
             case BlockKind.LIST:
@@ -62,7 +63,8 @@ class _Units:
         """One unit, or several where it alone is too long for a piece."""
         taken = max(self._leading, self._page.cost(*repeated))
         room = max(self._room - taken, self._room // 2)
-        for part in self._page.cut(start, end, room):
+        whole = self._page.cost(start, end) <= room and end - start <= room * CHARACTERS_A_TOKEN
+        for part in ((start, end),) if whole else self._page.cut(start, end, room):
             cost = self._page.cost(*part)
             self.found.append(Unit(*part, cost, flows, leads, repeated))
             self._leading = self._leading + cost if leads else 0

@@ -25,8 +25,8 @@ from appliance.types import Floats
 
 _MAGIC = b"GRAPH\x02\0\0"
 _HEADER = struct.Struct("<8sIII")
-_LINKS = 16
-_BUILD_WIDTH = 200
+LINKS = 16
+BUILD_WIDTH = 200
 _SEED = 1
 
 Links = NDArray[np.uint32]
@@ -39,17 +39,22 @@ def build(vectors: Floats) -> bytes:
     While it runs it holds the vectors three times over.
     """
     index = hnswlib.Index("ip", vectors.shape[1])
-    index.init_index(len(vectors), M=_LINKS, ef_construction=_BUILD_WIDTH, random_seed=_SEED)
+    index.init_index(len(vectors), M=LINKS, ef_construction=BUILD_WIDTH, random_seed=_SEED)
     index.add_items(vectors, np.arange(len(vectors)), num_threads=1)
+    return flatten(index)
+
+
+def flatten(index: hnswlib.Index) -> bytes:
+    """The graph of an index whose rows were added in order, by one thread, none deleted."""
     (state,) = index.__getstate__()
     levels = np.asarray(state["element_levels"])
-    parts = [_level(np.arange(len(vectors)), *_level_0(state, len(vectors)), lowest=True)]
-    nodes = np.arange(len(vectors))
+    nodes = np.arange(len(levels))
+    parts = [_level(nodes, *_level_0(state, len(levels)), lowest=True)]
     for level in range(1, int(state["max_level"]) + 1):
         nodes = np.flatnonzero(levels >= level)
         parts.append(_level(nodes, *_upper(state, levels, nodes, level), lowest=False))
     entry = int(np.searchsorted(nodes, state["enterpoint_node"]))
-    return _HEADER.pack(_MAGIC, len(vectors), len(parts), entry) + b"".join(parts)
+    return _HEADER.pack(_MAGIC, len(levels), len(parts), entry) + b"".join(parts)
 
 
 def _level_0(state: State, rows: int) -> tuple[Links, Links]:

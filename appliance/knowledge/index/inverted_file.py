@@ -185,14 +185,17 @@ class InvertedFile:
     def positions(self, at: int, count: int) -> Integers:
         """All positions of the term, row after row. count: how many they must be. Raises StoreDamaged."""
         first = max(0, at - 1)
-        ends = np.frombuffer(self._read_positions(first * _END_BYTES, (at - first + 1) * _END_BYTES), "<u8")
-        _check(len(ends) == at - first + 1)
+        ends = np.frombuffer(self._read(first * _END_BYTES, (at - first + 1) * _END_BYTES), "<u8")
         start, end = (ends.item(0) if at else 0), ends.item(-1)
         width, rest = divmod(end - start, max(count, 1))
         _check(rest == 0 and width in _WIDTHS)
-        found = np.frombuffer(self._read_positions(len(self._kinds) * _END_BYTES + start, end - start), f"<u{width}")
-        _check(len(found) == count)
-        return found.astype(np.int64)
+        packed = self._read(len(self._kinds) * _END_BYTES + start, end - start)
+        return np.frombuffer(packed, f"<u{width}").astype(np.int64)
+
+    def _read(self, start: int, length: int) -> Buffer:
+        found = self._read_positions(start, length)
+        _check(len(found) == length)
+        return found
 
 
 def _parted(ends: NDArray[np.unsignedinteger], total: int) -> Integers:

@@ -22,7 +22,7 @@ MAX_PHRASES = 8
 MAX_PHRASE_TERMS = 32
 """Of a longer phrase the beginning is sought."""
 
-_QUOTED = re.compile(r'(?<!\w)"([^"]+)"(?!\w)|“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»')
+_QUOTED = re.compile(r'(?<!\w)"([^"]*)"(?!\w)|“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»')
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,10 +126,10 @@ def _spread(rows: Integers, counts: Counts, total: int) -> Counts:
 
 def _in_both(values: Integers, others: Integers) -> Integers:
     """Of `values` those that are in `others`; both ascending."""
-    at = np.searchsorted(others, values)
+    at: Integers = np.searchsorted(others, values)
     inside = at < len(others)
-    values = values[inside]
-    return values[others[at[inside]] == values]
+    found: Integers = values[inside]
+    return found[others[at[inside]] == found]
 
 
 class _Seen:

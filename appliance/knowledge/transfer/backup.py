@@ -106,7 +106,10 @@ def restore(library: Library, tenant: str, collection: str, folder: Path, keyrin
         try:
             library.adopt(collection, statement.collection, bytes.fromhex(statement.uid), fill)
         except StoreDamaged as error:
-            raise BackupRefused(f"{folder} does not open: {error}") from None
+            raise BackupRefused(
+                f"{folder} is what this box wrote, and does not open any more: the collection or its tenant was shredded,"
+                f" or their keys were rotated since. {error}"
+            ) from None
 
 
 def _see_that_it_lives(library: Library, collection: str, pinned: Pinned) -> None:

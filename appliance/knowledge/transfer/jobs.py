@@ -103,6 +103,8 @@ class Transfers:
         try:
             parent = named.parent.resolve(strict=True)
             own, above = os.stat(self._own), [os.stat(one) for one in (parent, *parent.parents)]
+            if os.path.exists(named):
+                above.append(os.stat(named))
         except (OSError, RuntimeError):
             raise InvalidArgument.of("path", f"there is no folder {named.parent} on this box.") from None
         if any(os.path.samestat(own, one) for one in above):
