@@ -85,6 +85,7 @@ def shred(session: Session, collection: CollectionName, yes: Yes = False) -> Non
 def verify(session: Session, collection: CollectionName = "default", no_wait: NoWait = False) -> None:
     """Read and check every byte of a collection."""
     from appliance.cli import output, progress
+    from appliance.types import JobState
 
     with session.connect() as client:
         job = client.verify_collection(collection)
@@ -96,7 +97,7 @@ def verify(session: Session, collection: CollectionName = "default", no_wait: No
         output.show_json({"job": ended, "faults": faults})
     elif faults:
         output.show_table(("file", "damage"), ((fault.file, fault.problem) for fault in faults))
-    else:
+    elif ended.state is JobState.SUCCEEDED:
         output.show(f"{collection}: {ended.done} {ended.unit} read, every byte is what was written.")
     return progress.raise_failure(ended)
 

@@ -142,7 +142,8 @@ class Collection:
         def readable(unit: Unit) -> Bools:
             return places.mask(unit.number, unit.first_ordinal, unit.documents)
 
-        return view.to_ranking(candidates(snapshot.units, readable, asked, limit), options, facets)
+        found = candidates(snapshot.units, readable, asked, view.candidates_for(limit, options))
+        return view.to_ranking(found, limit, options, facets)
 
     def show(
         self, query: str, groups: frozenset[str], ranking: Ranking, options: SearchOptions = _PLAIN

@@ -56,6 +56,30 @@ def test_tokens_know_their_place_in_the_text(embedder: OnnxEmbedder) -> None:
     np.testing.assert_allclose(np.linalg.norm(tokens.vectors, axis=1), 1.0, atol=1e-5)
 
 
+def test_a_token_ends_where_it_ends_in_the_text_however_long_that_is(embedder: OnnxEmbedder) -> None:
+    text = "Füße and 🙂 badges, 3.14; \ud800 an unbelievable 中文 word.\n"
+    (tokens,) = embedder.embed_tokens([text])
+    once, often, nothing = embedder.token_ends([text, text * 2_000, ""])
+    assert once.tolist() == tokens.spans[:, 1].tolist()
+    assert often.tolist() == [end + at * len(text) for at in range(2_000) for end in once.tolist()]
+    assert nothing.tolist() == []
+    assert embedder.token_ends([]) == []
+    assert embedder.count_tokens([text]) == len(once) + 2
+
+
+def test_as_many_tokens_are_seen_as_the_embedder_says(embedder: OnnxEmbedder) -> None:
+    seen = "word " * embedder.max_tokens
+    np.testing.assert_allclose(embedder.embed([seen]), embedder.embed([seen + "end"]), atol=1e-6)
+    assert np.abs(embedder.embed([seen]) - embedder.embed([seen.removesuffix("word ") + "end"])).max() > 1e-4
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, " " * 100_000, "x " * 50_000, " " + "x" * 100_000, "\ud800" * 40_000])
+def test_ends_ascend_and_stay_inside_whatever_the_text(embedder: OnnxEmbedder, text: str) -> None:
+    (ends,) = embedder.token_ends([text])
+    assert (np.diff(ends) >= 0).all()
+    assert not text.strip() or 0 < ends[0] <= ends[-1] == len(text.rstrip())
+
+
 def test_a_text_without_words_has_no_tokens_and_still_a_vector(embedder: OnnxEmbedder) -> None:
     assert embedder.embed_tokens([" "])[0].vectors.shape == (0, embedder.dimension)
     assert np.isfinite(embedder.embed([""])).all()

@@ -19,6 +19,17 @@ def pages(data: bytes | str, suffix: str, max_pages: int = 100) -> tuple[str, ..
     return extract.parse(data.encode() if isinstance(data, str) else data, suffix, max_pages)[2]
 
 
+def blocks(data: bytes | str, suffix: str) -> list[tuple[str, int, str]]:
+    """Kind, level and text of each block; in order, inside its page, without overlap."""
+    _, _, found, rows = extract.parse(data.encode() if isinstance(data, str) else data, suffix, 100)
+    last = (1, 0)
+    for _, _, page, start, end in rows:
+        assert last <= (page, start)
+        assert start < end <= len(found[page - 1])
+        last = (page, end)
+    return [(kind, level, found[page - 1][start:end]) for kind, level, page, start, end in rows]
+
+
 def reason(data: bytes, suffix: str, max_pages: int = 100) -> str:
     with pytest.raises(DocumentRefused) as refused:
         extract.parse(data, suffix, max_pages)
@@ -148,6 +159,27 @@ def test_markdown_reads_as_it_is_shown() -> None:
     )
 
 
+def test_markdown_tells_its_headings_lists_tables_and_code() -> None:
+    source = (
+        "\n\n# Ba\u0308dges\u200b\n\nOne.  \nTwo.\n\nKeys\n----\n\n- a\n  1. b\n\n     ```\n     in\n     ```\n- c\n\n"
+        "```sh\nrun\n\n  this\n```\n\n    indented\n\n> ### Deep\n\n| a | b |\n|---|---|\n| c | d |\n\nThe end.\n"
+    )
+    assert blocks(source, ".md") == [
+        ("heading", 1, "Bädges"),
+        ("heading", 2, "Keys"),
+        ("list", 0, "- a\n  1. b\nin\n\n- c"),
+        ("code", 0, "run\n\n  this"),
+        ("code", 0, "indented"),
+        ("heading", 3, "Deep"),
+        ("table", 0, "a\tb\nc\td"),
+    ]
+
+
+@pytest.mark.parametrize("source", ["# ", "```\n\n```", "#\n\ntext", "| |\n|-|\n| |\n\nx", "\u200b# x"])
+def test_an_empty_block_of_markdown_is_none(source: str) -> None:
+    assert blocks(source + "\n\nend", ".md") == []
+
+
 def test_deeply_nested_markdown_ends() -> None:
     assert pages(">" * 90 + " deep", ".md") == ("deep",)
     assert reason(b">" * 5000 + b" deep", ".md") == "EMPTY"
@@ -184,6 +216,37 @@ def test_html_in_no_known_encoding_is_refused() -> None:
     assert reason(b"<meta charset=utf-7><p>Gr\xfc\xdfe", ".html") == "NOT_UTF8"
 
 
+def test_html_tells_its_headings_lists_tables_and_code() -> None:
+    source = (
+        "<title>Ba\u0308dges</title><h2>Ke\u0301ys\u200b</h2><p>One.<br><br><br><br>Two.<ul><li>a<ul><li>b</ul><li>c</ul>"
+        "<table><tr><th>h<th>i<tr><td>j<td><ul><li>k</ul></table><pre>\n\n\n  x\n\n\n\n y\n\n</pre><h6>End</h6>z"
+    )
+    assert blocks(source, ".html") == [
+        ("heading", 1, "Bädges"),
+        ("heading", 2, "Kéys"),
+        ("list", 0, "- a\n\n- b\n\n- c"),
+        ("table", 0, "h\ti\nj\n\n- k"),
+        ("code", 0, "  x\n\n y"),
+        ("heading", 6, "End"),
+    ]
+    assert "\n\n\n" not in pages(source, ".html")[0]
+
+
+def test_a_table_or_list_that_only_places_other_blocks_is_no_block() -> None:
+    source = "<table><tr><td><h1>A</h1>one<td><ul><li><h2>B</h2>two<pre>c</pre></ul></table><ul><li>d</ul>"
+    assert blocks(source, ".html") == [
+        ("heading", 1, "A"),
+        ("heading", 2, "B"),
+        ("code", 0, "c"),
+        ("list", 0, "- d"),
+    ]
+
+
+@pytest.mark.parametrize("tag", ["h1", "ul", "table", "pre", "ol><li", "table><tr><td"])
+def test_deeply_nested_blocks_of_html_end(tag: str) -> None:
+    assert len(blocks(f"<{tag}>" * 5_000 + "deep", ".html")) <= 1
+
+
 def test_deeply_nested_html_ends() -> None:
     assert pages("<div>" * 20_000 + "deep", ".html") == ("deep",)
 
@@ -197,6 +260,15 @@ def test_pdf_gives_text_by_page() -> None:
         "Keys\nKeys are handed over in person (never by post) and signed for in the blue book at\nreception.",
         "Fire\nNobody goes back for a bag.",
     )
+
+
+def test_pdf_tells_as_headings_what_is_set_larger() -> None:
+    assert blocks(pdf_files.text_pdf(), ".pdf") == [
+        ("heading", 1, "Night shift"),
+        ("heading", 1, "Keys"),
+        ("heading", 1, "Fire"),
+    ]
+    assert blocks(pdf_files.text_pdf(("One size.\nNo heading.",)), ".pdf") == []
 
 
 def test_a_pdf_that_lost_its_table_of_objects_is_read_all_the_same() -> None:

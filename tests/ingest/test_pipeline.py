@@ -18,7 +18,7 @@ from appliance.ingest.sources import Folder
 from appliance.jobs import JobRunner
 from appliance.ports import Extractor
 from appliance.sandbox.extractor import LockedExtractor
-from appliance.types import EVERYONE, Document, Extracted, FileOutcome, FileState, Job, JobState, NewDocument
+from appliance.types import EVERYONE, BlockKind, Document, Extracted, FileOutcome, FileState, Job, JobState, NewDocument
 from tests import pdf_files
 from tests.fakes import MemoryLibrary, OneLibrary
 
@@ -458,3 +458,13 @@ async def test_no_descriptor_is_left_open(plain: Bench) -> None:
     before = len(os.listdir("/proc/self/fd"))
     await plain.run()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_the_structure_that_the_parser_saw_reaches_the_knowledge_base(bench: Bench) -> None:
+    added: list[NewDocument] = []
+    bench.library.before_add = added.append
+    bench.write("rules.md", "# Rules\n\nBadges expire.\n\n- one\n- two\n")
+    await bench.run()
+    (document,) = added
+    seen = [(one.kind, one.level, document.pages[one.page - 1][one.start : one.end]) for one in document.blocks]
+    assert seen == [(BlockKind.HEADING, 1, "Rules"), (BlockKind.LIST, 0, "- one\n- two")]

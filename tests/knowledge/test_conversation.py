@@ -26,7 +26,7 @@ from appliance.types import (
     Usage,
 )
 from tests.fakes import LibraryRetriever, ScriptedGenerator
-from tests.knowledge.desk import CALLER, Desk, citations_of, finish_of, furnished, text_of
+from tests.knowledge.desk import Desk, citations_of, finish_of, furnished, text_of
 
 EXPIRY = Turn("After how many days does a visitor badge expire?", "A visitor badge expires after 90 days.")
 ABLAUF = Turn("Wie lange ist ein Besucherausweis gültig?", "Ein Besucherausweis gilt 90 Tage.")
@@ -331,4 +331,3 @@ async def test_instructions_in_a_document_are_not_followed_by_the_rewriting(desk
 async def test_a_follow_up_that_nothing_answers_says_so(desk: Desk) -> None:
     pieces = await desk.ask("And who composed Figaro?", AnswerMode.QUOTE, history=[Turn("Is music allowed?", "No.")])
     assert text_of(pieces) == NOT_ANSWERED
-    assert CALLER.tenant not in finish_of(pieces).queries[0]

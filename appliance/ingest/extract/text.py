@@ -52,7 +52,7 @@ def clean(text: str) -> str:
 
 
 def clean_marked(text: str, marks: Sequence[Mark], page: int) -> tuple[str, list[Row]]:
-    """A page as `clean` has it, and where in it the marked lines went, without white space around them.
+    """A page as `clean` has it, and where in it the marked lines went, without empty ones around them.
 
     marks: in order, without overlap; each begins at a line's start and ends at one, or at the text's end.
     """
@@ -64,8 +64,9 @@ def clean_marked(text: str, marks: Sequence[Mark], page: int) -> tuple[str, list
     rows: list[Row] = []
     for (kind, level, *_), part, start in zip(marks, parts[1::2], starts[1:-1:2], strict=True):
         if part.strip():
-            first = start + len(part) - len(part.lstrip()) - shift
-            rows.append((kind, level, page, first, first + len(part.strip())))
+            kept = part.lstrip("\n")
+            first = start + len(part) - len(kept) - shift
+            rows.append((kind, level, page, first, first + len(kept.rstrip())))
     return whole.strip("\n"), rows
 
 

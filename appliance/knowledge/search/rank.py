@@ -99,7 +99,7 @@ class Query:
     @classmethod
     def asked(cls, text: str, legs: frozenset[Leg], embedder: Embedder) -> "Query":
         """The query that a text of any length is. One without a single letter or digit finds nothing."""
-        text = text.strip()[:QUERY_CHARACTERS]
+        text = read(text)
         judged = [match.end() for match in islice(_WORD.finditer(text), _JUDGED_WORDS)]
         if not judged:
             return cls((), None, 0.0, frozenset())
@@ -121,6 +121,12 @@ class Hit:
     row: int
     score: float
     explanation: Explanation
+
+
+def read(query: str) -> str:
+    """As much of a query as is read: QUERY_CHARACTERS from its first letter or digit, with a mark before that."""
+    first = _WORD.search(query)
+    return query[max(0, first.start() - 1) :][:QUERY_CHARACTERS] if first else ""
 
 
 def meaning_weight(text: str, tokens: int) -> float:

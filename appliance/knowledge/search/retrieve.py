@@ -66,7 +66,7 @@ class Retriever:
             part = ranking.candidates[at : at + limit - len(shown)]
             shown += await asked.show(replace(ranking, candidates=part))
             at += len(part)
-        if at == len(ranking.candidates):
+        if at >= len(ranking.candidates):
             return Found(tuple(shown), ranking.facets)
         return Found(tuple(shown), ranking.facets, f"{token or self._kept.put(owner, ranking)}-{at}")
 

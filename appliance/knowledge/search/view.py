@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from appliance.errors import InvalidArgument
 from appliance.knowledge.index.lexical import parse as parse_query
+from appliance.knowledge.search import rank
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
-from appliance.knowledge.search.rank import QUERY_CHARACTERS, Candidates, Unit
+from appliance.knowledge.search.rank import Candidates, Unit
 from appliance.types import CANDIDATE, Bools, Expand, Explanation, FacetCount, LegScore, Ranking, SearchOptions, Span
 
 MAX_CANDIDATES = 1000
@@ -31,8 +32,18 @@ def condition_of(limit: int, options: SearchOptions) -> Condition | None:
     return parse(options.filter) if options.filter.strip() else None
 
 
-def to_ranking(found: Candidates, options: SearchOptions, facets: Mapping[str, tuple[FacetCount, ...]]) -> Ranking:
-    """The candidates by what stays the same, made diverse unless a reranker has its say first. Raises StoreDamaged."""
+def candidates_for(limit: int, options: SearchOptions) -> int:
+    """How many candidates so many passages are chosen from."""
+    return max(limit, DIVERSIFIED) if options.diversity else limit
+
+
+def to_ranking(
+    found: Candidates, limit: int, options: SearchOptions, facets: Mapping[str, tuple[FacetCount, ...]]
+) -> Ranking:
+    """The best `limit` by what stays the same, made diverse unless a reranker has its say first.
+
+    Raises StoreDamaged.
+    """
     vectors = np.zeros((0, 0), np.float32)
     if options.diversity and options.reranker:
         vectors = found.first(RERANKED).vectors()
@@ -40,6 +51,7 @@ def to_ranking(found: Candidates, options: SearchOptions, facets: Mapping[str, t
         best = found.first(DIVERSIFIED)
         order = diverse_order(best.fused, best.vectors(), options.diversity)
         found = found.take(np.concatenate([order, np.arange(len(order), len(found))]))
+    found = found.first(limit)
     ranked = np.zeros(len(found), CANDIDATE)
     for unit, at in found.by_unit():
         places = unit.places(found.row[at])
@@ -120,5 +132,4 @@ def bounded(text: str, start: int, end: int) -> str:
 
 def query_terms(query: str) -> frozenset[bytes]:
     """What a snippet marks."""
-    parsed = parse_query(query.strip()[:QUERY_CHARACTERS])
-    return frozenset(form for term in parsed.terms for form in term.forms)
+    return frozenset(form for term in parse_query(rank.read(query)).terms for form in term.forms)
