@@ -98,7 +98,8 @@ class Config:
 
     def quotes_only(self, tenant: str) -> bool:
         """Whether answers to this tenant must be sentences of its documents."""
-        return bool({tenant, "*"} & {name.strip() for name in self.quote_only_tenants.split(",")})
+        named = {name.strip() for name in self.quote_only_tenants.split(",")} - {""}
+        return tenant in named or "*" in named
 
 
 def load(given: Mapping[str, str], environ: Mapping[str, str]) -> Config:

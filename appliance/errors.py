@@ -212,7 +212,7 @@ class ArchiveRefused(Refused):
 class BackupRefused(Refused):
     reason = "BACKUP_REFUSED"
     code = StatusCode.FAILED_PRECONDITION
-    remedy = "Copy the folder again or take an older one: a backup opens whole, and on the box that made it."
+    remedy = "A backup opens whole, on the box that made it, while its keys live, in place of what is gone or damaged."
 
 
 class EmbedderChanged(Refused):
@@ -323,7 +323,7 @@ class DiskFull(Broken):
     reason = "DISK_FULL"
     names_files = True
     code = StatusCode.RESOURCE_EXHAUSTED
-    remedy = "Free space on the data directory's disk, then ingest again: what was acknowledged is kept."
+    remedy = "Free space on the disk of the named file, then try again: what was acknowledged is kept."
 
 
 class KeyUnavailable(Broken):

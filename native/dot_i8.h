@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -191,5 +192,32 @@ struct Hit {
 
 // Whether a comes before b: a heap by this order keeps the last of the best in front.
 inline bool better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
+
+// Leaves of hits, best first, those that may be among the k best once they are scored without rounding.
+//
+// A code is off by up to half a scale, evenly, so that the dot product of two unit vectors is off by about a normal
+// deviate of variance (scale a^2 + scale b^2) / 12. Kept is what lies within six deviations behind the k-th.
+inline void contenders(std::vector<Hit>& hits, size_t k, const float* scales, float query_scale) {
+    if (k == 0) hits.clear();
+    if (hits.size() <= k) return;
+    const Hit last = hits[k - 1];
+    const auto variance = [&](const Hit& hit) {
+        const float row = scales[hit.row], kth = scales[last.row];
+        return (row * row + kth * kth + 2 * query_scale * query_scale) / 12;
+    };
+    const auto outside = [&](const Hit& hit) {
+        return (last.score - hit.score) * query_scale > 6 * std::sqrt(variance(hit));
+    };
+    hits.erase(std::remove_if(hits.begin() + std::ptrdiff_t(k), hits.end(), outside), hits.end());
+}
+
+// Writes the hits, with scores as they are between row and query.
+inline int64_t give(const std::vector<Hit>& hits, float query_scale, uint32_t* out_rows, float* out_scores) {
+    for (size_t i = 0; i < hits.size(); i++) {
+        out_rows[i] = hits[i].row;
+        out_scores[i] = hits[i].score * query_scale;
+    }
+    return int64_t(hits.size());
+}
 
 }  // namespace i8

@@ -7,7 +7,6 @@
 // `search_graph` may be given nothing else.
 
 #include <cstring>
-#include <vector>
 
 #include "dot_i8.h"
 
@@ -213,16 +212,14 @@ __attribute__((visibility("default"))) int64_t check_graph(const uint8_t* graph,
     return header.entry < level.nodes ? SOUND : IMPOSSIBLE;
 }
 
-// The best `keep` allowed rows that the walk meets, by scales[row] * dot(vectors[row], query), best first.
+// As scan_i8, of the allowed rows that a walk of the graph meets.
 //
-// graph: that check_graph found sound for these rows; vectors, scales, query, allowed, path, -1 and -2 as scan_i8.
-// width: how many the walk holds while it looks for better ones (ef), at least keep; budget: about how many rows it may
-// compare before it gives up with what it has. Writes at most `keep` rows and scores; returns how many. Safe from many
-// threads.
+// graph: that check_graph found sound for these rows. width: how many the walk holds while it looks for better ones
+// (ef); budget: about how many rows it may compare before it gives up with what it has.
 __attribute__((visibility("default"))) int64_t search_graph(const uint8_t* graph, const int8_t* vectors,
                                                             const float* scales, const uint8_t* allowed, uint64_t rows,
-                                                            uint64_t dim, const float* query, uint64_t width,
-                                                            uint64_t keep, uint64_t budget, uint32_t* out_rows,
+                                                            uint64_t dim, const float* query, uint64_t k,
+                                                            uint64_t width, uint64_t budget, uint32_t* out_rows,
                                                             float* out_scores, int32_t path) {
     static thread_local Scratch scratch;
     const i8::Dots dots = i8::choose(path);
@@ -248,16 +245,12 @@ __attribute__((visibility("default"))) int64_t search_graph(const uint8_t* graph
         position = below.rows == nullptr ? row
                                          : uint32_t(std::lower_bound(below.rows, below.rows + below.nodes, row) - below.rows);
     }
-    search.walk(levels[0], position, std::max(width, keep), budget);
+    if (width == 0) return 0;
+    search.walk(levels[0], position, width, budget);
 
-    auto& best = scratch.best;
-    std::sort_heap(best.begin(), best.end(), i8::better);
-    const size_t count = std::min<size_t>(best.size(), keep);
-    for (size_t i = 0; i < count; i++) {
-        out_rows[i] = best[i].row;
-        out_scores[i] = best[i].score * query_scale;
-    }
-    return int64_t(count);
+    std::sort_heap(scratch.best.begin(), scratch.best.end(), i8::better);
+    i8::contenders(scratch.best, k, scales, query_scale);
+    return i8::give(scratch.best, query_scale, out_rows, out_scores);
 }
 
 }

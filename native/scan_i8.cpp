@@ -1,7 +1,6 @@
 // Exact nearest rows by int8 dot product.
 
 #include <cstring>
-#include <vector>
 
 #include "dot_i8.h"
 
@@ -40,22 +39,24 @@ Block gather(const int8_t* vectors, uint64_t dim, const uint8_t* allowed, uint64
 
 extern "C" {
 
-// The best `keep` rows by scales[row] * dot(vectors[row], query), best first, equal scores by row.
+// The rows that may be among the k best by scales[row] * dot(vectors[row], query): the k best by that, and of the
+// following, up to `width` rows in all, those that i8::contenders keeps; best first, equal scores by row.
 //
 // vectors: int8 [rows, dim]; scales: float32 [rows], finite; query: float32 [dim]; allowed: one byte a row, 0 for no, or
-// null for all. Writes at most `keep` rows and scores; returns how many. Safe from many threads.
+// null for all. Writes at most `width` rows and scores; returns how many. Safe from many threads.
 // path: of i8::Path. Returns -1 where this machine has not that path, -2 where a value of the query is not finite.
 __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, const float* scales, const uint8_t* allowed,
-                                                       uint64_t rows, uint64_t dim, const float* query, uint64_t keep,
-                                                       uint32_t* out_rows, float* out_scores, int32_t path) {
+                                                       uint64_t rows, uint64_t dim, const float* query, uint64_t k,
+                                                       uint64_t width, uint32_t* out_rows, float* out_scores,
+                                                       int32_t path) {
     const i8::Dots dots = i8::choose(path);
     if (dots == nullptr) return -1;
     std::vector<int8_t> codes(dim);
     float query_scale;
     if (!i8::quantize(query, dim, codes.data(), &query_scale)) return -2;
-    if (keep == 0) return 0;
+    if (width == 0) return 0;
     std::vector<i8::Hit> heap;
-    heap.reserve(std::min(keep, rows));
+    heap.reserve(std::min(width, rows));
     int32_t products[BLOCK];
     uint64_t row = 0;
     Block block = gather(vectors, dim, allowed, rows, row);
@@ -64,7 +65,7 @@ __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, co
         dots(codes.data(), vectors, dim, block.rows, block.count, products);
         for (size_t i = 0; i < block.count; i++) {
             const i8::Hit hit{scales[block.rows[i]] * float(products[i]), block.rows[i]};
-            if (heap.size() < keep) {
+            if (heap.size() < width) {
                 heap.push_back(hit);
                 std::push_heap(heap.begin(), heap.end(), i8::better);
             } else if (i8::better(hit, heap.front())) {
@@ -76,11 +77,8 @@ __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, co
         block = next;
     }
     std::sort_heap(heap.begin(), heap.end(), i8::better);
-    for (size_t i = 0; i < heap.size(); i++) {
-        out_rows[i] = heap[i].row;
-        out_scores[i] = heap[i].score * query_scale;
-    }
-    return int64_t(heap.size());
+    i8::contenders(heap, k, scales, query_scale);
+    return i8::give(heap, query_scale, out_rows, out_scores);
 }
 
 }

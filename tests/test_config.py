@@ -63,3 +63,10 @@ def test_every_option_has_a_sentence_that_explains_it() -> None:
 def test_what_the_engine_does_not_know_is_refused_by_name(option: str, value: object) -> None:
     with pytest.raises(ConfigInvalid, match=rf"^{option}: "):
         Config(**{option: value})  # type: ignore[arg-type]
+
+
+def test_tenants_that_must_quote_are_named_one_by_one_or_all_at_once() -> None:
+    named = Config(quote_only_tenants="acme, audit ,")
+    assert [named.quotes_only(tenant) for tenant in ("acme", "audit", "other", "")] == [True, True, False, False]
+    assert Config(quote_only_tenants="*").quotes_only("other")
+    assert not Config().quotes_only("acme")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli.evaluate import evaluate
 from appliance.cli.session import Session, Yes, command, complete_collection, complete_model, confirm
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PassphraseFile = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
+    command(knowledge)(evaluate)
     app.add_typer(knowledge, name="knowledge")
 
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
 
@@ -23,6 +24,7 @@ from appliance import types
 from appliance.errors import (
     AlreadyExists,
     ApplianceError,
+    BackupRefused,
     InvalidArgument,
     KeyUnavailable,
     NotFound,
@@ -36,8 +38,9 @@ from appliance.knowledge.storage.mark import MarkFile
 from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
+from appliance.knowledge.storage.verify import verify
 from appliance.ports import Embedder, Keyring, Progress, TenantKeys
-from appliance.types import Document, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
+from appliance.types import Document, Fault, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
 
 log = structlog.get_logger()
 
@@ -98,22 +101,71 @@ class Library:
             finally:
                 built.close()
 
-    def adopt(self, collection: str, backed_up_as: str, uid: bytes, fill: Callable[[Path], None]) -> types.Collection:
+    def adopt(
+        self, collection: str, backed_up_as: str, uid: bytes, fill: Callable[[Path], None], *, replace: bool = False
+    ) -> types.Collection:
         """A collection of the files that `fill` puts into an empty folder; it is read before anyone else sees it.
 
-        backed_up_as, uid: what it was when the files were copied. Raises AlreadyExists, also while the collection that
-        the files are of is alive; InvalidArgument, DiskFull, KeyUnavailable, StoreDamaged.
+        backed_up_as, uid: what it was when the files were copied. Where it is still there under this name, the files
+        take its place in one instant if it is damaged, or if `replace`. Raises AlreadyExists, BackupRefused where it is
+        there and sound, InvalidArgument, DiskFull, KeyUnavailable, StoreDamaged; what was there is there then.
         """
-        with self._making(collection) as directory:
-            if twin := self._named_by(uid):
-                raise AlreadyExists(f"Collection {twin} is the very one that the files are of; delete it first.")
+        with self._staged(collection) as directory:
+            self._check_adoptable(collection, uid, replace)
             fill(directory)
-            with self._keys:
-                store.adopt(directory, collection, backed_up_as, self._tenant)
-            self._load(directory, collection).close()
-            with durable.disk_errors(directory):
-                durable.sync_directory(directory)
+            with self._opening_of(collection), self._keys:
+                self._check_adoptable(collection, uid, replace)
+                with self._lock:
+                    opened = self._collections.pop(collection, None)
+                put = partial(self._put, directory, collection, backed_up_as)
+                opened.drop(put) if opened else put()
         return self.describe(collection)
+
+    def _put(self, directory: Path, name: str, backed_up_as: str) -> None:
+        """Files of a backup become the collection, in place of one that may be there and that nobody writes to."""
+        store.adopt(directory, name, backed_up_as, self._tenant)
+        self._load(directory, name).close()
+        with durable.disk_errors(directory):
+            durable.sync_directory(directory)
+            if not self._exists(name):
+                self._install(directory, name)
+                return
+            durable.exchange(directory, self._directory / name)
+            durable.sync_directory(self._directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _check_adoptable(self, name: str, uid: bytes, replace: bool) -> None:
+        twin = self._named_by(uid)
+        if twin not in ("", name):
+            raise AlreadyExists(f"The collection that was backed up is {twin} now; two with its keys cannot be.")
+        if not self._exists(name):
+            return
+        if not twin:
+            with suppress(StoreDamaged):
+                if key.uid_of(self._directory / name):
+                    raise AlreadyExists(f"There is a collection {name} already, another than was backed up.")
+        if not replace and self._is_sound(name):
+            raise BackupRefused(
+                f"Collection {name} is there and sound; a backup in its place would undo what was written since."
+            )
+
+    def _is_sound(self, name: str) -> bool:
+        """As far as is known: what was found damaged since is not."""
+        with suppress(StoreDamaged):
+            self._open(name)
+            return name not in self._damaged
+        return False
+
+    def verify(self, collection: str, progress: Progress | None = None) -> tuple[Fault, ...]:
+        """Reads and checks every byte; all that is wrong, also of a collection that does not open. Raises NotFound.
+
+        progress: in files; may raise.
+        """
+        self._check_exists(collection)
+        with self._lock:
+            live = collection in self._collections
+        data = self._directory.parent.parent
+        return verify(self._directory / collection, collection, self._tenant, data, progress, live)
 
     def accept_rollback(self, collection: str) -> None:
         """Take the state that the disk holds for the newest, though an older one was put back: what a person decides.
@@ -363,30 +415,41 @@ class Library:
     @contextmanager
     def _making(self, name: str) -> Iterator[Path]:
         """A folder that becomes the collection when the context ends well, and is removed when it does not."""
+        if _NAME.fullmatch(name):
+            self._check_free(name)
+        with self._staged(name) as making:
+            yield making
+            with self._opening_of(name), self._keys:
+                self._install(making, name)
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """A folder for a collection of that name, which is removed when the context does not end well."""
         if not _NAME.fullmatch(name):
             raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
-        making, made = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}", self._directory / name
-        self._check_free(name)
+        making = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}"
         self._being_made[making] = name
         try:
             with durable.disk_errors(making):
                 making.mkdir(mode=0o700)
             yield making
-            with self._opening_of(name), self._keys:
-                self._check_free(name)
-                try:
-                    with durable.disk_errors(made):
-                        making.rename(made)
-                        durable.sync_directory(self._directory)
-                except ApplianceError:
-                    self._discard(made)
-                    raise
         except Exception:
             self._discard(making)
             raise
         finally:
             with self._keys:
                 del self._being_made[making]
+
+    def _install(self, making: Path, name: str) -> None:
+        made = self._directory / name
+        self._check_free(name)
+        try:
+            with durable.disk_errors(made):
+                making.rename(made)
+                durable.sync_directory(self._directory)
+        except ApplianceError:
+            self._discard(made)
+            raise
 
     def _check_free(self, name: str) -> None:
         if (self._directory / name).exists():
@@ -446,9 +509,9 @@ class Library:
         opened.drop(move) if opened else move()
 
     def _discard(self, directory: Path) -> None:
-        """What was being made and did not come to be."""
+        """What was being made and did not come to be, or what a backup replaced."""
         with suppress(ApplianceError):
-            if uid := key.uid_of(directory):
+            if (uid := key.uid_of(directory)) and self._named_by(uid) in ("", directory.name):
                 MarkFile(self._tenant.marks, uid, self._tenant.keyring).remove()
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -539,7 +602,7 @@ class Libraries:
     def damaged(self) -> Mapping[str, str]:
         """By "tenant/collection", of those that were found damaged, what is wrong: the file is named."""
         found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
-        return found | upgrade.left_over(self._directory)
+        return {**found, **upgrade.left_over(self._directory)}
 
     def counts(self) -> tuple[int, int]:
         """Collections and documents of the tenants in use, whoever may read them."""

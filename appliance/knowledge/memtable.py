@@ -2,7 +2,8 @@
 
 Adding returns another memtable, so whoever holds one keeps seeing what was there: a reader pins it by holding it.
 Blocks of one document are merged by eights, and these again, so that a passage is indexed about log8(documents) times
-and a search visits few blocks.
+and a search visits few blocks. The words of small blocks are indexed by the first search that comes: while documents
+pour in, most blocks are merged before one does.
 """
 
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from appliance.types import PLACE, Bools, Floats, Span
 
 _FAN_BITS = 3
 _FAN = 1 << _FAN_BITS
+_INDEXED_LEVEL = 2
 _FEW = 4  # below a quarter of the rows, to gather them costs less than to read them all
 
 
@@ -49,7 +51,12 @@ class Block:
             ],
             PLACE,
         )
-        self.postings = Postings.build([row for entry in entries for row in words(entry)])
+        if level >= _INDEXED_LEVEL:
+            self.postings  # noqa: B018  (so that no search waits for many documents)
+
+    @cached_property
+    def postings(self) -> Postings:
+        return Postings.build([row for entry in self.entries for row in words(entry)])
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first; exact."""

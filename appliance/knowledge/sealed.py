@@ -159,12 +159,19 @@ class Sealed:
     @property
     def postings(self) -> Postings:
         read = _weakly(self._file)
-        return self._hot("postings", self._file.size("postings"), lambda: Postings(self._file.read("postings"), read))
+
+        def load() -> Postings:
+            if self._is_old:  # of another format; what it lacks of headings and titles compaction adds
+                return Postings.build([inversion.Row(self.passage(row)[1], "") for row in range(self.rows)])
+            return Postings(self._file.read("postings"), read)
+
+        return self._hot("postings", self._file.size("postings"), load)
 
     @property
     def _codes(self) -> vectors.Codes:
         def load() -> vectors.Codes:
-            codes = vectors.Codes.from_sections(self._file.read("vec_i8"), self._file.read("graph"))
+            graph = b"" if self._is_old else self._file.read("graph")  # an older one is of another format
+            codes = vectors.Codes.from_sections(self._file.read("vec_i8"), graph)
             if codes.rows != self.rows or self._file.size("vec_f16") != 2 * codes.rows * codes.dim:
                 raise StoreDamaged("Its vectors do not fit its passages.")
             return codes

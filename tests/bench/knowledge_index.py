@@ -234,11 +234,11 @@ def resident_bytes() -> int:
 def _open_and_tell(path: Path) -> None:
     query = np.eye(1, DIM, dtype=np.float32)[0]
     tiny = kernels.Int8Rows(np.ones((2, DIM), np.int8), np.ones(2, np.float32))  # the library is loaded before we count
-    tiny.scan(query, None, 1)
+    tiny.scan(query, None, 1, 1)
     before = resident_bytes()
     if path.is_dir():
         codes = vectors.Codes.from_sections((path / "vec_i8").read_bytes(), (path / "graph").read_bytes())
-        codes.nearest(query, None, 20, exact_below=1)
+        codes.nearest(query, None, K, exact_below=1)
     else:
         index = hnswlib.Index("ip", DIM)
         index.load_index(str(path))

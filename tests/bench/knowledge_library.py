@@ -137,6 +137,7 @@ class Size:
 def grow(folder: Path, sizes: Sequence[int], known: Vectors, queries: int) -> list[Size]:
     """One encrypted library at each size; what it holds already is not ingested again."""
     place = Place(folder / "encrypted", encrypted=True)
+    folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "queries.npy", known.queries)
     measured: list[Size] = []
     print(f"\n{'chunks':>9}{'reopen s':>10}{'first ms':>10}{'cold p50':>10}{'p50 ms':>9}{'p95 ms':>9}{'B a chunk':>15}")

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from appliance.errors import QueueFull
 from appliance.health.host import Host
 from appliance.health.metrics import MeasuredGenerator, Metrics
-from appliance.types import EngineStats, Finish, FinishReason, Generation, Text, Timings, Usage
+from appliance.types import EngineStats, Finish, FinishReason, Generation, SearchTally, Text, Timings, Usage
 from tests.fakes import ScriptedGenerator
 
 FINISH = Finish(
@@ -130,9 +130,34 @@ def test_the_machine_is_shown_where_it_was_sampled() -> None:
     assert not any(name.startswith("appliance_host") for name in samples(Metrics()))
 
 
+def test_searches_and_answers_are_shown_by_collection() -> None:
+    tallies = [
+        SearchTally("acme", "handbook", searches=7, answers=4, empty_answers=1, best_score_drift=-0.25),
+        SearchTally("acme", "rules", searches=1, answers=0, empty_answers=0),
+        SearchTally("other", "handbook", searches=3, answers=2, empty_answers=2, best_score_drift=0.5),
+    ]
+    text = Metrics().render({}, None, tallies).decode()
+    found = {
+        (one.name, one.labels["collection"]): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+        if family.name.startswith("appliance_knowledge")
+    }
+    assert found == {
+        ("appliance_knowledge_searches_total", "handbook"): 10,
+        ("appliance_knowledge_searches_total", "rules"): 1,
+        ("appliance_knowledge_answers_total", "handbook"): 6,
+        ("appliance_knowledge_answers_total", "rules"): 0,
+        ("appliance_knowledge_empty_answers_total", "handbook"): 3,
+        ("appliance_knowledge_empty_answers_total", "rules"): 0,
+        ("appliance_knowledge_best_score_drift", "handbook"): -0.25,
+    }
+
+
 def test_no_label_names_a_tenant_a_user_or_content() -> None:
     metrics = Metrics()
     metrics.finished("writer", FINISH, 0.1, 0.2)
-    text = metrics.render({"writer": EngineStats()}).decode()
+    text = metrics.render({"writer": EngineStats()}, None, [SearchTally("acme", "handbook", 1, 1, 1, 0.5)]).decode()
     labels = {key for family in text_string_to_metric_families(text) for s in family.samples for key in s.labels}
-    assert labels == {"model_name", "finished_reason", "le"}
+    assert labels == {"model_name", "finished_reason", "le", "collection"}
+    assert "acme" not in text

@@ -41,6 +41,8 @@ DOCUMENTS = {
     "control.txt": bytes(range(128)),
     "entities.html": b"<p>&notit; &#x1F642; &CounterClockwiseContourIntegral; &nbsp;x",
     "links.md": b"<http://x.y/?q=\xc3\xa4> [a](http://\xc3\xa4.example 'title') \\* &copy; ![i](j)\n***\n- [ ] task\n",
+    "headings.md": b"# One\n\n## Two\n\ntext\n\n- a\n- b\n\n" * 2_000,
+    "blocks.html": b"<h1>One</h1><table><tr><td>a<td>b</table><ul><li>c</ul><pre>d</pre>" * 2_000,
     "text.pdf": pdf_files.text_pdf(),
     "utf16.txt": "\ufeffÄ 世界".encode("utf-16-le"),
     "aes.pdf": pdf_files.encrypted_pdf("AES-256"),

@@ -151,3 +151,10 @@ def test_every_language_has_its_function_words_once() -> None:
     for language, listed in FUNCTION_WORDS.items():
         found = analysis.words(listed)
         assert len(found) == len(set(found)) == len(listed.split()) >= 20, language
+
+
+@given(st.lists(st.text(max_size=40), max_size=5))
+def test_words_that_were_read_before_are_the_same_again(texts: list[str]) -> None:
+    known = analysis.Words()
+    for text in [*texts, *texts]:
+        assert known.of(text) == analysis.words(text)

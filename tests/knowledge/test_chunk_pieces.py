@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.infer.onnx import OnnxEmbedder
+from appliance.ingest import extract
 from appliance.knowledge.chunk import Piece, pieces, sentences
+from appliance.models import minilm
 from appliance.types import Block, BlockKind, Ints
 from tests.fakes import WordEmbedder
 from tests.knowledge.test_chunk_blocks import LINES
 
+SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples" / "documents"
 ROOM = 27  # of 30 tokens, a tenth is left free
 
 
@@ -259,13 +264,13 @@ def test_a_document_of_one_byte_is_one_piece() -> None:
         "x" + "\n" * 300_000 + "# y" + "\n" * 300_000 + "z",
         "# t\n" * 30_000,
         "# t\n\n" * 30_000,
-        "# t\n\ntext\n\n" * 20_000,
-        "".join(f"{'#' * (row % 6 + 1)} t{row}\n\nx\n\n" for row in range(20_000)),
+        "# t\n\ntext\n\n" * 5_000,
+        "".join(f"{'#' * (row % 6 + 1)} t{row}\n\nx\n\n" for row in range(5_000)),
         "a\tb\n" * 30_000,
         "|" + "a|" * 100_000 + "\n|b|",
         "- a\n" * 30_000,
         "so:\n" * 30_000,
-        "so:\n\n- a\n- b\n\n" * 8_000,
+        "so:\n\n- a\n- b\n\n" * 3_000,
         "```\n" + "x\n" * 50_000 + "```",
         "中" * 100_000,
     ],
@@ -288,3 +293,24 @@ def test_pages_are_tokenized_together_and_once() -> None:
     asked: list[int] = []
     pieces(["# A\n\nx", words(1, 30), table(50)], (), Counting(), 5)
     assert asked == [3]
+
+
+# --- from files, by the real tokenizer -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> OnnxEmbedder:
+    files = minilm.prepare(tmp_path_factory.mktemp("minilm"))
+    return OnnxEmbedder(files.onnx, files.tokenizer)
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.iterdir()), ids=lambda path: path.name)
+def test_every_piece_of_a_sample_is_read_whole_under_its_heading(path: Path, embedder: OnnxEmbedder) -> None:
+    _, _, pages, rows = extract.parse(path.read_bytes(), path.suffix, 100)
+    blocks = [Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows]
+    found = pieces(pages, blocks, embedder)
+    for number, page in enumerate(pages, 1):
+        assert_nothing_is_lost(page, [one for one in found if one.span.page == number])
+    for one in found:
+        assert embedder.count_tokens([one.read(pages[one.span.page - 1])]) <= embedder.max_tokens + 2
+    assert path.suffix == ".txt" or all(one.heading for one in found)

@@ -127,3 +127,9 @@ def test_a_huge_text_of_any_pattern_is_split(unit: str) -> None:
     # Anything but linear work would take minutes here, and linear work takes parts of a second.
     text = unit * (100_000 // len(unit))
     assert_covers(text, sentences(text))
+
+
+def test_two_megabytes_on_one_line_with_a_number_in_every_sentence_are_split() -> None:
+    # A look back to the line's start at each number would copy forty gigabytes.
+    text = "The box left the house in the spring of 1990. " * 40_000
+    assert len(sentences(text)) == 40_000

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge.index import analysis
+from appliance.knowledge.index import analysis, inversion
 from appliance.knowledge.index.inversion import HEADING_WEIGHT, MAX_COUNT, Row
 from appliance.knowledge.index.lexical import K1, B, Phrase, Statistics, Term, parse, to_statistics
 from appliance.knowledge.index.postings import Postings, to_sections
@@ -221,6 +221,13 @@ def test_an_index_without_rows_or_words_is_an_index() -> None:
 def test_the_same_rows_give_the_same_bytes() -> None:
     rows = [Row("b a", "x"), Row("c b"), Row("Ä ß 中文")]
     assert to_sections(rows) == to_sections(rows)
+
+
+def test_what_is_built_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(f"the badge {row % 7} of visitor {row}" * (row % 5), "gate") for row in range(300)]
+    whole = to_sections(rows)
+    monkeypatch.setattr(inversion, "_PART_WORDS", 50)
+    assert to_sections(rows) == whole
 
 
 @given(ROWS, st.data())

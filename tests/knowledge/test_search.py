@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument
-from appliance.knowledge.index.vectors import VectorIndex
+from appliance.knowledge.index.vectors import SegmentVectors
 from appliance.knowledge.search import view
 from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages, meaning_weight
 from appliance.ports import Embedder
@@ -138,13 +138,13 @@ def test_a_caller_who_may_read_all_of_a_segment_is_searched_for_without_a_filter
     secret = shelf.add("Doors close.", readers=SECRET)
     shelf.compact()
     filters: list[object] = []
-    search = VectorIndex.search
+    search = SegmentVectors.search
 
-    def watched(index: VectorIndex, query: Floats, allowed: Bools | None, k: int) -> object:
+    def watched(index: SegmentVectors, query: Floats, allowed: Bools | None, k: int) -> object:
         filters.append(None if allowed is None else allowed.tolist())
         return search(index, query, allowed, k)
 
-    monkeypatch.setattr(VectorIndex, "search", watched)
+    monkeypatch.setattr(SegmentVectors, "search", watched)
     shelf.search("badges")
     shelf.search("badges", ALL | SECRET)
     assert filters == [[True, False], None]
@@ -229,6 +229,8 @@ def test_facets_count_what_may_be_read_and_passes_the_filter(shelf: Shelf) -> No
     assert found.facets == {"year": (FacetCount("2026", 2), FacetCount("2020", 1))}
     filtered = shelf.library.search("handbook", "badges", ALL, 1, SearchOptions(facets=("year",), filter="year < 2026"))
     assert filtered.facets == {"year": (FacetCount("2020", 1),)}
+    with pytest.raises(InvalidArgument, match="facets: must be at most 16"):
+        texts(shelf, "badges", facets=("year",) * 17)
 
 
 def test_each_leg_may_be_asked_alone(shelf: Shelf) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.errors import AlreadyExists, BackupRefused, Cancelled, DiskFull, InvalidArgument, NotFound, StoreDamaged
 from appliance.knowledge.transfer import backup
-from tests.knowledge.conftest import ALL, Shelf, flip
+from tests.knowledge.conftest import ALL, Shelf, flip, new_document
 from tests.knowledge.test_crash import Died, Disk, die, run_full
 from tests.knowledge.test_transfer_export import Told, filled, folders, keyring_of, whole
 
@@ -129,6 +129,7 @@ def test_the_next_backup_mends_a_file_that_the_first_has_no_longer(filled: Shelf
     assert whole(filled) == before
 
 
+@pytest.mark.long
 def test_a_backup_during_writes_is_of_one_instant(shelf: Shelf, tmp_path: Path) -> None:
     """Each document comes before the one before it goes, so at any instant there are one or two, neighbours."""
     stop, began, copies = Event(), Event(), 5
@@ -161,15 +162,66 @@ def test_a_backup_during_writes_is_of_one_instant(shelf: Shelf, tmp_path: Path) 
         assert numbers in ([numbers[0]], [numbers[0], numbers[0] + 1])
 
 
+def test_a_damaged_collection_is_replaced(filled: Shelf, tmp_path: Path) -> None:
+    before, folder = whole(filled), back_up(filled, tmp_path / "backup")
+    for damage in ("CURRENT", "key.1", "seg"):
+        filled.add("Later.", title="later")
+        filled.library.close()
+        path = filled.files / damage if damage != "seg" else filled.file("seg")
+        os.truncate(path, path.stat().st_size - 1)
+        filled.reopen(close=False)
+        restore(filled, folder)
+        assert whole(filled) == before, damage
+        filled.reopen()
+        assert whole(filled) == before, damage
+        assert folders(filled) == ["handbook"]
+        assert filled.library.damaged() == {}
+
+
+def test_a_sound_collection_is_replaced_by_those_who_say_so(filled: Shelf, tmp_path: Path) -> None:
+    before, folder = whole(filled), back_up(filled, tmp_path / "backup")
+    filled.add("Later.", title="later")
+    filled.compact()
+    present = whole(filled)
+    with pytest.raises(BackupRefused, match="handbook is there and sound"):
+        restore(filled, folder)
+    assert whole(filled) == present
+    library, opened = filled.library, filled.collection
+    backup.restore(library, "default", "handbook", folder, keyring_of(filled), Told(), replace=True)
+    with pytest.raises(NotFound):
+        opened.add(new_document("Too late."))
+    assert whole(filled) == before
+    filled.add("Otherwise.", title="otherwise")
+    filled.reopen()
+    assert len(whole(filled)) == len(before) + 1
+
+
+def test_a_restore_that_fails_leaves_the_present_collection(filled: Shelf, tmp_path: Path) -> None:
+    folder = back_up(filled, tmp_path / "backup")
+    filled.library.rotate()
+    filled.add("Later.", title="later")
+    present = whole(filled)
+    with pytest.raises(BackupRefused, match="rotated since"):
+        backup.restore(filled.library, "default", "handbook", folder, keyring_of(filled), Told(), replace=True)
+    assert whole(filled) == present
+    filled.add("Latest.", title="latest")
+    filled.reopen()
+    assert len(whole(filled)) == len(present) + 1
+
+
 def test_only_another_name_is_taken_as_taken(filled: Shelf, tmp_path: Path) -> None:
     folder = back_up(filled, tmp_path / "backup")
-    with pytest.raises(AlreadyExists):
-        restore(filled, folder)
+    filled.library.create("second")
+    with pytest.raises(AlreadyExists, match="handbook now"):
+        restore(filled, folder, "second")
     with pytest.raises(AlreadyExists, match="handbook"):
         restore(filled, folder, "beside")  # two with the same keys
     with pytest.raises(InvalidArgument, match="collection_id"):
         restore(filled, folder, "../beside")
-    assert folders(filled) == ["handbook"]
+    lose(filled)
+    with pytest.raises(AlreadyExists, match="second already, another"):
+        restore(filled, folder, "second")
+    assert folders(filled) == ["second"]
 
 
 def test_a_folder_of_something_else_is_left_alone(filled: Shelf, tmp_path: Path) -> None:
@@ -214,7 +266,7 @@ def test_another_tenant_is_refused_it(filled: Shelf, tmp_path: Path) -> None:
 def test_a_shredded_collection_does_not_come_back(filled: Shelf, tmp_path: Path) -> None:
     folder = back_up(filled, tmp_path / "backup")
     filled.library.drop("handbook")
-    with pytest.raises(BackupRefused, match="was shredded, or their keys"):
+    with pytest.raises(BackupRefused, match="tenant was shredded"):
         restore(filled, folder)
     assert folders(filled) == []
 
@@ -223,7 +275,7 @@ def test_a_shredded_tenant_does_not_come_back(filled: Shelf, tmp_path: Path) -> 
     folder = back_up(filled, tmp_path / "backup")
     filled.libraries.shred_tenant("default")
     filled.library.create("new-life")
-    with pytest.raises(BackupRefused, match="was shredded, or their keys"):
+    with pytest.raises(BackupRefused, match="tenant was shredded"):
         restore(filled, folder)
     assert folders(filled) == ["new-life"]
 

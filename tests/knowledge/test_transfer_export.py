@@ -137,8 +137,9 @@ def test_an_empty_collection_is_exported_and_imported(shelf: Shelf, tmp_path: Pa
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
+@pytest.mark.long
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(
     st.lists(
@@ -275,6 +276,7 @@ def test_an_archive_that_holds_a_document_twice_is_refused(shelf: Shelf, tmp_pat
     assert folders(shelf) == ["handbook"]
 
 
+@pytest.mark.long
 def test_an_export_during_writes_is_of_one_instant(shelf: Shelf, tmp_path: Path) -> None:
     """Each document comes before the one before it goes, so at any instant there are one or two, neighbours."""
     stop, began = Event(), Event()

@@ -92,7 +92,7 @@ def test_a_graph_of_few_rows_finds_them_all(rows: int) -> None:
     stored = unit(rows, 8)
     graph = np.frombuffer(bytearray(hnsw.build(stored)), np.uint8)
     index = Int8Rows(np.rint(stored * 127).astype(np.int8), np.ones(rows, np.float32), graph)
-    found, _ = index.walk(stored[0], None, 2 * rows, rows, 10_000)
+    found, _ = index.walk(stored[0], None, rows, 2 * rows, 10_000)
     assert sorted(found.tolist()) == list(range(rows))
 
 
@@ -166,7 +166,7 @@ def test_a_graph_with_any_words_changed_is_refused_or_walked_safely(data: st.Dat
         index = load(words.tobytes())
     except StoreDamaged:
         return
-    found, _ = index.walk(STORED[0], None, 50, 20, 10_000)
+    found, _ = index.walk(STORED[0], None, 20, 50, 10_000)
     assert len(set(found.tolist())) == len(found)
     assert all(row < len(STORED) for row in found.tolist())
 

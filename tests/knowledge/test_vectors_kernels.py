@@ -75,7 +75,7 @@ def test_a_scan_is_the_same_as_numpy_for_any_shape(
     query[0] = 127  # its scale is 1: the codes are the values
     allowed = None if share is None else draw.random(rows) < share
     try:
-        found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, path)
+        found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, keep, path)
     except Broken:
         pytest.skip("this machine has not that instruction set")
     order = expected_scan(codes, scales, query, allowed, keep)
@@ -86,7 +86,7 @@ def test_a_scan_is_the_same_as_numpy_for_any_shape(
 def test_the_extremes_of_int8_do_not_overflow_on_any_path() -> None:
     rows = Int8Rows(np.full((5, 4096), -128, np.int8), np.ones(5, np.float32))
     query = np.full(4096, 127, np.float32)
-    for scores in on_every_path(lambda path: rows.scan(query, None, 5, path)[1].copy()):
+    for scores in on_every_path(lambda path: rows.scan(query, None, 5, 5, path)[1].copy()):
         np.testing.assert_array_equal(scores, np.full(5, -128 * 127 * 4096, np.float32))
 
 
@@ -96,8 +96,8 @@ def test_scan_walk_and_rescore_give_the_same_bits_on_every_path(dim: int) -> Non
     rows, halves, every = with_graph(stored), stored.astype("<f2").view(np.uint8), np.arange(400, dtype=np.uint32)
     for query in unit(5, dim, seed=2):
         for mask in (None, allowed):
-            assert len(set(on_every_path(partial(found_by, rows.scan, query, mask, 30)))) == 1
-            assert len(set(on_every_path(partial(found_by, rows.walk, query, mask, 40, 30, 400)))) == 1
+            assert len(set(on_every_path(partial(found_by, rows.scan, query, mask, 30, 60)))) == 1
+            assert len(set(on_every_path(partial(found_by, rows.walk, query, mask, 30, 40, 400)))) == 1
         assert len(set(on_every_path(partial(found_by, rescore, every, halves, query, 400)))) == 1
 
 
@@ -130,7 +130,7 @@ def test_every_float16_is_read_as_numpy_reads_it_and_what_is_no_number_comes_las
 
 def test_equal_scores_are_ordered_by_row() -> None:
     rows = Int8Rows(np.ones((50, 8), np.int8), np.ones(50, np.float32))
-    assert rows.scan(np.ones(8, np.float32), None, 7)[0].tolist() == list(range(7))
+    assert rows.scan(np.ones(8, np.float32), None, 7, 7)[0].tolist() == list(range(7))
     backwards = np.arange(50, dtype=np.uint32)[::-1].copy()
     halves = np.ones((50, 8), "<f2").view(np.uint8)
     assert rescore(backwards, halves, np.ones(8, np.float32), 7)[0].tolist() == list(range(7))
@@ -140,11 +140,11 @@ def test_a_walk_stops_when_its_budget_is_spent_and_says_what_it_has() -> None:
     stored = unit(3000, 16)
     rows = with_graph(stored)
     nothing = np.zeros(3000, np.bool_)
-    assert len(rows.walk(stored[0], nothing, 50, 10, 3000)[0]) == 0
+    assert len(rows.walk(stored[0], nothing, 10, 50, 3000)[0]) == 0
     one = nothing.copy()
-    one[rows.scan(-stored[0], None, 1)[0][0]] = True
-    assert len(rows.walk(stored[0], one, 50, 10, budget=100)[0]) == 0
-    assert rows.walk(stored[0], one, 50, 10, budget=10_000)[0].tolist() == np.flatnonzero(one).tolist()
+    one[rows.scan(-stored[0], None, 1, 1)[0][0]] = True
+    assert len(rows.walk(stored[0], one, 10, 50, budget=100)[0]) == 0
+    assert rows.walk(stored[0], one, 10, 50, budget=10_000)[0].tolist() == np.flatnonzero(one).tolist()
 
 
 def test_a_thread_that_searched_many_times_still_visits_every_row() -> None:
@@ -159,7 +159,7 @@ def test_indices_of_other_sizes_searched_in_turn_do_not_disturb_one_another() ->
     queries = [unit(1, index.dim, seed=9)[0] for index in indices]
 
     def search(at: int) -> tuple[bytes, bytes]:
-        return bytes_of(indices[at % 3].walk(queries[at % 3], None, 20, 10, 2000))
+        return bytes_of(indices[at % 3].walk(queries[at % 3], None, 10, 20, 2000))
 
     alone = [search(at) for at in range(3)]
     with ThreadPoolExecutor(4) as pool:
@@ -169,9 +169,9 @@ def test_indices_of_other_sizes_searched_in_turn_do_not_disturb_one_another() ->
 def test_shapes_that_do_not_fit_never_reach_native_code() -> None:
     rows = Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32))
     with pytest.raises(ValueError, match="fit"):
-        rows.scan(np.zeros(7, np.float32), None, 3)
+        rows.scan(np.zeros(7, np.float32), None, 3, 3)
     with pytest.raises(ValueError, match="fit"):
-        rows.scan(np.zeros(8, np.float32), np.ones(9, np.bool_), 3)
+        rows.scan(np.zeros(8, np.float32), np.ones(9, np.bool_), 3, 3)
     with pytest.raises(ValueError, match="fit"):
         Int8Rows(np.ones((10, 8), np.int8), np.ones(9, np.float32))
     for shape in ((2, 16), (3, 15), (4, 16)):
@@ -185,9 +185,9 @@ def test_a_query_that_is_no_number_is_refused(value: float, at: int) -> None:
     rows, query = with_graph(unit(50, 100)), unit(1, 100)[0]
     query[at] = value
     with pytest.raises(Broken, match="no number"):
-        rows.scan(query, None, 3)
+        rows.scan(query, None, 3, 3)
     with pytest.raises(Broken, match="no number"):
-        rows.walk(query, None, 10, 3, 50)
+        rows.walk(query, None, 3, 10, 50)
 
 
 def test_a_missing_native_library_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +195,6 @@ def test_a_missing_native_library_is_a_clear_error(monkeypatch: pytest.MonkeyPat
     kernels._native.cache_clear()
     try:
         with pytest.raises(Broken, match="libabsent"):
-            Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32)).scan(unit(1, 8)[0], None, 3)
+            Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32)).scan(unit(1, 8)[0], None, 3, 3)
     finally:
         kernels._native.cache_clear()

@@ -124,6 +124,6 @@ def related(line: str, question: str) -> bool:
 
 
 def _lines(count: int) -> Constraint:
-    """One to `count` lines of text."""
+    """One to `count` lines of text, without tags: a model that thinks aloud must write the question at once."""
     more = f' ("\\n" line){{0,{count - 1}}}' if count > 1 else ""
-    return Constraint(ConstraintKind.GBNF, f"root ::= line{more}\nline ::= [^\\n\\r]{{1,{LINE_CHARACTERS}}}\n")
+    return Constraint(ConstraintKind.GBNF, f"root ::= line{more}\nline ::= [^<\\n\\r]{{1,{LINE_CHARACTERS}}}\n")

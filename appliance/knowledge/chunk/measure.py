@@ -1,15 +1,18 @@
 """A page measured in the embedder's tokens, from where each of them ends."""
 
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+
+import numpy as np
 
 from appliance.types import Ints
 
 CHARACTERS_A_TOKEN = 12
 """At most, on average over a piece: with more the tokenizer knows nothing of the text, and its count says nothing."""
 
-_KNOWN_TOKENS_PER_WORD = 1.15
+_KNOWN_TOKENS_A_WORD = 1.3
 _SAMPLE_CHARACTERS = 20_000
 # What counts as a word: scripts without spaces by character, long compounds more than once, digits and marks each.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
@@ -24,20 +27,20 @@ class Page:
 
     def __init__(self, text: str, token_ends: Ints) -> None:
         self.text = text
-        self._ends: list[int] = token_ends.tolist()
+        self._ends = array("q", token_ends.astype(np.int64).tobytes())
 
     def stretch(self) -> float:
         """How much more of this text a piece holds than the embedder reads: 1 in a language that it knows.
 
-        It spells what it does not know, and its opinion counts the less for it (search/rank.py), while words alone find
-        better in pieces of the length that a known language has.
+        What it does not know it spells. Its opinion then counts little (search/rank.py), and words find best in pieces
+        that are as long as those of a language that it knows, so that they are counted in place of tokens.
         """
         words = len(_WORD.findall(self.text, 0, _SAMPLE_CHARACTERS))
-        tokens = bisect_right(self._ends, _SAMPLE_CHARACTERS)
-        return max(1.0, tokens / max(1, words) / _KNOWN_TOKENS_PER_WORD)
+        ratio = bisect_right(self._ends, _SAMPLE_CHARACTERS) / max(1, words)
+        return ratio if ratio > _KNOWN_TOKENS_A_WORD else 1.0
 
     def cost(self, start: int, end: int) -> int:
-        """Tokens that end in [start, end), and the last one if it ends there; at least one, but for nothing at all."""
+        """Tokens of [start, end); at least one, where start is before end."""
         return max(bisect_right(self._ends, end) - bisect_right(self._ends, start), int(start < end))
 
     def trim(self, start: int, end: int) -> Range:

@@ -61,7 +61,7 @@ def pieces(pages: Sequence[str], blocks: Sequence[Block], embedder: Embedder, ov
         for section in _sections(structure(page.text, number, on_page[number - 1], titled)):
             path.enter(page, section)
             heading, cost = path.read()
-            room = min(int(_FILL * most), most - cost)
+            room = max(1, min(int(_FILL * most), most - cost))
             place = page.trim(section[0].start, section[-1].end)
             for first, last in _packed(units(page, section, room), page, room, overlap_tokens):
                 repeated = page.text[slice(*first.repeated)]
@@ -100,7 +100,8 @@ class _Path:
                 start = mark.end()
             end = page.reach(start, end, self._room)
             title = " ".join(_MARK_AFTER.sub("", page.text[start:end]).split())
-            self._titles.append((block.level, title, page.cost(start, end)))
+            if title:
+                self._titles.append((block.level, title, page.cost(start, end)))
 
     def read(self) -> tuple[str, int]:
         """The innermost titles that there is room for, and their tokens."""

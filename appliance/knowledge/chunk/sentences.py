@@ -22,6 +22,7 @@ _ALONE = re.compile(r"\s*(?:#|\|)|.*\t")
 _NEEDS_MORE = tuple(",;-–—(/&")
 
 _WRAP_CHARACTERS = 160  # a longer line was not wrapped by a page
+_INDENT_CHARACTERS = 64  # before the number of an item
 _NARROW_CHARACTERS = 48  # a paragraph of lines no longer than this, without punctuation, is a list
 
 
@@ -119,7 +120,8 @@ def _goes_on(text: str, start: int, dot: int, at: int, mark: str) -> bool:
 
 def _is_ordinal(text: str, start: int, dot: int, number: str, after: str) -> bool:
     """'1. First item', 'am 3. Mai', 'der 2. Versuch'; not '… in 1990. The next …'."""
-    if not text[start : dot - len(number)].strip():
+    first = dot - len(number)
+    if first - start <= _INDENT_CHARACTERS and not text[start:first].strip():
         return True
     following = _WORD_AFTER.match(after)
     preceding = _WORD_BEFORE.search(text, max(start, dot - 32), dot)

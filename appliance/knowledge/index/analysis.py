@@ -66,6 +66,18 @@ def words(text: str) -> list[str]:
     return [word[:MAX_WORD_CHARACTERS] for word in found]
 
 
+class Words(dict[str, list[str]]):
+    """The words of what stands between white space, by that: much text is read fast, because it repeats itself."""
+
+    def of(self, text: str) -> list[str]:
+        """As `words`."""
+        return list(chain.from_iterable(map(self.__getitem__, text.split())))
+
+    def __missing__(self, token: str) -> list[str]:
+        found = self[token] = words(token)
+        return found
+
+
 def _normalized(text: str) -> str:
     if not unicodedata.is_normalized("NFKC", text):
         # quadratic in a run of marks; 30 are what Unicode's stream-safe format allows (UAX 15)

@@ -11,7 +11,7 @@ Two sections, little endian. `postings` stays in memory:
     lists                      dense: u8 count[rows], 0 where the row has not the term
                                else gap[n], then u8 count[n], or no counts where all are 1
 
-A gap is a row less the row before it, of the first the row itself. Counts end at 255. `positions` is read by range,
+A gap is a row less the row before it, of the first the row itself. Bytes end at 255. `positions` is read by range,
 when a phrase is asked for:
 
     u64 end[terms]             from where the positions begin
@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
-from appliance.knowledge.index.inversion import Inversion
+from appliance.knowledge.index.inversion import Inversion, Part
 from appliance.ports import Buffer
 
 ReadPositions = Callable[[int, int], Buffer]
 """From which byte of `positions`, how many. Raises StoreDamaged."""
 
-Counts = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 
 _MAGIC = b"POSTING\x01"
@@ -45,84 +45,85 @@ _WIDTHS = (1, 2, 4)
 _POSTING_BYTES = np.array([1, 1, 2, 0, 4, 0, 0, 0, 0, 2, 3, 0, 5])  # by kind; 0 for what is none
 _MAX_TERM_BYTES = 255
 _END_BYTES = 8
+_NO_INTEGERS = np.zeros(0, np.int64)
+_NO_BYTES = np.zeros(0, np.uint8)
 
 _T = TypeVar("_T", bound=np.generic)
 
 
 def pack(inversion: Inversion) -> dict[str, bytes]:
-    """The sections `postings` and `positions`; the same inversion gives the same bytes."""
-    rows, terms = len(inversion.lengths), len(inversion.vocabulary)
-    vocabulary = b"".join(inversion.vocabulary)
-    term_ends = np.cumsum([len(term) for term in inversion.vocabulary], dtype="<u4")
-    list_ends, kinds, lists = _pack_lists(inversion)
-    postings = (
-        _HEADER.pack(_MAGIC, rows, terms, len(vocabulary), len(lists)),
-        list_ends.astype("<u8").tobytes(),
-        term_ends.tobytes(),
-        inversion.lengths.astype("<u4").tobytes(),
-        kinds.tobytes(),
-        vocabulary,
-        lists.tobytes(),
+    """The sections `postings` and `positions`; the same rows give the same bytes."""
+    list_sizes, kinds, lists, position_sizes, positions = zip(
+        (_NO_INTEGERS, _NO_BYTES, _NO_BYTES, _NO_INTEGERS, _NO_BYTES),
+        *((*_pack_lists(part, len(inversion.lengths)), *_pack_positions(part)) for part in inversion.parts()),
+        strict=True,
     )
-    return {"postings": b"".join(postings), "positions": _pack_positions(inversion)}
+    vocabulary = b"".join(inversion.vocabulary)
+    list_bytes = sum(map(len, lists))
+    postings = (
+        _HEADER.pack(_MAGIC, len(inversion.lengths), len(inversion.vocabulary), len(vocabulary), list_bytes),
+        np.cumsum(np.concatenate(list_sizes), dtype="<u8"),
+        np.cumsum([len(term) for term in inversion.vocabulary], dtype="<u4"),
+        inversion.lengths.astype("<u4"),
+        *kinds,
+        vocabulary,
+        *lists,
+    )
+    ends = np.cumsum(np.concatenate(position_sizes), dtype="<u8")
+    return {"postings": b"".join(postings), "positions": b"".join((ends.tobytes(), *positions))}
 
 
-def _pack_lists(inversion: Inversion) -> tuple[Integers, Counts, Counts]:
-    """Where each list ends, of what kind it is, and the lists."""
-    rows, term, row = len(inversion.lengths), inversion.terms, inversion.rows
-    sizes = np.bincount(term, minlength=len(inversion.vocabulary))
-    starts = np.cumsum(sizes) - sizes
-    gap = np.diff(row, prepend=0)
-    gap[starts] = row[starts]
+def _pack_lists(part: Part, rows: int) -> tuple[Integers, Bytes, Bytes]:
+    """The size of each list in bytes, its kind, and the lists."""
+    starts = np.cumsum(part.sizes) - part.sizes
+    gap = np.diff(part.rows, prepend=0)
+    gap[starts] = part.rows[starts]
     widths = _narrowest(gap, starts)
-    counted = _greatest(inversion.counts, starts) > 1
-    dense = sizes * (widths + counted) >= rows
-    ends = np.cumsum(np.where(dense, rows, sizes * (widths + counted)))
-    begins = np.concatenate(([0], ends[:-1])).astype(np.int64)[: len(ends)]
-    lists = np.zeros(ends[-1] if len(ends) else 0, np.uint8)
-    nth = np.arange(len(term)) - starts[term]
+    counted = np.maximum.reduceat(part.counts, starts) > 1
+    dense = part.sizes * (widths + counted) >= rows
+    sizes = np.where(dense, rows, part.sizes * (widths + counted))
+    begins = np.cumsum(sizes) - sizes
+    lists = np.zeros(sizes.sum(), np.uint8)
+    term, nth = _numbered(part.sizes)
     is_dense = dense[term]
-    lists[begins[term[is_dense]] + row[is_dense]] = inversion.counts[is_dense]
-    sparse, sparse_term = np.flatnonzero(~is_dense), term[~is_dense]
-    _scatter(lists, begins[sparse_term], nth[sparse], gap[sparse], widths[sparse_term])
+    lists[begins[term[is_dense]] + part.rows[is_dense]] = part.counts[is_dense]
+    _scatter(lists, begins[term] + nth * widths[term], gap, np.where(is_dense, 0, widths[term]))
     with_count = np.flatnonzero(~is_dense & counted[term])
     of = term[with_count]
-    lists[begins[of] + sizes[of] * widths[of] + nth[with_count]] = inversion.counts[with_count]
-    return ends, np.where(dense, _DENSE, widths + _COUNTED * counted).astype(np.uint8), lists
+    lists[begins[of] + part.sizes[of] * widths[of] + nth[with_count]] = part.counts[with_count]
+    return sizes, np.where(dense, _DENSE, widths + _COUNTED * counted).astype(np.uint8), lists
 
 
-def _pack_positions(inversion: Inversion) -> bytes:
-    term = np.repeat(inversion.terms, inversion.counts)
-    sizes = np.bincount(term, minlength=len(inversion.vocabulary))
-    starts = np.cumsum(sizes) - sizes
-    widths = _narrowest(inversion.positions, starts)
-    ends = np.cumsum(sizes * widths)
-    packed = np.zeros(ends[-1] if len(ends) else 0, np.uint8)
-    nth = np.arange(len(term)) - starts[term]
-    _scatter(packed, (ends - sizes * widths)[term], nth, inversion.positions, widths[term])
-    return ends.astype("<u8").tobytes() + packed.tobytes()
+def _pack_positions(part: Part) -> tuple[Integers, Bytes]:
+    """How many bytes the positions of each term are, and the positions."""
+    sizes = np.add.reduceat(part.counts, np.cumsum(part.sizes) - part.sizes)
+    widths = _narrowest(part.positions, np.cumsum(sizes) - sizes)
+    packed = np.zeros((sizes * widths).sum(), np.uint8)
+    begins = np.cumsum(sizes * widths) - sizes * widths
+    term, nth = _numbered(sizes)
+    _scatter(packed, begins[term] + nth * widths[term], part.positions, widths[term])
+    return sizes * widths, packed
 
 
-def _greatest(values: Integers, starts: Integers) -> Integers:
-    """Of each run of values; none is empty."""
-    return np.maximum.reduceat(values, starts) if len(starts) else values
+def _numbered(sizes: Integers) -> tuple[Integers, Integers]:
+    """Of runs of those sizes, for each member: which run it is in, and as which of it."""
+    run = np.repeat(np.arange(len(sizes)), sizes)
+    return run, np.arange(len(run)) - (np.cumsum(sizes) - sizes)[run]
 
 
 def _narrowest(values: Integers, starts: Integers) -> Integers:
-    """The bytes that each run of values needs for each of its values."""
-    greatest = _greatest(values, starts)
+    """The bytes that each run of values needs for each of its values; starts: of the runs, none empty."""
+    greatest = np.maximum.reduceat(values, starts)
     return np.select([greatest < 1 << 8, greatest < 1 << 16], _WIDTHS[:2], _WIDTHS[2])
 
 
-def _scatter(target: Counts, begins: Integers, nth: Integers, values: Integers, widths: Integers) -> None:
-    """Writes each value as an integer of its width, the nth from where its list begins."""
+def _scatter(target: Bytes, at: Integers, values: Integers, widths: Integers) -> None:
+    """Writes each value at its place, as an integer of its width."""
     for width in _WIDTHS:
         chosen = np.flatnonzero(widths == width)
         if len(chosen):
-            at = begins[chosen] + nth[chosen] * width
-            target[at[:, None] + np.arange(width)] = (
-                values[chosen].astype(f"<u{width}").view(np.uint8).reshape(-1, width)
-            )
+            octets = values[chosen].astype(f"<u{width}").view(np.uint8).reshape(-1, width)
+            target[at[chosen, None] + np.arange(width)] = octets
 
 
 class InvertedFile:
@@ -156,6 +157,11 @@ class InvertedFile:
         _check(bool((posting_bytes > 0).all()))
         _check(bool((sizes % posting_bytes == 0).all()) and bool((sizes[self._kinds == _DENSE] == self.rows).all()))
 
+    @property
+    def terms(self) -> int:
+        """How many; they are numbered from 0."""
+        return len(self._kinds)
+
     def find(self, term: bytes) -> int | None:
         """The number of an index term, None where no row holds it."""
         at = bisect_left(range(len(self._kinds)), term, key=self._term)
@@ -165,14 +171,14 @@ class InvertedFile:
         start = self._term_ends.item(at - 1) if at else 0
         return self._vocabulary[start : self._term_ends.item(at)].tobytes()
 
-    def dense(self, at: int) -> Counts | None:
+    def dense(self, at: int) -> Bytes | None:
         """How often each row holds the term, uint8 [rows], where its list is dense."""
         if self._kinds.item(at) != _DENSE:
             return None
         end = self._list_ends.item(at)
         return self._lists[end - self.rows : end]
 
-    def sparse(self, at: int) -> tuple[Integers, Counts]:
+    def sparse(self, at: int) -> tuple[Integers, Bytes]:
         """The rows of a list that is not dense, ascending, and how often each holds the term. Raises StoreDamaged."""
         start, end = (self._list_ends.item(at - 1) if at else 0), self._list_ends.item(at)
         kind = self._kinds.item(at)

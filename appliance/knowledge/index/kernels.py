@@ -56,34 +56,37 @@ class Int8Rows:
         if graph is not None and (fault := _native().check_graph(self._graph_at, len(graph), self.rows)):
             raise StoreDamaged(f"The graph of a segment {_FAULTS[fault]}.")
 
-    def scan(self, query: Floats, allowed: Bools | None, keep: int, path: int = Path.BEST) -> tuple[Rows, Floats]:
-        """The best `keep` allowed rows by int8 dot product, best first, equal scores by row: uint32 [n], float32 [n].
+    def scan(
+        self, query: Floats, allowed: Bools | None, k: int, width: int, path: int = Path.BEST
+    ) -> tuple[Rows, Floats]:
+        """The allowed rows that may be the k best: uint32 [n], float32 [n], by int8 dot product, equal scores by row.
 
+        They are the k best by that, and of the following those that it cannot tell from them, `width` in all at most.
         query: float32 [dim]; allowed: bool [rows], None for all. What is returned is good until this thread's next
         search. Raises Broken where this machine has not that path, or a value of the query is no number.
         """
-        mask, keep = self._mask(query, allowed), min(keep, self.rows)
-        desk = _desk.of(query, keep)
+        mask, width = self._mask(query, allowed), min(width, self.rows)
+        desk = _desk.of(query, width)
         count = _native().scan_i8(
             *(self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data, self.rows, self.dim),
-            *(desk.query_at, keep, desk.rows_at, desk.scores_at, path),
+            *(desk.query_at, k, width, desk.rows_at, desk.scores_at, path),
         )
         return desk.first(count)
 
     def walk(
-        self, query: Floats, allowed: Bools | None, width: int, keep: int, budget: int, path: int = Path.BEST
+        self, query: Floats, allowed: Bools | None, k: int, width: int, budget: int, path: int = Path.BEST
     ) -> tuple[Rows, Floats]:
-        """As `scan`, of those that a walk of the graph meets; may be fewer.
+        """As `scan`, of the rows that a walk of the graph meets; may be fewer than k.
 
         width: how many candidates the walk holds (HNSW's ef). budget: about how many rows it may compare before it
         gives up.
         """
         assert self.has_graph
-        mask, keep = self._mask(query, allowed), min(keep, self.rows)
-        desk = _desk.of(query, keep)
+        mask, width = self._mask(query, allowed), min(width, self.rows)
+        desk = _desk.of(query, width)
         count = _native().search_graph(
             *(self._graph_at, self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data),
-            *(self.rows, self.dim, desk.query_at, width, keep, budget, desk.rows_at, desk.scores_at, path),
+            *(self.rows, self.dim, desk.query_at, k, width, budget, desk.rows_at, desk.scores_at, path),
         )
         return desk.first(count)
 
@@ -151,7 +154,7 @@ def _native() -> ctypes.CDLL:
     except (metadata.PackageNotFoundError, OSError) as error:
         raise Broken(f"The vector search {_LIBRARY} is not installed: build the package with `pip install`.") from error
     array, size, path = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32
-    library.scan_i8.argtypes = (array, array, array, size, size, array, size, array, array, path)
+    library.scan_i8.argtypes = (array, array, array, size, size, array, size, size, array, array, path)
     library.check_graph.argtypes = (array, size, size)
     library.search_graph.argtypes = (
         *(array, array, array, array, size, size, array),

@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge.index.inversion import Row, invert
-from appliance.knowledge.index.inverted_file import Counts, Integers, InvertedFile, ReadPositions, pack
+from appliance.knowledge.index.inversion import Inversion, Row
+from appliance.knowledge.index.inverted_file import Bytes, Integers, InvertedFile, ReadPositions, pack
 from appliance.knowledge.index.languages import ANY, UNKNOWN
 from appliance.knowledge.index.lexical import K1, B, Phrase, Statistics, Term
 from appliance.ports import Buffer
@@ -23,7 +23,7 @@ _ROW_BITS = 32  # above the position, in a number that stands for both
 
 def to_sections(rows: Sequence[Row]) -> dict[str, bytes]:
     """The sections `postings` and `positions` of a segment of these rows; row i is rows[i]."""
-    return pack(invert(rows))
+    return pack(Inversion(rows))
 
 
 class Postings:
@@ -109,7 +109,7 @@ class Postings:
             found[starts >> _ROW_BITS] = True
         return found
 
-    def _all(self, at: int) -> tuple[Integers, Counts]:
+    def _all(self, at: int) -> tuple[Integers, Bytes]:
         counts = self._file.dense(at)
         if counts is None:
             return self._file.sparse(at)
@@ -117,7 +117,7 @@ class Postings:
         return rows, counts[rows]
 
 
-def _spread(rows: Integers, counts: Counts, total: int) -> Counts:
+def _spread(rows: Integers, counts: Bytes, total: int) -> Bytes:
     """The counts of every row, with zeros."""
     spread = np.zeros(total, np.uint8)
     spread[rows] = counts
@@ -128,8 +128,8 @@ def _in_both(values: Integers, others: Integers) -> Integers:
     """Of `values` those that are in `others`; both ascending."""
     at: Integers = np.searchsorted(others, values)
     inside = at < len(others)
-    found: Integers = values[inside]
-    return found[others[at[inside]] == found]
+    found: Integers = values[inside][others[at[inside]] == values[inside]]
+    return found
 
 
 class _Seen:
@@ -147,7 +147,7 @@ class _Held:
     """The rows seen that hold an index term. rows: None where there is a count of every row, with zeros."""
 
     rows: Integers | None
-    counts: Counts
+    counts: Bytes
 
     @property
     def frequency(self) -> int:

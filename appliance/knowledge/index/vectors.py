@@ -1,9 +1,10 @@
 """Nearest neighbours over the unit vectors of one sealed segment, and exactly over a memtable.
 
-Each row is kept twice: as int8 with a scale, which is searched and stays in memory, and as float16, from which the best
-are scored again; those are read where they lie. Up to EXACT_ROWS allowed rows the native scan reads them all: recall
-is 1 but for int8 ties at the edge, and a row outside `allowed` costs next to nothing. Above, a graph is walked with the
-filter inside the walk (hnsw.py), and where that meets too few rows, or costs more than a scan, a scan follows.
+Each row is kept twice: as int8 with a scale, which is searched and stays in memory, and as float16, by which those that
+int8 cannot tell apart are ranked; of these only the few that may be among the best are read, where they lie. Up to
+EXACT_ROWS allowed rows the native scan reads them all: recall is 1, and a row outside `allowed` costs next to nothing.
+Above, a graph is walked with the filter inside the walk (hnsw.py), and where that meets too few rows, or costs more
+than a scan, a scan follows.
 
 Sections, little endian:
     vec_i8    magic "VECI8\\x01\\0\\0", u32 rows, u32 dim, f32 scale[rows], i8 [rows, dim]
@@ -30,9 +31,8 @@ EXACT_ROWS = 30_000
 _MAGIC = b"VECI8\x01\0\0"
 _HEADER = struct.Struct("<8sII")
 _LINE_BYTES = 64
-_SEARCH_WIDTH = 64
-_RESCORED_PER_HIT = 2
-_RESCORED_LEAST = 20
+_WALK_WIDTH = 64
+_HELD_PER_HIT = 2
 
 
 class Codes:
@@ -63,27 +63,27 @@ class Codes:
         return self._rows.dim
 
     def nearest(
-        self, query: Floats, allowed: Bools | None, keep: int, exact_below: int = EXACT_ROWS, width: int = _SEARCH_WIDTH
+        self, query: Floats, allowed: Bools | None, k: int, exact_below: int = EXACT_ROWS, width: int = _WALK_WIDTH
     ) -> Rows:
-        """The `keep` best rows by int8 dot product, best first; fewer only where fewer are allowed.
+        """The rows that may be the k best, as `Int8Rows.scan` says; fewer than k only where fewer are allowed.
 
         exact_below: of allowed rows; from there on the graph is walked, holding `width` candidates. What is returned is
         good until this thread's next search. Raises as VectorIndex.search.
         """
         count = self.rows if allowed is None else int(np.count_nonzero(allowed))
-        keep = min(keep, count)
+        k = min(k, count)
         if self._rows.has_graph and count >= exact_below:
-            found, _ = self._rows.walk(query, allowed, width, keep, budget=count)
-            if len(found) == keep:
+            found, _ = self._rows.walk(query, allowed, k, max(width, _HELD_PER_HIT * k), budget=count)
+            if len(found) >= k:
                 return found
-        return self._rows.scan(query, allowed, keep)[0]
+        return self._rows.scan(query, allowed, k, max(_WALK_WIDTH, _HELD_PER_HIT * k))[0]
 
 
 class SegmentVectors:
     """A VectorIndex: finds by int8, and ranks what it found by float16."""
 
     def __init__(
-        self, codes: Codes, halves: HalfRows, exact_below: int = EXACT_ROWS, width: int = _SEARCH_WIDTH
+        self, codes: Codes, halves: HalfRows, exact_below: int = EXACT_ROWS, width: int = _WALK_WIDTH
     ) -> None:
         """exact_below, width: as Codes.nearest."""
         self._codes, self._halves, self._exact_below, self._width = codes, halves, exact_below, width
@@ -107,8 +107,7 @@ class SegmentVectors:
 
     def search(self, query: Floats, allowed: Bools | None, k: int) -> tuple[Rows, Floats]:
         k = max(k, 0)
-        keep = max(k * _RESCORED_PER_HIT, _RESCORED_LEAST) if k else 0
-        near = self._codes.nearest(query, allowed, keep, self._exact_below, self._width)
+        near = self._codes.nearest(query, allowed, k, self._exact_below, self._width)
         rows, scores = rescore(near, self._halves(near), query, k)
         return rows.copy(), scores.copy()
 
@@ -161,6 +160,3 @@ def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     start = -room.ctypes.data % _LINE_BYTES
     room[start : start + len(data)] = data
     return room[start : start + len(data)]
-
-
-VectorIndex = SegmentVectors

@@ -207,7 +207,7 @@ def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: 
     words = np.concatenate([part.words for part in parts])
     meaning = np.concatenate([part.meaning for part in parts])
     weight, most = np.float32(query.meaning_weight), np.float32(_most(statistics, query.terms))
-    fused = (1 - weight) * (words / most) + weight * np.maximum(meaning, 0)
+    fused = (1 - weight) * (words / most) + weight * np.fmax(meaning, 0)  # where there is no number, 0
     found = Candidates(
         units,
         np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.row) for part in parts]),
@@ -247,12 +247,15 @@ def _of_unit(unit: Unit, allowed: Bools, query: Query, lexical: Floats, depth: i
     """The best of both legs in one unit. lexical: BM25 of its rows."""
     if not allowed.any():
         return _NOTHING
-    by_words, by_meaning = _top(lexical, allowed, depth), _NO_ROWS
+    by_words, by_meaning, near = _top(lexical, allowed, depth), _NO_ROWS, _NO_SCORES
     if query.vector is not None:
-        by_meaning = unit.nearest(query.vector, allowed, depth)[0]
-    rows = np.union1d(by_words, by_meaning)
-    meaning = np.zeros(len(rows), np.float32) if query.vector is None else unit.vectors(rows) @ query.vector
-    return _Part(rows, lexical[rows], meaning, np.isin(rows, by_words), np.isin(rows, by_meaning))
+        by_meaning, near = unit.nearest(query.vector, allowed, depth)
+    row = np.union1d(by_words, by_meaning)
+    found, meaning = np.isin(row, by_meaning), np.zeros(len(row), np.float32)
+    meaning[np.searchsorted(row, by_meaning)] = near
+    if query.vector is not None:
+        meaning[~found] = unit.vectors(row[~found]) @ query.vector
+    return _Part(row, lexical[row], meaning, np.isin(row, by_words), found)
 
 
 def _top(scores: Floats, allowed: Bools, k: int) -> Rows:

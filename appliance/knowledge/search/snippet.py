@@ -7,8 +7,7 @@ fits, ends with one where that costs less than half of it, and `…` stands wher
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
 from appliance.knowledge.chunk import sentences
 from appliance.knowledge.index.analysis import UNSPACED, index_terms, language_of, words
@@ -16,14 +15,11 @@ from appliance.types import Snippet
 
 SNIPPET_CHARACTERS = 240
 
-_WORD = re.compile(rf"[{UNSPACED}]+|(?:(?![{UNSPACED}])[^\W_])+")
+_WORD = re.compile(rf"[^\W_{UNSPACED}]+|[{UNSPACED}]+")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
-_SPACE = re.compile(r"\s+")
+_SPACES = re.compile(r"\s+")
 _LEAD = 4
 """A quarter of a window at most stands before its first marked word where no sentence begins nearby."""
-
-_WORD_CHARACTERS = 64
-_KNOWN_WORDS = 1 << 15
 
 Range = tuple[int, int]
 Mark = tuple[int, int, bytes]
@@ -35,33 +31,38 @@ def snippet(text: str, query: frozenset[bytes], characters: int = SNIPPET_CHARAC
     starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
     marks = _marks(text, query)
     start, end = _best_window(text, marks, starts, ends, characters)
-    line, places = _in_one_line(text[start:end])
-    before = "" if start in starts else "… "
-    after = "" if end in ends else " …"
-    inside = [(at - start, to - start) for at, to, _ in marks if start <= at and to <= end]
-    highlights = _merged([(places[at] + len(before), places[to] + len(before)) for at, to in inside])
-    return Snippet(f"{before}{line}{after}", highlights)
+    before, after = "" if start in starts else "… ", "" if end in ends else " …"
+    inside = _merged([(at, to) for at, to, _ in marks if start <= at and to <= end])
+    line = _SPACES.sub(" ", text[start:end])
+
+    def place(at: int) -> int:
+        """Where a place of the text stands in the snippet."""
+        plain = len(line) == end - start
+        return len(before) + (at - start if plain else len(_SPACES.sub(" ", text[start:at])))
+
+    return Snippet(f"{before}{line}{after}", tuple((place(at), place(to)) for at, to in inside))
 
 
 def _marks(text: str, query: frozenset[bytes]) -> list[Mark]:
     """Where the query's words stand in the text, and which, in order."""
-    found: list[Mark] = []
-    language = language_of(words(text))
-    for match in _WORD.finditer(text) if query else ():
+    if not query:
+        return []
+    places: list[Range] = []
+    for match in _WORD.finditer(text):
         start, end = match.span()
         if _UNSPACED.match(match[0]):
-            pieces = [(at, min(at + 2, end)) for at in range(start, max(start + 1, end - 1))]
+            places += [(at, min(at + 2, end)) for at in range(start, max(start + 1, end - 1))]
         else:
-            pieces = [(start, end)]
-        for at, to in pieces:
-            said = _terms(text[at : min(to, at + _WORD_CHARACTERS)], language)
-            found += [(at, to, term) for term in said if term in query][:1]
-    return found
+            places.append((start, end))
+    asked = _asked({text[start:end] for start, end in places}, language_of(words(text)), query)
+    return [(start, end, asked[said]) for start, end in places if (said := text[start:end]) in asked]
 
 
-@lru_cache(_KNOWN_WORDS)
-def _terms(word: str, language: int) -> tuple[bytes, ...]:
-    return tuple(index_terms(words(word), language))
+def _asked(said: Iterable[str], language: int, query: frozenset[bytes]) -> dict[str, bytes]:
+    """The words that stand for a term of the query, in a text of that language, with the term."""
+    pairs = [(whole, word) for whole in said for word in ((whole.lower(),) if whole.isascii() else words(whole))]
+    terms = index_terms([word for _, word in pairs], language)
+    return {whole: term for (whole, _), term in zip(pairs, terms, strict=True) if term in query}
 
 
 def _best_window(
@@ -103,23 +104,6 @@ def _end(text: str, start: int, ends: Sequence[int], characters: int) -> int:
         return whole
     space = text.rfind(" ", start + characters // 2, limit + 1)
     return space if space > 0 else min(limit, len(text))
-
-
-def _in_one_line(text: str) -> tuple[str, list[int]]:
-    """The text with each run of white space as one space, and where each of its characters (and its end) went."""
-    line: list[str] = []
-    places: list[int] = []
-    at, last = 0, 0
-    for match in _SPACE.finditer(text):
-        piece = text[last : match.start()]
-        places += range(at, at + len(piece))
-        at += len(piece)
-        places += [at] * len(match[0])
-        line += [piece, " "]
-        at, last = at + 1, match.end()
-    piece = text[last:]
-    places += range(at, at + len(piece) + 1)
-    return "".join([*line, piece]), places
 
 
 def _merged(ranges: Sequence[Range]) -> tuple[Range, ...]:

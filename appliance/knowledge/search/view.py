@@ -18,6 +18,7 @@ from appliance.types import CANDIDATE, Bools, Expand, Explanation, FacetCount, L
 MAX_CANDIDATES = 1000
 RERANKED = 50
 DIVERSIFIED = 100
+MAX_FACETS = 16
 CONTEXT_CHARACTERS = 8000
 
 
@@ -29,6 +30,8 @@ def condition_of(limit: int, options: SearchOptions) -> Condition | None:
         raise InvalidArgument.of("legs", "must name one at least: words, meaning.")
     if not (math.isfinite(options.diversity) and 0 <= options.diversity <= 1):
         raise InvalidArgument.of("diversity", "must be between 0 and 1.")
+    if len(options.facets) > MAX_FACETS:
+        raise InvalidArgument.of("facets", f"must be at most {MAX_FACETS}.")
     return parse(options.filter) if options.filter.strip() else None
 
 

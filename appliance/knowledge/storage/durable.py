@@ -25,7 +25,7 @@ Pace = Callable[[int], None]
 """Is told how many bytes are about to be written, and waits as long as they shall."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
@@ -131,7 +131,7 @@ class NewFile:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Give a file another name that nothing has (renameat2(2), which FAT knows, or else a hard link). Raises OSError."""
+    """Give a file a name that nothing has (renameat2(2), which FAT knows, or else a hard link). Raises OSError."""
     if not _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
         return
     number = ctypes.get_errno()
@@ -139,6 +139,13 @@ def rename_new(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
     os.link(source, target)
     os.unlink(source)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Each gets the other's name, in one instant (renameat2(2)). Raises OSError."""
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))
 
 
 def write_file(path: Path, data: Buffer) -> None:

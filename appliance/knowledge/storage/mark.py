@@ -35,6 +35,14 @@ class Mark:
     digest: bytes
     next_seq: int
 
+    def check(self, current: Path, found: "Mark") -> None:
+        """Raises StoreDamaged where what the directory holds is older, or another. current: the file CURRENT."""
+        if found.generation < self.generation:
+            states = f"generation {found.generation} of {self.generation}"
+            raise StoreDamaged(f"{current} is damaged: an older state was put back, {states}.")
+        if found.generation == self.generation and found.digest != self.digest:
+            raise StoreDamaged(f"{current} is damaged: another state of generation {found.generation} was put there.")
+
 
 class MarkFile:
     """One collection's. Safe to use from many threads."""
@@ -44,6 +52,7 @@ class MarkFile:
         self._uid, self._keyring = uid, keyring
         self._count = 0
         self._lock = Lock()
+        self.is_torn = False
 
     def create(self, mark: Mark) -> None:
         """Durable on return, in place of one that is there. Raises DiskFull."""
@@ -59,6 +68,7 @@ class MarkFile:
             found = [sound for at in (0, SLOT_BYTES) if (sound := self._open(raw[at : at + SLOT_BYTES]))]
             if not found:
                 raise StoreDamaged(f"{self.path} is damaged: it is not what this box wrote for that collection.")
+            self.is_torn = len(found) < 2 and any(raw[:SLOT_BYTES])  # the first is empty before the second commit
             self._count, mark = max(found, key=lambda sound: sound[0])
             return mark
 
@@ -88,6 +98,8 @@ class MarkFile:
         try:
             self._keyring.verify(body, signature)
         except StoreDamaged:
+            return None
+        if any(slot[_BODY.size + _SIGNATURE_BYTES :]) or len(slot) < SLOT_BYTES:
             return None
         *_, count, generation, next_seq, digest = _BODY.unpack(body)
         return count, Mark(generation, digest, next_seq)

@@ -181,22 +181,21 @@ class SegmentFile:
 
         Raises StoreDamaged, naming the file.
         """
-        found = np.empty((len(rows), row_bytes), np.uint8)
-        order = np.argsort(rows, kind="stable")
-        kept, kept_start = b"", 0
         at, size = self._layout.sections.get(section, (0, 0))
-        chunk_bytes = self._layout.chunk_bytes
-        for place in order.tolist():
-            start = int(rows[place]) * row_bytes
-            if not 0 <= start <= start + row_bytes <= size:
-                raise StoreDamaged(f"{self.path} is damaged: it points outside its own section {section!r}.")
-            start += at
-            if not kept_start <= start <= start + row_bytes <= kept_start + len(kept):
-                first, last = start // chunk_bytes, (start + row_bytes - 1) // chunk_bytes
-                kept_start = first * chunk_bytes
-                kept = self._chunk(first) if first == last else b"".join(map(self._chunk, range(first, last + 1)))
-            found[place] = np.frombuffer(kept, np.uint8, row_bytes, start - kept_start)
-        return found
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size // max(row_bytes, 1):
+            raise StoreDamaged(f"{self.path} is damaged: it points outside its own section {section!r}.")
+        chunk_bytes, held = self._layout.chunk_bytes, dict[int, bytes]()
+        pieces: list[bytes] = []
+        for start in (rows.astype(np.int64) * row_bytes + at).tolist():
+            number, skip = divmod(start, chunk_bytes)
+            piece = b""
+            while len(piece) < row_bytes:  # a row may lie in two chunks, or more
+                if number not in held:
+                    held[number] = self._chunk(number)
+                piece += held[number][skip : skip + row_bytes - len(piece)]
+                number, skip = number + 1, 0
+            pieces.append(piece)
+        return np.frombuffer(b"".join(pieces), np.uint8).reshape(len(rows), row_bytes)
 
     def check(self) -> Iterator[str]:
         """Read every byte: one problem for each chunk that is not what was written, then one for a wrong name."""

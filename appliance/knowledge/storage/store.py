@@ -36,9 +36,7 @@ log = structlog.get_logger()
 
 def create(directory: Path, name: str, tenant: Tenant, embedder: Embedder) -> None:
     """Make an empty collection's files in an empty directory, durable on return. Raises DiskFull, KeyUnavailable."""
-    with durable.disk_errors(directory):
-        for folder in ("seg", "wal", "mf"):
-            (directory / folder).mkdir(mode=0o700)
+    _make_folders(directory)
     secret = key.create(directory, name, tenant)
     first = Manifest(1, embedder.identity, embedder.dimension)
     digest = ManifestStore(directory, tenant.keyring, secret).commit(first)
@@ -51,6 +49,12 @@ def create(directory: Path, name: str, tenant: Tenant, embedder: Embedder) -> No
         with suppress(ApplianceError):
             mark.remove()
         raise
+
+
+def _make_folders(directory: Path) -> None:
+    with durable.disk_errors(directory):
+        for folder in ("seg", "wal", "mf"):
+            (directory / folder).mkdir(mode=0o700, exist_ok=True)
 
 
 def load_key(directory: Path, name: str, tenant: Tenant) -> CollectionKey:
@@ -74,6 +78,7 @@ def adopt(directory: Path, name: str, backed_up_as: str, tenant: Tenant) -> None
 
     Raises StoreDamaged, DiskFull, KeyUnavailable.
     """
+    _make_folders(directory)
     key.write(directory, name, tenant, load_key(directory, backed_up_as, tenant))
     accept_rollback(directory, name, tenant)
 
@@ -90,7 +95,7 @@ class Store:
         self.manifest, self._digest = self._manifests.load()
         self._marks = MarkFile(tenant.marks, self._key.collection, self._keyring)
         self._mark = self._marks.read()
-        self._check_mark()
+        self._mark.check(directory / "CURRENT", Mark(self.manifest.generation, self._digest, 0))
         self.create_time = self._key.create_time
         self._generation = self.manifest.generation
         self._uncertain: set[str] = set()  # files that failed commits named, relative to the directory
@@ -102,6 +107,8 @@ class Store:
         self._next_seq = self.manifest.next_seq
         self._unsealed_since: float | None = None
         self._remove_strays()
+        if self._marks.is_torn:
+            self._write_mark(self._mark)
 
     @property
     def uid(self) -> bytes:
@@ -328,17 +335,6 @@ class Store:
         if self._spare_keys:
             key.destroy_all_but(self._directory, self._key.epoch)
             self._spare_keys = False
-
-    def _check_mark(self) -> None:
-        """Raises StoreDamaged where the directory is older than its mark."""
-        generation, current = self.manifest.generation, self._directory / "CURRENT"
-        if generation < self._mark.generation:
-            raise StoreDamaged(
-                f"{current} is damaged: an older state was put back,"
-                f" generation {generation} of {self._mark.generation}."
-            )
-        if generation == self._mark.generation and self._digest != self._mark.digest:
-            raise StoreDamaged(f"{current} is damaged: another state of generation {generation} was put there.")
 
     def _write_mark(self, mark: Mark) -> None:
         self._marks.write(mark)

@@ -51,9 +51,12 @@ def bring_up_to_date(directory: Path, tenant: Tenant) -> None:
         durable.sync_directory(directory)
     for path in _under_way(directory):
         name = path.name.removeprefix(_UNDER_WAY)
+        target = directory / TENANT / name
         try:
+            if target.exists():
+                raise StoreDamaged(f"{path} cannot become {target}, which is there already.")
             _upgrade(path, name, tenant)
-            _move(path, directory / TENANT / name)
+            _move(path, target)
         except StoreDamaged as error:
             log.error("upgrade_failed", collection=name, error=str(error))
         else:
@@ -94,8 +97,6 @@ def _upgrade(path: Path, name: str, tenant: Tenant) -> None:
 
 def _move(path: Path, target: Path) -> None:
     with durable.disk_errors(target):
-        if target.exists():
-            raise StoreDamaged(f"{path} cannot become {target}, which is there already.")
         durable.make_directory(target.parent)
         os.rename(path, target)
         durable.sync_directory(target.parent)

@@ -85,12 +85,21 @@ def backup(library: Library, tenant: str, collection: str, folder: Path, keyring
     durable.remove_all_but(folder / FILES, keep)
 
 
-def restore(library: Library, tenant: str, collection: str, folder: Path, keyring: Keyring, progress: Progress) -> None:
-    """A collection of what a backup holds, under a name that is free. Every byte is compared before anyone sees it.
+def restore(
+    library: Library,
+    tenant: str,
+    collection: str,
+    folder: Path,
+    keyring: Keyring,
+    progress: Progress,
+    *,
+    replace: bool = False,
+) -> None:
+    """A collection of what a backup holds. Every byte is compared before anyone sees it.
 
-    The collection that was backed up must be gone: two with the same keys cannot live side by side. progress: in
-    bytes; may raise, and then nothing stays. Raises NotFound (of the folder), AlreadyExists, InvalidArgument,
-    BackupRefused, DiskFull.
+    collection: a name that is free, while the one that was backed up is gone: two with the same keys cannot live side
+    by side; or its own name, where it is damaged, or with `replace`. progress: in bytes; may raise, and then everything
+    is as before. Raises NotFound (of the folder), AlreadyExists, InvalidArgument, BackupRefused, DiskFull.
     """
     with _opened(folder) as top, _opened(FILES, top, folder) as files:
         statement = _read_statement(top, folder, keyring)
@@ -104,10 +113,10 @@ def restore(library: Library, tenant: str, collection: str, folder: Path, keyrin
                 _copy_in(files, folder, statement.files[name], directory / name, tell)
 
         try:
-            library.adopt(collection, statement.collection, bytes.fromhex(statement.uid), fill)
+            library.adopt(collection, statement.collection, bytes.fromhex(statement.uid), fill, replace=replace)
         except StoreDamaged as error:
             raise BackupRefused(
-                f"{folder} is what this box wrote, and does not open any more: the collection or its tenant was shredded,"
+                f"{folder} is what this box wrote, and does not open any more: its collection or tenant was shredded,"
                 f" or their keys were rotated since. {error}"
             ) from None
 

@@ -67,13 +67,13 @@ class Transfers:
         work = partial(backup.backup, library, tenant, collection, target, self._keyring)
         return self._jobs.start_in_thread("backup", f"collections/{collection}", "bytes", work)
 
-    def restore(self, tenant: str, collection: str, path: str) -> Job:
-        """A collection of what was backed up, under a name that is free. Raises NotFound, InvalidArgument. The job
-        counts bytes, and fails with AlreadyExists, BackupRefused.
+    def restore(self, tenant: str, collection: str, path: str, *, replace: bool = False) -> Job:
+        """A collection of what was backed up, under a name that is free, or in place of itself where it is damaged, or
+        if `replace`: what was written since is lost. Raises NotFound, InvalidArgument. The job counts bytes, and fails
+        with AlreadyExists, BackupRefused.
         """
-        work = partial(
-            backup.restore, self._libraries.of(tenant), tenant, collection, self._present(path), self._keyring
-        )
+        library, folder = self._libraries.of(tenant), self._present(path)
+        work = partial(backup.restore, library, tenant, collection, folder, self._keyring, replace=replace)
         return self._jobs.start_in_thread("restore", f"collections/{collection}", "bytes", work)
 
     def _library(self, tenant: str, collection: str) -> Library:

@@ -1,0 +1,412 @@
+"""Tenants, keys at every level, what is left when one is destroyed, and the layout of the release before."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import ApplianceError, DiskFull, InvalidArgument, KeyUnavailable, NotFound, StoreDamaged
+from appliance.knowledge.library import Libraries
+from appliance.knowledge.storage import key, store, upgrade
+from appliance.knowledge.storage.manifest import ManifestStore
+from appliance.knowledge.storage.tenant import Tenant
+from appliance.vault import FileKeyring, FileTenantKeys
+from tests.fakes import WordEmbedder
+from tests.knowledge.conftest import ALL, Shelf, new_document, open_libraries
+
+
+class Box:
+    """The libraries of all tenants on one disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.libraries = self.open()
+
+    def open(self) -> Libraries:
+        self.libraries = open_libraries(self.root, WordEmbedder())
+        return self.libraries
+
+    def add(self, tenant: str, collection: str, *pages: str) -> str:
+        library = self.libraries.of(tenant)
+        if collection not in [path.name for path in (self.root / "knowledge" / tenant).iterdir()]:
+            library.create(collection)
+        return library.add(collection, new_document(*pages)).id
+
+    def texts(self, tenant: str, collection: str) -> list[tuple[str, ...]]:
+        library = self.libraries.of(tenant)
+        listed, _ = library.documents(collection, ALL)
+        return sorted(library.pages(collection, document.id, ALL) for document in listed)
+
+    @property
+    def keys(self) -> FileTenantKeys:
+        return FileTenantKeys(
+            self.root / "vault" / "tenants", FileKeyring.open(self.root / "vault", self.root / "none")
+        )
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path / "box")
+    yield made
+    made.libraries.close()
+
+
+def opens_anything(box: Box, tenant: str, collection: str, copy: Path) -> bool:
+    """Whether any key that the box has opens a copy of a collection's files, by any record in it."""
+    keyring = FileKeyring.open(box.root / "vault", box.root / "none")
+    keys = FileTenantKeys(box.root / "vault" / "tenants", keyring)
+    names = [path.name for path in (box.root / "vault" / "tenants").iterdir()]
+    for path in copy.glob("key.*"):
+        raw = path.read_bytes()
+        context = b"collection key\x00" + tenant.encode() + b"\x00" + collection.encode() + b"\x00" + raw[:40]
+        every = [keys.get(name, epoch) for name in names for epoch in keys.epochs(name)]
+        for under in (None, *every):
+            try:
+                keyring.unwrap(raw[40:], context, under=under)
+            except StoreDamaged:
+                continue
+            return True
+    return False
+
+
+# --- tenants
+
+
+def test_tenants_have_collections_of_the_same_name_and_nothing_of_one_another(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.add("rival", "handbook", "Keys do not.")
+    box.add("rival", "secret", "Nobody knows.")
+    assert box.texts("acme", "handbook") == [("Badges expire.",)]
+    assert box.texts("rival", "handbook") == [("Keys do not.",)]
+    acme = box.libraries.of("acme")
+    for call in (
+        lambda: acme.documents("secret", ALL),
+        lambda: acme.search("secret", "nobody", ALL, 3),
+        lambda: acme.drop("secret"),
+        lambda: acme.verify("secret"),
+        lambda: acme.drop("../rival/secret"),
+    ):
+        with pytest.raises(NotFound):
+            call()
+    box.open()
+    assert box.texts("rival", "secret") == [("Nobody knows.",)]
+
+
+@pytest.mark.parametrize("tenant", ["", "..", "a/b", ".dropped-a", "A", "x" * 64])
+def test_a_name_that_no_tenant_has_is_refused(box: Box, tenant: str) -> None:
+    with pytest.raises(InvalidArgument, match="tenant"):
+        box.libraries.of(tenant)
+
+
+def test_a_tenant_that_only_asked_leaves_no_key(box: Box) -> None:
+    with pytest.raises(NotFound):
+        box.libraries.of("acme").documents("handbook", ALL)
+    assert box.keys.epochs("acme") == ()
+
+
+def test_a_folder_moved_to_another_tenant_or_name_is_damage(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.add("rival", "other", "Keys do not.")
+    box.libraries.close()
+    knowledge = box.root / "knowledge"
+    shutil.copytree(knowledge / "acme" / "handbook", knowledge / "rival" / "handbook")
+    shutil.copytree(knowledge / "acme" / "handbook", knowledge / "acme" / "handbook2")
+    box.open()
+    for tenant, name in (("rival", "handbook"), ("acme", "handbook2")):
+        with pytest.raises(StoreDamaged, match=rf"{tenant}/{name}/key\.1 is damaged, or of another collection, tenant"):
+            box.texts(tenant, name)
+        assert f"{tenant}/{name}" in box.libraries.damaged()
+    assert box.texts("acme", "handbook") == [("Badges expire.",)]
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "mf", "seg", "wal", "key.1"])
+def test_a_file_swapped_between_tenants_is_damage(box: Box, name: str) -> None:
+    for tenant in ("acme", "rival"):
+        box.add(tenant, "handbook", f"Badges of {tenant} expire.")
+        box.libraries.of(tenant).compact("handbook")
+        box.add(tenant, "handbook", f"Keys of {tenant} do not.")
+    box.libraries.close()
+    mine, theirs = (box.root / "knowledge" / tenant / "handbook" / name for tenant in ("acme", "rival"))
+    pairs = [(mine, theirs)] if mine.is_file() else [(next(mine.iterdir()), next(theirs.iterdir()))]
+    for path, foreign in pairs:
+        shutil.copy(foreign, path)
+    box.open()
+    with pytest.raises(StoreDamaged, match="acme/handbook"):
+        box.texts("acme", "handbook")
+    assert len(box.texts("rival", "handbook")) == 2
+
+
+def test_a_missing_tenant_key_is_named_and_none_is_made_in_its_place(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.libraries.close()
+    shutil.rmtree(box.root / "vault" / "tenants" / "acme")
+    box.open()
+    with pytest.raises(StoreDamaged, match=r"key\.1 .*epoch 1 of tenant acme's key, which is no more"):
+        box.texts("acme", "handbook")
+    with pytest.raises(KeyUnavailable, match="The key of tenant acme is missing"):
+        box.libraries.of("acme").create("second")
+    assert box.keys.epochs("acme") == ()
+
+
+# --- rotation
+
+
+def test_rotation_replaces_every_key_and_no_file_of_data(box: Box) -> None:
+    for name in ("handbook", "second"):
+        box.add("acme", name, "Badges expire.")
+        box.libraries.of("acme").compact(name)
+        box.add("acme", name, "Keys do not.")
+    box.add("rival", "handbook", "Others.")
+    knowledge = box.root / "knowledge" / "acme"
+
+    def data() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for folder in ("seg", "wal") for path in knowledge.glob(f"*/{folder}/*")}
+
+    before, records = data(), {path: path.read_bytes() for path in knowledge.glob("*/key.*")}
+    copy = shutil.copytree(knowledge, box.root / "copy")
+    assert box.libraries.rotate("acme") == 2
+    assert data() == before
+    assert box.keys.epochs("acme") == (2,)
+    assert box.keys.epochs("rival") == (1,)
+    assert sorted(path.name for path in knowledge.glob("*/key.*")) == ["key.2", "key.2"]
+    assert not records.keys() & set(knowledge.glob("*/key.*"))
+    for _ in range(2):
+        for name in ("handbook", "second"):
+            assert box.texts("acme", name) == [("Badges expire.",), ("Keys do not.",)]
+            assert not opens_anything(box, "acme", name, copy / name)
+        assert box.texts("rival", "handbook") == [("Others.",)]
+        box.open()
+    box.add("acme", "handbook", "Doors close.")
+    box.libraries.of("acme").compact("handbook")
+    box.open()
+    assert len(box.texts("acme", "handbook")) == 3
+
+
+def test_a_log_that_is_open_goes_on_after_a_rotation(box: Box) -> None:
+    for number in range(3):
+        box.add("acme", "handbook", f"Badge {number}.")
+        box.libraries.rotate("acme")
+    box.open()
+    assert len(box.texts("acme", "handbook")) == 3
+
+
+def test_a_segment_that_is_written_while_keys_are_rotated_is_committed_under_the_new_one(
+    make_shelf: Callable[..., Shelf],
+) -> None:
+    shelf = make_shelf()
+    shelf.add("Badges expire.")
+    opened = shelf.collection._store
+    write = opened.write_segment
+
+    def rotating(*arguments: object, **options: object) -> object:
+        written = write(*arguments, **options)  # type: ignore[arg-type]
+        opened.rotate()
+        return written
+
+    opened.write_segment = rotating  # type: ignore[method-assign,assignment]
+    shelf.compact()
+    assert list(shelf.contents().values()) == [("Badges expire.",)]
+    shelf.reopen()
+    assert list(shelf.contents().values()) == [("Badges expire.",)]
+
+
+def test_a_record_that_cannot_be_wrapped_anew_stops_the_rotation_and_loses_nothing(box: Box) -> None:
+    box.add("acme", "damaged", "Badges expire.")
+    box.add("acme", "sound", "Keys do not.")
+    box.libraries.close()
+    record = box.root / "knowledge" / "acme" / "damaged" / "key.1"
+    raw = record.read_bytes()
+    record.write_bytes(raw[:-1] + b"\0")
+    box.open()
+    with pytest.raises(StoreDamaged, match=r"damaged/key\.1"):
+        box.libraries.rotate("acme")
+    assert box.keys.epochs("acme") == (1, 2)
+    box.open()  # it is tried again, and told in the log
+    assert box.texts("acme", "sound") == [("Keys do not.",)]
+    record.write_bytes(raw)
+    box.open()
+    assert box.texts("acme", "damaged") == [("Badges expire.",)]
+    assert box.keys.epochs("acme") == (2,)
+
+
+# --- crypto-shredding
+
+
+def test_no_key_that_remains_opens_a_copy_of_a_shredded_collection(box: Box) -> None:
+    """A copy of everything, the old key record with it, and every key that is there afterwards."""
+    for name in ("handbook", "second"):
+        box.add("acme", name, "Badges expire.")
+        box.libraries.of("acme").compact(name)
+        box.add("acme", name, "Keys do not.")
+    box.add("rival", "handbook", "Others.")
+    copy = shutil.copytree(box.root / "knowledge", box.root / "copy")
+    assert opens_anything(box, "acme", "handbook", copy / "acme" / "handbook")
+    box.libraries.of("acme").drop("handbook")
+    assert not opens_anything(box, "acme", "handbook", copy / "acme" / "handbook")
+    shutil.copytree(copy / "acme" / "handbook", box.root / "knowledge" / "acme" / "handbook")
+    box.open()
+    with pytest.raises(StoreDamaged, match=r"key\.1 .*which is no more"):
+        box.texts("acme", "handbook")
+    assert len(box.texts("acme", "second")) == 2
+    assert box.texts("rival", "handbook") == [("Others.",)]
+
+
+def test_the_proof_states_what_was_destroyed_and_is_signed(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.add("acme", "second", "Keys do not.")
+    directory = box.root / "knowledge" / "acme" / "handbook"
+    keyring = FileKeyring.open(box.root / "vault", box.root / "none")
+    owner = Tenant("acme", keyring, box.keys, box.root / "vault" / "marks")
+    secret = store.load_key(directory, "handbook", owner)
+    files = [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("key.")]
+    proof = box.libraries.of("acme").drop("handbook")
+    keyring.verify(proof.statement.encode(), proof.signature)
+    stated = json.loads(proof.statement)
+    assert stated["format"] == "appliance shred proof 1"
+    assert (stated["tenant"], stated["collection"], stated["uid"]) == ("acme", "handbook", secret.collection.hex())
+    assert stated["key_fingerprint"] == secret.fingerprint()
+    assert stated["files_removed"] == len(files)
+    assert stated["tenant_epochs_destroyed"] == [1]
+    assert secret.secret.hex() not in proof.statement
+    with pytest.raises(StoreDamaged):
+        keyring.verify(proof.statement.replace("handbook", "second").encode(), proof.signature)
+
+
+def test_a_collection_that_does_not_open_is_shredded_all_the_same(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.libraries.close()
+    record = box.root / "knowledge" / "acme" / "handbook" / "key.1"
+    record.write_bytes(b"damaged")
+    box.open()
+    stated = json.loads(box.libraries.of("acme").drop("handbook").statement)
+    assert stated["key_fingerprint"] == ""
+    assert box.libraries.of("acme").collections(ALL) == ()
+
+
+def test_shredding_a_tenant_leaves_neither_collection_nor_key(box: Box) -> None:
+    for name in ("handbook", "second"):
+        box.add("acme", name, "Badges expire.")
+    box.add("rival", "handbook", "Others.")
+    copy = shutil.copytree(box.root / "knowledge", box.root / "copy")
+    proofs = box.libraries.shred_tenant("acme")
+    assert [json.loads(proof.statement)["collection"] for proof in proofs] == ["handbook", "second"]
+    assert box.keys.epochs("acme") == ()
+    assert not any(opens_anything(box, "acme", name, copy / "acme" / name) for name in ("handbook", "second"))
+    assert len(list((box.root / "vault" / "marks").iterdir())) == 1
+    assert box.texts("rival", "handbook") == [("Others.",)]
+    box.add("acme", "handbook", "Anew.")
+    assert not opens_anything(box, "acme", "second", copy / "acme" / "second")
+    assert box.texts("acme", "handbook") == [("Anew.",)]
+
+
+def test_a_shredding_that_another_record_stands_in_the_way_of_is_finished_later(box: Box) -> None:
+    box.add("acme", "damaged", "Badges expire.")
+    box.add("acme", "handbook", "Keys do not.")
+    copy = shutil.copytree(box.root / "knowledge" / "acme" / "handbook", box.root / "copy")
+    record = box.root / "knowledge" / "acme" / "damaged" / "key.1"
+    raw = record.read_bytes()
+    record.write_bytes(raw[:-1] + b"\0")
+    acme = box.libraries.of("acme")
+    with pytest.raises(StoreDamaged, match=r"damaged/key\.1"):
+        acme.drop("handbook")
+    assert [one.id for one in acme.collections(ALL)] == ["damaged"]  # open since before
+    record.write_bytes(raw)
+    proof = acme.drop("handbook")
+    assert json.loads(proof.statement)["collection"] == "handbook"
+    assert not opens_anything(box, "acme", "handbook", copy)
+    box.open()
+    assert box.texts("acme", "damaged") == [("Badges expire.",)]
+
+
+# --- the layout of format version 1, as the release before wrote it
+
+
+def version_1(root: Path) -> Path:
+    with tarfile.open(Path(__file__).parent / "format" / "version_1.tar.gz") as archive:
+        archive.extractall(root, filter="data")
+    for path in (root / "vault").rglob("*.key"):
+        path.chmod(0o600)
+    return root
+
+
+WAS = [("Badges expire after 90 days.", "", "На третьей странице 日本語 too."), ("Keys do not expire.",)]
+
+
+def test_collections_of_version_1_become_the_default_tenants(tmp_path: Path) -> None:
+    box = Box(version_1(tmp_path / "box"))
+    for _ in range(2):
+        for name in ("handbook", "default"):
+            assert box.texts("default", name) == WAS
+            assert box.libraries.of("default").search(name, "badges expire", ALL, 1).passages[0].text == WAS[0][0]
+            assert box.libraries.of("default").verify(name) == ()
+        box.open()
+    assert [path.name for path in (box.root / "knowledge").iterdir()] == ["default"]
+    assert not list((box.root / "knowledge").rglob("key"))
+    box.add("default", "handbook", "New.")
+    box.libraries.of("default").compact("handbook")
+    box.libraries.rotate("default")
+    box.open()
+    assert box.texts("default", "handbook") == sorted([*WAS, ("New.",)])
+    assert box.libraries.damaged() == {}
+
+
+def test_a_collection_of_version_1_that_is_damaged_is_told_and_the_others_are_upgraded(tmp_path: Path) -> None:
+    root = version_1(tmp_path / "box")
+    record = root / "knowledge" / "handbook" / "key"
+    raw = record.read_bytes()
+    record.write_bytes(raw[:-1] + b"\0")
+    box = Box(root)
+    assert list(box.libraries.damaged()) == ["default/handbook"]
+    assert box.texts("default", "default") == WAS
+    (root / "knowledge" / ".v1-handbook" / "key").write_bytes(raw)
+    box.open()
+    assert box.libraries.damaged() == {}
+    assert box.texts("default", "handbook") == WAS
+
+
+def test_a_manifest_of_a_newer_release_is_refused_by_its_version(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.libraries.close()
+    directory = box.root / "knowledge" / "acme" / "handbook"
+    keyring = FileKeyring.open(box.root / "vault", box.root / "none")
+    secret = store.load_key(directory, "handbook", Tenant("acme", keyring, box.keys, box.root / "vault" / "marks"))
+    manifests = ManifestStore(directory, keyring, secret)
+    found, _ = manifests.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("appliance.knowledge.storage.manifest.VERSION", 3)
+        manifests.commit(found)
+    box.open()
+    with pytest.raises(StoreDamaged, match="or of version 3; this release reads version 2"):
+        box.texts("acme", "handbook")
+    assert key.epochs(directory) == [1]
+
+
+def test_an_upgrade_that_finds_its_place_taken_leaves_both(tmp_path: Path) -> None:
+    root = version_1(tmp_path / "box")
+    (root / "knowledge" / "default" / "mf").rename(root / "mf")
+    shutil.rmtree(root / "knowledge" / "default")
+    shutil.rmtree(root / "mf")
+    shutil.copytree(root / "knowledge" / "handbook", root / "copy")
+    Box(root).libraries.close()
+    shutil.move(root / "copy", root / "knowledge" / "handbook")
+    box = Box(root)
+    assert box.texts("default", "handbook") == WAS
+    assert list(upgrade.left_over(root / "knowledge")) == ["default/handbook"]
+
+
+def test_a_disk_that_is_full_while_upgrading_stops_the_start_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = version_1(tmp_path / "box")
+
+    def full(*_: object) -> None:
+        raise DiskFull("No space is left.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ManifestStore, "commit", full)
+        with pytest.raises(ApplianceError, match="No space"):
+            Box(root)
+    assert Box(root).texts("default", "handbook") == WAS

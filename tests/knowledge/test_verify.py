@@ -1,0 +1,225 @@
+"""Verification: every byte of a collection, with nothing raised for damage and all of it named."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.errors import ApplianceError, Cancelled, NotFound, StoreDamaged
+from appliance.knowledge import soundness
+from appliance.knowledge.sealed import PASSAGE
+from appliance.knowledge.storage.manifest import SegmentEntry
+from appliance.knowledge.storage.resident import Memory
+from appliance.knowledge.storage.segment import SegmentFile, SegmentId, write_segment
+from appliance.types import Fault
+from appliance.vault.envelope import AesGcm
+from tests.knowledge.conftest import Shelf, flip
+
+PAGES = ("Badges expire after 90 days. Größe zählt.", "", "На третьей странице 日本語 too.")
+
+
+@pytest.fixture
+def full(make_shelf: Callable[..., Shelf]) -> Shelf:
+    """Two segments, a deletion, a log with a document."""
+    shelf = make_shelf()
+    for title in ("one", "two"):
+        shelf.add(*PAGES, title=title)
+        shelf.add("Doors close.", title=f"{title} more")
+        shelf.library.seal_where_old(0)
+    shelf.delete(next(document for document in [shelf.add("Gone.")]))
+    shelf.add("Keys do not.")
+    return shelf
+
+
+def faults(shelf: Shelf) -> tuple[Fault, ...]:
+    return shelf.library.verify("handbook")
+
+
+def test_a_sound_collection_has_no_faults_open_closed_and_compacted(full: Shelf) -> None:
+    assert faults(full) == ()
+    full.reopen()
+    assert faults(full) == ()
+    full.contents()
+    full.compact()
+    assert faults(full) == ()
+    full.library.rotate()
+    assert faults(full) == ()
+
+
+def test_progress_is_told_by_file_and_may_end_it(full: Shelf) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Told:
+        def update(self, done: int, total: int = 0, note: str = "") -> None:
+            seen.append((done, total))
+            if len(seen) == 8:
+                raise Cancelled("Enough.")
+
+    assert full.library.verify("handbook", Told()) == ()
+    assert seen == [(done, 6) for done in range(1, 7)]
+    with pytest.raises(Cancelled):
+        full.library.verify("handbook", Told())
+
+
+def test_an_unknown_collection_is_not_found(full: Shelf) -> None:
+    with pytest.raises(NotFound):
+        full.library.verify("none")
+
+
+@pytest.mark.long
+def test_every_flipped_bit_is_named_or_changes_nothing(full: Shelf) -> None:
+    """Each byte of each file, one bit of it: verification names it, and a reader is refused or told the truth."""
+    wanted = full.contents()
+    found = full.search("badges expire days")
+    full.library.close()
+    data = [path for path in full.root.rglob("*") if path.is_file() and "slots" not in path.parts]
+    step = 1 + sum(path.stat().st_size for path in data) // 1500
+    for path in data:
+        raw = path.read_bytes()
+        for at in range(0, len(raw), step if len(raw) > 300 else 3):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+            try:
+                full.reopen(close=False)
+                named = faults(full)
+                if not any(Path(path).name in f"{fault.file} {fault.problem}" for fault in named):
+                    assert full.contents() == wanted, f"{path} {at}: {named}"
+                    assert full.search("badges expire days") == found
+                    assert path.parent.name != "seg", f"{path} {at} is not named"
+                try:
+                    assert full.contents() == wanted
+                    assert full.search("badges expire days") == found
+                except StoreDamaged as error:
+                    assert named, f"{path} {at}: {error}"  # noqa: PT017
+            except ApplianceError as error:
+                assert path.name in str(error) or str(path.parent) in str(error), f"{path} {at}"  # noqa: PT017
+            finally:
+                full.library.close()
+                restore(full, path, raw)
+
+
+def restore(shelf: Shelf, path: Path, raw: bytes) -> None:
+    path.write_bytes(raw)
+
+
+def test_damage_in_several_files_is_named_file_by_file_though_nothing_opens(full: Shelf) -> None:
+    full.library.close()
+    damaged = [full.file("mf"), *(full.files / "seg").iterdir()]
+    for path in damaged:
+        flip(path, -20)
+    full.reopen()
+    assert {fault.file for fault in faults(full)} == {str(path.relative_to(full.root)) for path in damaged}
+    assert {fault.collection for fault in faults(full)} == {"handbook"}
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "mf", "key.1", "seg", "wal", "mark"])
+def test_what_is_missing_is_named(full: Shelf, name: str) -> None:
+    full.library.close()
+    path = next((full.root / "vault" / "marks").iterdir()) if name == "mark" else full.files / name
+    path = next(path.iterdir()) if path.is_dir() else path
+    path.unlink()
+    full.reopen()
+    assert any(path.name in f"{fault.file} {fault.problem}" for fault in faults(full))
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_truncated_file_is_named(full: Shelf, share: float) -> None:
+    full.library.close()
+    for folder in ("seg", "mf", "wal"):
+        path = sorted((full.files / folder).iterdir())[-1]
+        raw = path.read_bytes()
+        path.write_bytes(raw[: int(len(raw) * share)])
+        full.reopen()
+        assert any(path.name in f"{fault.file} {fault.problem}" for fault in faults(full))
+        path.write_bytes(raw)
+    assert faults(full) == ()
+
+
+def test_files_of_another_collection_are_named(full: Shelf, make_shelf: Callable[..., Shelf]) -> None:
+    other = make_shelf()
+    other.add("Other.")
+    other.compact()
+    other.add("More.")
+    full.library.close()
+    other.library.close()
+    for folder in ("seg", "mf", "wal"):
+        path, foreign = sorted((full.files / folder).iterdir())[-1], other.file(folder)
+        raw = path.read_bytes()
+        shutil.copy(foreign, path)
+        full.reopen()
+        assert any(path.name in f"{fault.file} {fault.problem}" for fault in faults(full))
+        path.write_bytes(raw)
+
+
+def test_strays_are_named_while_the_collection_is_closed(full: Shelf) -> None:
+    full.library.close()
+    for folder in ("seg", "wal", "mf"):
+        (full.files / folder / "stray").write_bytes(b"left")
+    full.reopen()
+    assert [fault.file.rpartition("/")[2] for fault in faults(full)] == ["stray"] * 3
+    assert all("Nothing names it" in fault.problem for fault in faults(full))
+    full.contents()  # opening removes them
+    assert faults(full) == ()
+
+
+def test_no_fault_quotes_a_document(full: Shelf) -> None:
+    full.library.close()
+    for path in full.files.rglob("*"):
+        if path.is_file():
+            flip(path, -5)
+    full.reopen()
+    told = " ".join(f"{fault.file} {fault.problem}" for fault in faults(full))
+    assert "Badges" not in told
+    assert "Keys" not in told
+
+
+# --- what was written wrongly, though every byte of it is authentic
+
+
+def rewritten(tmp_path: Path, shelf: Shelf, change: Callable[[dict[str, bytes]], None]) -> list[str]:
+    """The problems of a segment like the shelf's first, after a change to its plaintext."""
+    store = shelf.collection._store
+    entry = store.manifest.segments[0]
+    file = store.open_segment(entry)._file
+    sections = {name: file.read(name) for name in entry.layout.sections}
+    change(sections)
+    cipher, segment = AesGcm(bytes(32)), SegmentId(b"c" * 16, b"f" * 16)
+    layout = write_segment(tmp_path, segment, cipher, sections)
+    made = SegmentFile(tmp_path, layout, segment, cipher, Memory.of(1 << 20, 1 << 20))
+    like = SegmentEntry(1, b"f" * 16, b"", entry.documents, entry.passages, layout)
+    return list(soundness.problems(made, like, store.manifest.dimension))
+
+
+def test_sections_that_agree_have_no_problems(full: Shelf, tmp_path: Path) -> None:
+    assert rewritten(tmp_path, full, lambda sections: None) == []
+
+
+def _shift(sections: dict[str, bytes], section: str, field: str, by: int) -> None:
+    passages = np.frombuffer(sections[section], PASSAGE).copy()
+    passages[field] = passages[field].astype(np.int64) + by
+    sections[section] = passages.tobytes()
+
+
+CHANGES: dict[str, Callable[[dict[str, bytes]], None]] = {
+    "ids": lambda s: s.update(ids=s["ids"][:16] * (len(s["ids"]) // 16)),
+    "rows": lambda s: s.update(text=s["text"] + b"more"),
+    "owners": lambda s: s.update(owners=np.frombuffer(s["owners"], "<u4")[::-1].tobytes()),
+    "owners too": lambda s: s.update(owners=(np.frombuffer(s["owners"], "<u4") + 900).astype("<u4").tobytes()),
+    "passages": lambda s: _shift(s, "passages", "text_end", 10_000),
+    "passages too": lambda s: _shift(s, "passages", "end", 1),
+    "passages again": lambda s: _shift(s, "passages", "heading_end", 1 << 20),
+    "postings": lambda s: s.update(postings=s["postings"][:-1]),
+    "postings too": lambda s: s.update(positions=s["positions"][:-1]),
+    "vectors": lambda s: s.update(vec_f16=bytes(len(s["vec_f16"]))),
+    "vectors too": lambda s: s.update(vec_f16=b"\x00\x7e" * (len(s["vec_f16"]) // 2)),
+    "vectors again": lambda s: s.update(vec_i8=s["vec_i8"][:-1]),
+}
+
+
+@pytest.mark.parametrize("section", CHANGES)
+def test_sections_that_contradict_one_another_are_named(full: Shelf, tmp_path: Path, section: str) -> None:
+    found = rewritten(tmp_path, full, CHANGES[section])
+    assert found, "nothing was noticed"
+    name = section.split()[0].replace("ids", "rows")
+    assert any(problem.startswith(f"Section {name}") for problem in found), found
