@@ -49,7 +49,7 @@ from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
 from appliance.knowledge.answer.cache import AnswerCache
 from appliance.knowledge.embedders import Embedders
-from appliance.knowledge.library import Bounds, Libraries
+from appliance.knowledge.libraries import Bounds, Libraries
 from appliance.knowledge.quality.drift import SearchTallies, TalliedRetriever
 from appliance.knowledge.search.retrieve import Retriever
 from appliance.knowledge.transfer.jobs import Transfers
@@ -268,6 +268,8 @@ def build(config: Config) -> App:
     embedding = Embedding(embedder, minilm.NAME, encoders)
     embedder_status = _embedder_status(files, embedder)
     keys = AppKeys(data / "access" / "apps.json", keyring)
+    if keyring.is_rotating:  # a rotation that a crash cut short
+        keyring.rotate((tenant_keys.rewrap, partial(cache_key.rewrap, data / "cache" / "key", keyring), keys.rewrap))
     services = Services(
         access=AccessService(keys),
         inference=InferenceService(chat, router, embedding, encoders),

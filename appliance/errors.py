@@ -218,7 +218,7 @@ class BackupRefused(Refused):
 class EmbedderChanged(Refused):
     reason = "EMBEDDER_CHANGED"
     code = StatusCode.FAILED_PRECONDITION
-    remedy = "Put the collection's embedder back, or ingest its documents into a new collection."
+    remedy = "Put the collection's embedder back, or make its vectors anew: `appliance knowledge reembed`."
 
 
 class ConfigInvalid(Refused):

@@ -10,7 +10,7 @@ Quantizer    a model in fewer bits                 infer/quantizer.py
 Cipher       authenticated encryption              vault/envelope.py
 Keyring      wraps keys, signs manifests           vault/keyring.py
 TenantKeys   each tenant's key, by epoch           vault/tenants.py
-Libraries    each tenant's knowledge base          knowledge/library.py
+Libraries    each tenant's knowledge base          knowledge/libraries.py
 Library      one of them                           knowledge/library.py
 Retriever    search in pages, reranked             knowledge/search/retrieve.py
 Extractor    one untrusted file to text            sandbox/extractor.py

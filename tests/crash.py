@@ -20,7 +20,8 @@ from typing import Protocol
 
 from appliance.errors import NotFound
 from appliance.knowledge.embedders import built_in
-from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.libraries import Bounds, Libraries
+from appliance.knowledge.library import Library
 from appliance.types import EVERYONE, NewDocument, Passage
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder

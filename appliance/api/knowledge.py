@@ -12,7 +12,7 @@ from appliance.errors import InvalidArgument
 from appliance.gen.v1 import knowledge_pb2 as pb
 from appliance.gen.v1 import knowledge_pb2_grpc
 from appliance.knowledge.answer.ask import Asker
-from appliance.knowledge.library import Libraries
+from appliance.knowledge.libraries import Libraries
 from appliance.knowledge.transfer.jobs import Transfers
 from appliance.knowledge.upkeep import Upkeep
 from appliance.ports import Retriever

@@ -1,1 +1,1 @@
-"""The knowledge base: encrypted collections of documents, searched and quoted (docs/reference/knowledge-format.md)."""
+"""The knowledge base: encrypted collections of documents, searched and quoted (docs/reference/storage-format.md)."""

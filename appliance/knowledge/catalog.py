@@ -28,6 +28,7 @@ MEMTABLE = 0
 
 FACET_VALUES = 20
 _KEPT_ASIDE = 256
+_INSERTED_ROWS = 1024
 _FACET_COLUMNS = ("media_type", "source")
 
 _FACTS = {
@@ -324,24 +325,29 @@ def _columns(kinds: Mapping[str, str]) -> str:
 
 def _insert(connection: duckdb.DuckDBPyConnection, rows: Sequence[Row], more: Mapping[str, Sequence[Any]]) -> None:
     """more: further columns, as "name TYPE"."""
-    if not rows:
-        return
-    columns: dict[str, list[Any]] = {f"{name} {kind}": [] for name, kind in _FACTS.items()}
-    for column, values in zip(columns.values(), zip(*map(_values, rows), strict=True), strict=True):
-        column += values
-    maps: dict[str, list[Any]] = {}
+    for first in range(0, len(rows), _INSERTED_ROWS):  # DuckDB's time for one list is more than linear
+        part = slice(first, first + _INSERTED_ROWS)
+        every = _to_columns(rows[part]) | {name: values[part] for name, values in more.items()}
+        unnested = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in map(str.split, every))
+        made = ", ".join(f"map({name}_keys, {name}_values)" for name in _MAPS)
+        extra = ", ".join(name.split()[0] for name in more)
+        connection.execute(
+            f"INSERT INTO documents SELECT {', '.join(_FACTS)}, {made}, {extra} FROM (SELECT {unnested})",  # noqa: S608
+            list(every.values()),
+        )
+
+
+def _to_columns(rows: Sequence[Row]) -> dict[str, Sequence[Any]]:
+    """By "name TYPE": what is common to the catalogue and Parquet, with keys and values of maps apart."""
+    facts = (list(values) for values in zip(*map(_values, rows), strict=True))
+    columns: dict[str, Sequence[Any]] = dict(
+        zip((f"{name} {kind}" for name, kind in _FACTS.items()), facts, strict=True)
+    )
     for name, kind in _MAPS.items():
         held = [_of_kind(row.document.metadata, kind) for row in rows]
-        maps[f"{name}_keys VARCHAR[]"] = [list(one) for one in held]
-        maps[f"{name}_values {kind}[]"] = [list(one.values()) for one in held]
-    every = columns | maps | dict(more)
-    unnested = ", ".join(f"unnest(?::{kind}[]) AS {name}" for name, kind in map(str.split, every))
-    made = ", ".join(f"map({name}_keys, {name}_values)" for name in _MAPS)
-    extra = ", ".join(name.split()[0] for name in more)
-    connection.execute(
-        f"INSERT INTO documents SELECT {', '.join(_FACTS)}, {made}, {extra} FROM (SELECT {unnested})",  # noqa: S608
-        list(every.values()),
-    )
+        columns[f"{name}_keys VARCHAR[]"] = [list(one) for one in held]
+        columns[f"{name}_values {kind}[]"] = [list(one.values()) for one in held]
+    return columns
 
 
 def _values(row: Row) -> tuple[Any, ...]:

@@ -15,11 +15,11 @@ import structlog
 from appliance import types
 from appliance.errors import ApplianceError, EmbedderChanged, InvalidArgument, NotFound
 from appliance.knowledge import intake, keyset
-from appliance.knowledge.catalog import MEMTABLE, Catalog, Places, Row
+from appliance.knowledge.catalog import MEMTABLE, Catalog, Row
 from appliance.knowledge.embedders import Embedders
 from appliance.knowledge.memtable import Memtable
-from appliance.knowledge.published import Published, Snapshot
-from appliance.knowledge.rewrite import Amendments, Rewriter
+from appliance.knowledge.published import Snapshot
+from appliance.knowledge.rewrite import Rewriter, opened
 from appliance.knowledge.sealed import page_bytes
 from appliance.knowledge.search import view
 from appliance.knowledge.search.filter import Condition, parse
@@ -44,6 +44,7 @@ from appliance.types import (
 log = structlog.get_logger()
 
 _PLAIN = SearchOptions()
+_TRIES = 20
 
 
 class Collection:
@@ -55,7 +56,7 @@ class Collection:
         self._store, self._embedders, self._seal_passages = store, embedders, seal_passages
         self._writing = RLock()
         self._dropped = False
-        self._published, amendments = _opened(name, store)
+        self._published, amendments = opened(name, store)
         self._rewriter = Rewriter(name, store, self._published, amendments, self._writing, self._check_alive)
 
     # --- reading
@@ -125,8 +126,13 @@ class Collection:
 
     def search(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Found:
         """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
-        ranking = self.rank(query, groups, limit, options)
-        return Found(self.show(query, groups, ranking, options), ranking.facets)
+        for _ in range(_TRIES):
+            version = self.version()
+            ranking = self.rank(query, groups, limit, options)
+            passages = self.show(query, groups, ranking, options)
+            if len(passages) == len(ranking.candidates) or version == self.version():
+                break  # else what was replaced meanwhile is gone, and what replaced it was not seen yet
+        return Found(passages, ranking.facets)
 
     def rank(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Ranking:
         """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
@@ -135,7 +141,7 @@ class Collection:
         while True:
             embedder = self._embedder()
             asked = Query.asked(query, options.legs, embedder)
-            snapshot, places = self._pin(groups, condition)
+            snapshot, places = self._published.pin(groups, condition)
             if snapshot.embedder == embedder.identity:
                 break  # else all was embedded anew since the query was
 
@@ -153,7 +159,7 @@ class Collection:
         with self._published.catalog() as catalog:
             present, snapshot = catalog.places(owners, groups), self._published.snapshot
         shown: list[Passage] = []
-        marked = view.query_terms(query)
+        marked = view.query_words(query)
         for candidate, owner in zip(ranking.candidates, owners, strict=True):
             if owner not in present:  # deleted since it was ranked, or no longer for these groups
                 continue
@@ -174,9 +180,6 @@ class Collection:
                 )
                 shown.append(passage)
         return tuple(shown)
-
-    def _pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
-        return self._published.pin(groups, condition)
 
     def export(self) -> tuple[types.Collection, Iterator[NewDocument]]:
         """What it is, and all its documents as of this call, whoever may read them; one at a time in memory.
@@ -340,28 +343,6 @@ class Collection:
     def _check_alive(self) -> None:
         if self._dropped:
             raise NotFound(f"There is no collection {self.name}.")
-
-
-def _opened(name: str, store: Store) -> tuple[Published, Amendments]:
-    """What segments and logs say, and what they no longer say. Raises StoreDamaged."""
-    amendments = Amendments(set(store.manifest.deleted), dict(store.manifest.readers))
-    segments = tuple(map(store.open_segment, store.manifest.segments))
-    entries: list[Entry] = []
-    for record in store.replay():
-        if isinstance(record, Deletion):
-            amendments.delete(record.document)
-        elif isinstance(record, ReadersChange):
-            amendments.readers[record.document] = record.readers
-        else:
-            entries.append(record)
-            if record.replaces:
-                amendments.delete(record.replaces)
-    catalog = Catalog(name, {segment.number: segment.parquet() for segment in segments})
-    catalog.add([Row(one.document, MEMTABLE, ordinal, 0, page_bytes(one)) for ordinal, one in enumerate(entries)])
-    catalog.remove(sorted(amendments.deleted))
-    catalog.set_readers(amendments.readers)
-    snapshot = Snapshot(segments, Memtable.of(entries), store.manifest.embedder, store.version)
-    return Published(name, catalog, snapshot), amendments
 
 
 def _condition(text: str) -> Condition | None:

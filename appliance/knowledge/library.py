@@ -13,7 +13,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
@@ -32,19 +31,19 @@ from appliance.errors import (
 )
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.embedders import Embedders
-from appliance.knowledge.storage import durable, key, shred, store, upgrade
+from appliance.knowledge.storage import durable, key, shred, store
 from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.mark import MarkFile
 from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
 from appliance.knowledge.storage.verify import verify
-from appliance.ports import Embedder, Keyring, Progress, TenantKeys
+from appliance.ports import Embedder, Progress
 from appliance.types import Document, Fault, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
 
 log = structlog.get_logger()
 
-_NAME = re.compile(r"[a-z0-9-]{1,63}")
+NAME = re.compile(r"[a-z0-9-]{1,63}")
 _DROPPED = ".dropped-"
 
 
@@ -124,15 +123,16 @@ class Library:
     def _put(self, directory: Path, name: str, backed_up_as: str) -> None:
         """Files of a backup become the collection, in place of one that may be there and that nobody writes to."""
         store.adopt(directory, name, backed_up_as, self._tenant)
-        self._load(directory, name).close()
+        self._load(directory, name)  # reads what is there, and writes nothing
         with durable.disk_errors(directory):
             durable.sync_directory(directory)
-            if not self._exists(name):
+            if self._exists(name):
+                durable.exchange(directory, self._directory / name)
+                durable.sync_directory(self._directory)
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
                 self._install(directory, name)
-                return
-            durable.exchange(directory, self._directory / name)
-            durable.sync_directory(self._directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        store.mark_as_newest(self._directory / name, name, self._tenant)
 
     def _check_adoptable(self, name: str, uid: bytes, replace: bool) -> None:
         twin = self._named_by(uid)
@@ -213,7 +213,7 @@ class Library:
         collection is there as before, or is gone and its shredding not finished: drop it again.
         """
         going = self._directory / f"{_DROPPED}{collection}"
-        if not (_NAME.fullmatch(collection) and going.is_dir()):
+        if not (NAME.fullmatch(collection) and going.is_dir()):
             self._check_exists(collection)
         with self._opening_of(collection), self._keys:
             if not going.is_dir():
@@ -415,7 +415,7 @@ class Library:
     @contextmanager
     def _making(self, name: str) -> Iterator[Path]:
         """A folder that becomes the collection when the context ends well, and is removed when it does not."""
-        if _NAME.fullmatch(name):
+        if NAME.fullmatch(name):
             self._check_free(name)
         with self._staged(name) as making:
             yield making
@@ -425,7 +425,7 @@ class Library:
     @contextmanager
     def _staged(self, name: str) -> Iterator[Path]:
         """A folder for a collection of that name, which is removed when the context does not end well."""
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
         making = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}"
         self._being_made[making] = name
@@ -456,7 +456,7 @@ class Library:
             raise AlreadyExists(f"There is a collection {name} already.")
 
     def _exists(self, name: str) -> bool:
-        return bool(_NAME.fullmatch(name)) and (self._directory / name).is_dir()
+        return bool(NAME.fullmatch(name)) and (self._directory / name).is_dir()
 
     def _check_exists(self, name: str) -> None:
         if not self._exists(name):
@@ -473,7 +473,7 @@ class Library:
     def _names(self) -> list[str]:
         with durable.disk_errors(self._directory):
             return sorted(
-                path.name for path in self._directory.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)
+                path.name for path in self._directory.iterdir() if path.is_dir() and NAME.fullmatch(path.name)
             )
 
     def _create(self, directory: Path, name: str) -> None:
@@ -529,112 +529,3 @@ class Library:
                     shred.destroy(path, path.name.removeprefix(_DROPPED), self._tenant, self._homes())
         except ApplianceError as error:  # the old keys stay; the next start or rotation goes on
             log.error("rotation_unfinished", tenant=self._tenant.name, reason=error.reason, error=str(error))
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What all libraries share. hot_bytes: of sections ready to search; cache_bytes: of decrypted pieces read by range.
-
-    background_bytes_per_second: of compaction, 0 for no limit. seal_seconds: how old what is in a log only may become.
-    """
-
-    hot_bytes: int
-    cache_bytes: int
-    seal_passages: int
-    seal_seconds: float
-    background_bytes_per_second: int = 0
-
-
-class Libraries:
-    """See `ports.Libraries`. A tenant's library is <directory>/<tenant>/; a start brings an older layout up to date."""
-
-    def __init__(
-        self,
-        directory: Path,
-        keys: Path,
-        keyring: Keyring,
-        tenant_keys: TenantKeys,
-        embedders: Embedders,
-        bounds: Bounds,
-    ) -> None:
-        """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
-
-        Raises DiskFull, KeyUnavailable.
-        """
-        self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
-        self._marks = keys / "marks"
-        self._embedders, self._bounds = embedders, bounds
-        self._memory = Memory.of(bounds.hot_bytes, bounds.cache_bytes)
-        rate = bounds.background_bytes_per_second
-        self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
-        self._lock = RLock()
-        self._open: dict[str, Library] = {}
-        with durable.disk_errors(directory):
-            durable.make_directory(directory)
-        upgrade.bring_up_to_date(directory, self._tenant(upgrade.TENANT))
-
-    def of(self, tenant: str) -> Library:
-        """Raises InvalidArgument, DiskFull, KeyUnavailable."""
-        if not _NAME.fullmatch(tenant):
-            raise InvalidArgument.of("tenant", "must be 1 to 63 of the characters a-z, 0-9 and -.")
-        with self._lock:
-            if tenant not in self._open:
-                self._open[tenant] = Library(
-                    self._directory / tenant,
-                    self._tenant(tenant),
-                    self._embedders,
-                    seal_passages=self._bounds.seal_passages,
-                    memory=self._memory,
-                    pace=self._pace,
-                )
-            return self._open[tenant]
-
-    def open_all(self) -> None:
-        """Open every collection of every tenant now, so that `damaged` tells of damage before a user meets it."""
-        with durable.disk_errors(self._directory):
-            tenants = sorted(path.name for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
-        for tenant in tenants:
-            try:
-                self.of(tenant).collections()
-            except ApplianceError as error:
-                log.error("tenant_unusable", tenant=tenant, reason=error.reason, error=str(error))
-
-    def damaged(self) -> Mapping[str, str]:
-        """By "tenant/collection", of those that were found damaged, what is wrong: the file is named."""
-        found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
-        return {**found, **upgrade.left_over(self._directory)}
-
-    def counts(self) -> tuple[int, int]:
-        """Collections and documents of the tenants in use, whoever may read them."""
-        found = [one for _, library in self._each() for one in library.collections()]
-        return len(found), sum(one.document_count for one in found)
-
-    def compact_where_due(self) -> None:
-        """See `Library.compact_where_due`."""
-        for _, library in self._each():
-            library.compact_where_due()
-
-    def seal_where_old(self) -> None:
-        """See `Library.seal_where_old`."""
-        for _, library in self._each():
-            library.seal_where_old(self._bounds.seal_seconds)
-
-    def rotate(self, tenant: str) -> int:
-        """See `Library.rotate`."""
-        return self.of(tenant).rotate()
-
-    def shred_tenant(self, tenant: str) -> tuple[ShredProof, ...]:
-        """Every collection of a tenant, then its keys; a proof a collection. Raises as `Library.drop`."""
-        return self.of(tenant).shred()
-
-    def close(self) -> None:
-        """Closes the files. Nothing is lost without it."""
-        for _, library in self._each():
-            library.close()
-
-    def _tenant(self, name: str) -> Tenant:
-        return Tenant(name, self._keyring, self._tenant_keys, self._marks)
-
-    def _each(self) -> list[tuple[str, Library]]:
-        with self._lock:
-            return sorted(self._open.items())

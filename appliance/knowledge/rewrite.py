@@ -14,14 +14,14 @@ from threading import Lock, RLock
 import structlog
 
 from appliance.knowledge import compact
-from appliance.knowledge.catalog import MEMTABLE, Row, Weight
+from appliance.knowledge.catalog import MEMTABLE, Catalog, Row, Weight
 from appliance.knowledge.compact import Groups, Shape
 from appliance.knowledge.intake import embedded
 from appliance.knowledge.memtable import Memtable
 from appliance.knowledge.published import Published, Snapshot
-from appliance.knowledge.sealed import Sealed, to_rows, to_sections
+from appliance.knowledge.sealed import Sealed, page_bytes, to_rows, to_sections
 from appliance.knowledge.storage.manifest import SegmentEntry
-from appliance.knowledge.storage.record import Entry
+from appliance.knowledge.storage.record import Deletion, Entry, ReadersChange
 from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder, Progress
 
@@ -61,6 +61,28 @@ class Written:
     entry: SegmentEntry
     sealed: Sealed
     rows: Sequence[Row]
+
+
+def opened(name: str, store: Store) -> tuple[Published, Amendments]:
+    """What segments and logs say, and what they no longer say. Raises StoreDamaged."""
+    amendments = Amendments(set(store.manifest.deleted), dict(store.manifest.readers))
+    segments = tuple(map(store.open_segment, store.manifest.segments))
+    entries: list[Entry] = []
+    for record in store.replay():
+        if isinstance(record, Deletion):
+            amendments.delete(record.document)
+        elif isinstance(record, ReadersChange):
+            amendments.readers[record.document] = record.readers
+        else:
+            entries.append(record)
+            if record.replaces:
+                amendments.delete(record.replaces)
+    catalog = Catalog(name, {segment.number: segment.parquet() for segment in segments})
+    catalog.add([Row(one.document, MEMTABLE, ordinal, 0, page_bytes(one)) for ordinal, one in enumerate(entries)])
+    catalog.remove(sorted(amendments.deleted))
+    catalog.set_readers(amendments.readers)
+    snapshot = Snapshot(segments, Memtable.of(entries), store.manifest.embedder, store.version)
+    return Published(name, catalog, snapshot), amendments
 
 
 class Rewriter:

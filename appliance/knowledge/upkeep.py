@@ -2,7 +2,7 @@
 
 from appliance.errors import StoreDamaged
 from appliance.knowledge.embedders import Embedders
-from appliance.knowledge.library import Libraries
+from appliance.knowledge.libraries import Libraries
 from appliance.ports import Jobs, Progress
 from appliance.types import Fault, Job
 

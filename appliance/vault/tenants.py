@@ -16,8 +16,10 @@ class FileTenantKeys:
     """`ports.TenantKeys`. Safe to use from many threads, but for two that change one tenant's."""
 
     def __init__(self, directory: Path, keyring: Keyring) -> None:
-        """directory: keys/tenants, made at the first key."""
+        """directory: keys/tenants, made at the first key. Raises KeyUnavailable."""
         self._directory, self._keyring = directory, keyring
+        for left in directory.glob("*/.*.new"):  # by a writer that died
+            files.remove_leftover(left.with_name(left.name[1 : -len(".new")]))
 
     def epochs(self, tenant: str) -> tuple[int, ...]:
         """Those whose keys are there, ascending; none for a tenant that has no key yet."""

@@ -50,7 +50,8 @@ def vectors(rows: int, queries: int, seed: int = 7) -> Vectors:
         for basis in range(_BASES):
             of_basis = topic % _BASES == basis
             found[of_basis] += along[of_basis] @ bases[basis]
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        unit: Floats = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return unit
 
     asked = block(queries)
     stored = np.empty((rows, DIM), np.float32)

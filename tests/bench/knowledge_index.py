@@ -1,4 +1,7 @@
-"""The index of one segment beside hnswlib's float32, one thread each, over the same graph, interleaved."""
+"""The index of one segment beside hnswlib's float32, one thread each, over the same graph, in turn.
+
+Times are processor time of the thread: on an idle box the same as by the clock, and what else runs blurs it least.
+"""
 
 import gc
 import json
@@ -6,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,14 +35,6 @@ _NEVER = 1 << 62
 _CACHE_BYTES = 256 << 20  # the appliance's own default
 
 Search = Callable[[Floats], NDArray[np.unsignedinteger]]
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Of one run; microseconds a query unless it says otherwise."""
-
-    ours: dict[str, float]
-    peer: dict[str, float]
 
 
 def build_peer(stored: Floats) -> hnswlib.Index:
@@ -81,15 +75,15 @@ def least_width(search: Callable[[int], Search], queries: Floats, expected: Sequ
 
 
 def seconds_each(searches: dict[str, Search], queries: Floats, rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds by query, of each search, all rounds: float64 [rounds, queries]. In turn, a few queries at a time."""
+    """Seconds by query, of each search: float64 [rounds, queries]. In turn, a few queries at a time."""
     spent = {name: np.empty((rounds, len(queries))) for name in searches}
     for turn in range(rounds):
         for start in range(0, len(queries), _BLOCK):
             for name, search in searches.items():
                 for at in range(start, min(start + _BLOCK, len(queries))):
-                    begun = time.perf_counter()
+                    begun = time.thread_time()
                     search(queries[at])
-                    spent[name][turn, at] = time.perf_counter() - begun
+                    spent[name][turn, at] = time.thread_time() - begun
     return spent
 
 
@@ -177,11 +171,11 @@ def _filtered(
         spent: dict[str, list[float]] = {"hnswlib's callback": [], "ours": []}
         found: dict[str, list[NDArray[np.unsignedinteger]]] = {name: [] for name in spent}
         for at, query in enumerate(queries):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             labels, _ = peer.knn_query(query, k=K, num_threads=1, filter=calls[at % 10])
-            between = time.perf_counter()
+            between = time.thread_time()
             rows, _ = index.search(query, masks[at], K)
-            ended = time.perf_counter()
+            ended = time.thread_time()
             spent["hnswlib's callback"].append(between - begun)
             spent["ours"].append(ended - between)
             found["hnswlib's callback"].append(np.asarray(labels[0]))

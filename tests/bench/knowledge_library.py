@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from appliance.knowledge.embedders import built_in
-from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.libraries import Bounds, Libraries
+from appliance.knowledge.library import Library
 from appliance.ports import Buffer, Cipher
 from appliance.types import EVERYONE
 from appliance.vault import FileKeyring, FileTenantKeys

@@ -11,7 +11,8 @@ import pytest
 from appliance.errors import NotFound
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.embedders import built_in
-from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.libraries import Bounds, Libraries
+from appliance.knowledge.library import Library
 from appliance.ports import Embedder
 from appliance.types import EVERYONE, Document, NewDocument
 from appliance.vault import FileKeyring, FileTenantKeys

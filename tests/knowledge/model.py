@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from appliance.errors import EmbedderChanged, NotFound
-from appliance.knowledge.library import Bounds, Libraries, Library
+from appliance.knowledge.libraries import Bounds, Libraries
+from appliance.knowledge.library import Library
 from appliance.ports import Embedder
 from appliance.types import EVERYONE, Leg, MetadataValue, SearchOptions
 from appliance.vault import FileKeyring, FileTenantKeys
@@ -209,7 +210,7 @@ class Model(RuleBasedStateMachine):
         assert [count.documents for count in found.facets["media_type"]] == ([len(readable)] if readable else [])
 
     def counts(self, name: str, readable: dict[str, Known]) -> dict[str, int]:
-        shown = {3.0: "3", True: "true"}
+        shown: dict[MetadataValue, str] = {3.0: "3", True: "true"}
         found: dict[str, int] = {}
         for known in readable.values():
             if name in known.metadata:

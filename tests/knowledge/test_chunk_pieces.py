@@ -130,6 +130,16 @@ def test_running_text_is_cut_between_sentences_into_pieces_about_equally_long() 
     assert min(lengths) >= 0.6 * max(lengths)
 
 
+def test_a_piece_that_is_half_full_ends_with_a_paragraph() -> None:
+    for first in (3, 4):
+        page = f"{words(1, first, each=6)}\n\n{words(first + 1, 8, each=6)}"
+        assert texts(page)[0] == page.split("\n\n")[0]
+    page = f"{words(1, 2, each=6)}\n\n{words(3, 8, each=6)}"
+    assert texts(page)[0].endswith(words(4, 4, each=6))
+    short = f"{words(1, 2, each=6)}\n\n{words(3, 4, each=6)}"
+    assert texts(short) == [short]
+
+
 def test_neighbours_share_whole_sentences_where_that_is_asked_for() -> None:
     page = words(1, 8, each=5)
     without, shared = texts(page), texts(page, overlap=6)

@@ -1,5 +1,6 @@
 """A kill and a full disk at every single step of every kind of write: nothing acknowledged is lost, nothing is half."""
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import DiskFull
+from appliance.errors import ApplianceError, DiskFull
 from appliance.knowledge.library import Library
 from appliance.knowledge.storage.manifest import ManifestStore
 from tests import crash
-from tests.knowledge.conftest import ALL, Shelf, new_document
+from tests.fakes import WordEmbedder
+from tests.knowledge.conftest import ALL, Shelf, new_document, open_libraries
+from tests.knowledge.test_keys import WAS, version_1
 
-_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate")
+_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir", "link", "rmdir")
 
 
 class Died(BaseException):
@@ -39,7 +42,8 @@ class Disk:
 
     def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def step(*arguments: object, **options: object) -> object:
-            reads = name == "open" and isinstance(arguments[1], int) and not arguments[1] & os.O_CREAT
+            writes = os.O_CREAT | os.O_WRONLY
+            reads = name == "open" and isinstance(arguments[1], int) and not arguments[1] & writes
             if not reads:
                 self.steps += 1
                 if self.steps > self.fails_at:
@@ -65,8 +69,13 @@ def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
 
 
 def run_full(name: str, arguments: tuple[object, ...]) -> None:
-    if name not in ("rename", "unlink", "ftruncate"):
+    if name not in ("open", "rename", "unlink", "ftruncate", "rmdir"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def break_down(name: str, arguments: tuple[object, ...]) -> None:
+    """The disk fails in everything that is asked of it."""
+    raise OSError(errno.EIO, "Input/output error")
 
 
 _PWRITE = os.pwrite
@@ -91,7 +100,28 @@ def rewrite(shelf: Shelf) -> None:
     shelf.compact()
 
 
-WRITES = [add, delete, seal, rewrite]
+def replace(shelf: Shelf) -> None:
+    old = next(iter(shelf.contents()))
+    shelf.library.add("handbook", dataclasses.replace(new_document(*NEW), replaces=old))
+
+
+def set_readers(shelf: Shelf) -> None:
+    shelf.library.set_readers("handbook", next(iter(shelf.contents())), frozenset({"role:admin"}), ALL)
+
+
+def rotate(shelf: Shelf) -> None:
+    shelf.library.rotate()
+
+
+def shred(shelf: Shelf) -> None:
+    """Another collection of the tenant; this one's record is wrapped anew."""
+    if any(one.id == "other" for one in shelf.library.collections(ALL)):
+        shelf.library.drop("other")
+    else:
+        shelf.libraries.shred_tenant("nobody")  # nothing is left to do
+
+
+WRITES = [add, delete, seal, rewrite, replace, set_readers, rotate, shred]
 
 
 def prepare(shelf: Shelf, write: object) -> None:
@@ -101,6 +131,9 @@ def prepare(shelf: Shelf, write: object) -> None:
     shelf.compact()
     for pages in OLD[3:]:
         shelf.add(*pages)
+    if write is shred:
+        shelf.library.create("other")
+        shelf.library.add("other", new_document("Others."))
     if write is rewrite:
         delete(shelf)
         shelf.compact()
@@ -116,7 +149,9 @@ def after(write: object, before: list[tuple[str, ...]]) -> list[list[tuple[str, 
     """What the store may hold once the write is done."""
     if write is add:
         return [sorted([*before, NEW])]
-    if write is delete:
+    if write is replace:
+        return [sorted([*(other for other in before if other != gone), NEW]) for gone in before]
+    if write in (delete, set_readers):
         return [[other for other in before if other != gone] for gone in before]
     return [before]
 
@@ -142,6 +177,41 @@ def test_a_kill_at_any_step_loses_nothing_acknowledged(
         shelf.reopen(close=False)
         wanted = after(write, before)
         assert texts(shelf) in (wanted if acknowledged else [before, *wanted]), f"after step {step}"
+        check_nothing_is_left_half(shelf)
+        step += 1
+    assert step > 3
+
+
+def check_nothing_is_left_half(shelf: Shelf) -> None:
+    """After a start: one key of each kind, no folder on its way, and either all of the other collection or nothing."""
+    tenant = shelf.files.parent
+    assert len(list((shelf.root / "vault" / "tenants" / "default").iterdir())) == 1
+    for directory in tenant.iterdir():
+        assert not directory.name.startswith(".")
+        if directory.name == "other":
+            listed, _ = shelf.library.documents("other", ALL)
+            assert [shelf.library.pages("other", one.id, ALL) for one in listed] == [("Others.",)]
+        assert len(list(directory.glob("key.*"))) == 1
+    assert shelf.library.damaged() == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("write", WRITES)
+def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
+) -> None:
+    prepared = make_shelf()
+    prepare(prepared, write)
+    disk, step, done = Disk(monkeypatch, break_down), 0, False
+    while not done:
+        shelf = prepared.copy(f"step{step}")
+        before = texts(shelf)
+        with disk.failing_at(step), suppress(ApplianceError, OSError):
+            write(shelf)
+            done = disk.steps <= step
+        shelf.reopen(close=False)
+        assert texts(shelf) in [before, *after(write, before)], f"at step {step}"
+        check_nothing_is_left_half(shelf)
         step += 1
     assert step > 3
 
@@ -163,7 +233,7 @@ def test_a_full_disk_at_any_step_is_told_and_the_store_stays_usable(
                 done = True
             except DiskFull as error:
                 told = str(error)
-                assert str(shelf.root) in told
+                assert str(shelf.root) in told or str(shelf.root.parent) in told
             assert done or texts(shelf) == before, f"at step {step}"
         if not done:
             write(shelf)  # there is room again
@@ -276,11 +346,35 @@ def test_a_stored_document_that_a_search_misses_is_told(tmp_path: Path, monkeypa
     search = Library.search
 
     def one_off(self: Library, collection: str, query: str, groups: frozenset[str], limit: int) -> object:
-        return search(self, collection, query, groups, limit)[1:]
+        found = search(self, collection, query, groups, limit)
+        return dataclasses.replace(found, passages=found.passages[1:])
 
     monkeypatch.setattr(Library, "search", one_off)
     with pytest.raises(AssertionError, match="not found by its own words"):
         crash.LibraryWorkload().stored(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [die, die_in_the_middle, run_full])
+def test_an_upgrade_that_ends_at_any_step_goes_on_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
+) -> None:
+    disk, step, done = Disk(monkeypatch, fault), 0, False
+    while not done:
+        root = version_1(tmp_path / f"step{step}")
+        with disk.failing_at(step), suppress(Died, ApplianceError, OSError):
+            open_libraries(root, WordEmbedder())
+            done = True
+        libraries = open_libraries(root, WordEmbedder())
+        library = libraries.of("default")
+        for name in ("handbook", "default"):
+            listed, _ = library.documents(name, ALL)
+            assert sorted(library.pages(name, one.id, ALL) for one in listed) == WAS, f"after step {step}"
+        assert libraries.damaged() == {}
+        assert [path.name for path in (root / "knowledge").iterdir()] == ["default"]
+        libraries.close()
+        step += 1
+    assert step > 20
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError, DiskFull, InvalidArgument, KeyUnavailable, NotFound, StoreDamaged
-from appliance.knowledge.library import Libraries
+from appliance.knowledge.libraries import Libraries
 from appliance.knowledge.storage import key, store, upgrade
 from appliance.knowledge.storage.manifest import ManifestStore
 from appliance.knowledge.storage.tenant import Tenant

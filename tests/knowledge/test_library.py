@@ -63,7 +63,8 @@ def test_everything_is_the_same_from_the_memtable_from_a_segment_and_after_reope
 
     def seen() -> list[object]:
         texts = [shelf.library.text("handbook", document.id, span, ALL) for span in spans]
-        hits = [(hit.document, hit.span, hit.text) for hit in shelf.library.search("handbook", "Badges expire", ALL, 5).passages]
+        found = shelf.library.search("handbook", "Badges expire", ALL, 5).passages
+        hits = [(hit.document, hit.span, hit.text) for hit in found]
         return [shelf.contents(), shelf.library.get("handbook", document.id, ALL), texts, hits]
 
     first = seen()

@@ -326,6 +326,11 @@ def test_a_clock_that_is_set_back_breaks_nothing(
     assert shelf.contents().keys() == {first.id, second.id}
 
 
+def read_all(shelf: Shelf) -> None:
+    shelf.contents()
+    shelf.search("badges")
+
+
 def test_a_flipped_bit_in_any_file_of_a_collection_is_found(make_shelf: Callable[..., Shelf]) -> None:
     shelf = make_shelf()
     shelf.add("Badges expire.")
@@ -341,7 +346,6 @@ def test_a_flipped_bit_in_any_file_of_a_collection_is_found(make_shelf: Callable
             flip(damaged, at)
             copy.reopen()
             with pytest.raises(StoreDamaged, match=str(copy.files)):
-                copy.contents()
-                copy.search("badges")
+                read_all(copy)
     shelf.reopen()
     assert shelf.contents() == wanted

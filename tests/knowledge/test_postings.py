@@ -262,6 +262,15 @@ def test_changed_bytes_are_refused_or_harmless(rows: list[Row], query: str, chan
     assert np.isfinite(scores).all()
 
 
+def test_positions_that_are_too_high_lead_into_no_other_row() -> None:
+    sections = to_sections([Row("w0 w1"), Row("x " * 70_000 + "w0 w1")])
+    positions = bytearray(sections["positions"])
+    # behind the ends of three terms stand those of w0 and w1, a u32 for each row
+    positions[24:40] = np.array([9, 2**32 - 2, 9, 2**32 - 1], "<u4").tobytes()
+    postings = Postings(sections["postings"], lambda start, length: positions[start : start + length])
+    assert postings.holding(parse('"w0 w1"').phrases, every(postings)).tolist() == [False, True]
+
+
 @given(ROWS, st.data())
 def test_positions_cut_short_are_refused(rows: list[Row], data: st.DataObject) -> None:
     sections = to_sections([*rows, Row("w0 w1")])

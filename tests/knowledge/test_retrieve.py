@@ -94,6 +94,13 @@ async def test_the_last_page_has_no_next_one(desk: Desk) -> None:
     assert (await desk.page(100)).next_page == ""
 
 
+async def test_no_more_than_ten_pages_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieve, "LEAST_CANDIDATES", 5)
+    monkeypatch.setattr(retrieve, "PAGES", 2)
+    first = await desk.page(3)
+    assert len(await desk.rest(first.next_page)) == 3
+
+
 async def test_what_is_written_between_two_pages_moves_nothing(desk: Desk) -> None:
     whole = said(await desk.page(10))
     first = await desk.page(3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument
 from appliance.knowledge.index.vectors import SegmentVectors
-from appliance.knowledge.search import view
+from appliance.knowledge.search import rank, view
 from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages, meaning_weight
 from appliance.ports import Embedder
 from appliance.types import EVERYONE, Bools, Document, Expand, FacetCount, Floats, Leg, SearchOptions
@@ -27,7 +27,7 @@ STATES = [lambda shelf: None, Shelf.reopen, Shelf.compact]
 def leg(shelf: Shelf, text: str, meaning: float, groups: frozenset[str] = ALL, limit: int = 10) -> list[str]:
     """What one leg finds alone."""
     collection = shelf.collection
-    snapshot, places = collection._pin(groups)
+    snapshot, places = collection._published.pin(groups)
     query = replace(Query.of(text, shelf.embedder.embed([text])[0], 0), meaning_weight=meaning)
     hits = best_passages(
         snapshot.units, lambda unit: places.mask(unit.number, unit.first_ordinal, unit.documents), query, limit
@@ -405,3 +405,11 @@ def test_a_ranking_is_shown_after_compaction_and_without_what_was_deleted_or_rev
         assert [passage.text for passage in shown] == left
         assert [passage.context for passage in shown] == left
     assert shelf.library.show("handbook", "badges expire", frozenset({EVERYONE + "!"}), ranking) == ()
+
+
+@given(st.lists(st.integers(0, 20), max_size=700), st.integers(1, 60))
+def test_the_best_rows_by_score_are_found_whatever_their_number(values: list[int], k: int) -> None:
+    scores = np.array(values, np.float32)
+    best = rank._top(scores, k)
+    assert len(set(best.tolist())) == len(best) == min(k, np.count_nonzero(scores))
+    assert sorted(scores[best].tolist(), reverse=True) == sorted(values, reverse=True)[: len(best)]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.knowledge.search.snippet import SNIPPET_CHARACTERS, snippet
-from appliance.knowledge.search.view import query_terms
+from appliance.knowledge.search.view import query_words
 from appliance.types import Snippet
 
 FILLER = "Nothing of that kind is said in this sentence here. "
@@ -13,7 +13,7 @@ FILLER = "Nothing of that kind is said in this sentence here. "
 
 def shown(text: str, query: str) -> tuple[str, list[str]]:
     """The snippet, and what is highlighted in it."""
-    found = snippet(text, query_terms(query))
+    found = snippet(text, query_words(query))
     return found.text, [found.text[start:end] for start, end in found.highlights]
 
 
@@ -65,8 +65,8 @@ def test_no_text_is_too_strange(text: str) -> None:
 
 
 def test_nothing_gives_nothing() -> None:
-    assert snippet("", query_terms("badge")) == Snippet("")
-    assert snippet("Badges.", query_terms("")) == Snippet("Badges.")
+    assert snippet("", query_words("badge")) == Snippet("")
+    assert snippet("Badges.", query_words("")) == Snippet("Badges.")
 
 
 WORDS = st.sampled_from(
@@ -79,7 +79,7 @@ def test_a_snippet_is_one_line_of_the_text_and_its_highlights_are_words_of_it(
     words: list[str], query: list[str]
 ) -> None:
     text = " ".join(words)
-    found = snippet(text, query_terms(" ".join(query)))
+    found = snippet(text, query_words(" ".join(query)))
     body = found.text.removeprefix("… ").removesuffix(" …")
     assert body in " ".join(text.split()) or body == ""
     assert len(body) <= SNIPPET_CHARACTERS

@@ -196,6 +196,19 @@ def test_a_sound_collection_is_replaced_by_those_who_say_so(filled: Shelf, tmp_p
     assert len(whole(filled)) == len(before) + 1
 
 
+def test_no_version_means_two_contents_after_a_restore(filled: Shelf, tmp_path: Path) -> None:
+    """Else an answer that was kept for what was undone would be given for what is there."""
+    folder, seen = back_up(filled, tmp_path / "backup"), []
+    for word in ("One", "Another"):
+        filled.add(f"{word} truth.", title=word)
+        seen.append(filled.library.version("handbook"))
+        filled.reopen()
+        assert filled.library.version("handbook") == seen[-1]
+        backup.restore(filled.library, "default", "handbook", folder, keyring_of(filled), Told(), replace=True)
+        seen.append(filled.library.version("handbook"))
+    assert len(set(seen)) == len(seen)
+
+
 def test_a_restore_that_fails_leaves_the_present_collection(filled: Shelf, tmp_path: Path) -> None:
     folder = back_up(filled, tmp_path / "backup")
     filled.library.rotate()
@@ -436,5 +449,33 @@ def test_a_restored_collection_is_whole_or_not_there_whatever_happens(
             assert whole(filled) == wanted
             if not done:
                 lose(filled)
+        step += 1
+    assert step > 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [die, run_full])
+def test_a_replaced_collection_is_the_old_or_the_restored_one_whatever_happens(
+    filled: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
+) -> None:
+    disk, step, done = Disk(monkeypatch, fault), 0, False
+    restored = whole(filled)
+    folder = back_up(filled, tmp_path / "backup")
+    filled.add("Later.", title="later")
+    filled.compact()
+    present = whole(filled)
+    while not done:
+        box = filled.copy(f"box{step}")
+        with disk.failing_at(step), suppress(Died, DiskFull):
+            backup.restore(box.library, "default", "handbook", folder, keyring_of(box), Told(), replace=True)
+            done = True
+        for _ in range(2):
+            box.reopen(close=False)
+            assert folders(box) == ["handbook"]
+            assert whole(box) in ([restored] if done else [present, restored])
+        box.add("Latest.", title="latest")
+        box.reopen()
+        assert "latest" in {document.title for document in whole(box)}
+        box.library.close()
         step += 1
     assert step > 10

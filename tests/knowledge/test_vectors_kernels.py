@@ -1,8 +1,10 @@
 """The native search equals its definition in numpy, on every path that this machine has."""
 
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path as FilePath
 from typing import TypeVar
 
 import numpy as np
@@ -198,3 +200,11 @@ def test_a_missing_native_library_is_a_clear_error(monkeypatch: pytest.MonkeyPat
             Int8Rows(np.ones((10, 8), np.int8), np.ones(10, np.float32)).scan(unit(1, 8)[0], None, 3, 3)
     finally:
         kernels._native.cache_clear()
+
+
+@pytest.mark.long
+def test_the_search_touches_nothing_else_under_sanitizers() -> None:
+    check = FilePath(__file__).parents[1] / "native" / "vectors_check.sh"
+    done = subprocess.run([check, "native"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.startswith("the same on paths 0 ")

@@ -12,7 +12,7 @@ from appliance.types import Ints
 CHARACTERS_A_TOKEN = 12
 """At most, on average over a piece: with more the tokenizer knows nothing of the text, and its count says nothing."""
 
-_KNOWN_TOKENS_A_WORD = 1.3
+_KNOWN_TOKENS_A_WORD = 1.4
 _SAMPLE_CHARACTERS = 20_000
 # What counts as a word: scripts without spaces by character, long compounds more than once, digits and marks each.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
@@ -48,6 +48,10 @@ class Page:
         part = self.text[start:end]
         kept = part.lstrip()
         return end - len(kept), end - len(kept) + len(kept.rstrip())
+
+    def parted(self, start: int, end: int) -> bool:
+        """Whether an empty line is between."""
+        return self.text.count("\n", start, end) > 1
 
     def lines(self, start: int, end: int) -> Iterator[Range]:
         """The lines that hold anything, without their ends."""

@@ -21,6 +21,7 @@ SEPARATOR = " › "
 
 _HEADING_SHARE = 4  # titles may take a quarter of a piece
 _FILL = 0.9  # of what the embedder reads; more finds worse on XQuAD
+_PARAGRAPH_FILL = 0.5  # of the room, from which on a piece ends with a paragraph
 _MARK = re.compile(r"#{1,6}[ \t]+")
 _MARK_AFTER = re.compile(r"[ \t]#+$|\n[=-]+$")
 
@@ -116,12 +117,18 @@ class _Path:
 
 
 def _packed(found: Sequence[Unit], page: Page, room: int, overlap: int) -> Iterator[tuple[Unit, Unit]]:
-    """First and last unit of each piece: as many as there is room for, about equally long within a section."""
+    """First and last unit of each piece: as many as there is room for, about equally long within a section.
+
+    Of a section that is more than one piece, a piece ends with a paragraph where it is full enough.
+    """
     total = sum(unit.cost for unit in found)
     wanted = total / max(1, -(-total // room))
+    enough = _PARAGRAPH_FILL * room if total > room else room
     first, size = 0, 0
     for at, unit in enumerate(found):
-        if at > first and (size >= wanted or size + unit.cost > room or not _near(found[first], unit, room)):
+        parted = size >= enough and page.parted(found[at - 1].end, unit.start)
+        full = size >= wanted or size + unit.cost > room or not _near(found[first], unit, room)
+        if at > first and (parted or full):
             last = _without_leads(found, first, at, room)
             yield found[first], found[last - 1]
             first = _with_overlap(found, first, last, at, room, overlap)

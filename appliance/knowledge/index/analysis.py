@@ -31,7 +31,7 @@ MAX_WORD_CHARACTERS = 60
 _STEM_CHARACTERS = 8
 _WORDS_PER_EVIDENCE = 6  # of so many words one must be a function word of the language; in prose every third is
 _ENOUGH_EVIDENCE = 5
-_LAST_COMBINING = 0x1F000  # what combines above is not normalized
+_LAST_COMBINING = 0x1F000  # none above has a combining class, so they cannot be out of order
 
 
 def _is_mark(character: str) -> bool:

@@ -10,8 +10,8 @@ Section `graph`, little endian; nothing but sizes and positions, which `kernels.
     u32 row[nodes]             which row each node is, ascending; not at level 0, where node i is row i
     u32 start[nodes + 1]       where each node's neighbours begin; the last is `links`
     u32 neighbour[links]       positions of nodes in this level
-Each row of a level is in the level below, too. Format 1 was hnswlib's own file; a segment that has it is refused as
-damaged, and its documents have to be ingested again.
+Each row of a level is in the level below, too. Format 1 was hnswlib's own file and is refused as damaged; a segment
+file of version 1, where it belongs, is searched without it, by a scan, until compaction rewrites it.
 """
 
 import struct

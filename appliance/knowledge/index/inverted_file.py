@@ -11,7 +11,7 @@ Two sections, little endian. `postings` stays in memory:
     lists                      dense: u8 count[rows], 0 where the row has not the term
                                else gap[n], then u8 count[n], or no counts where all are 1
 
-A gap is a row less the row before it, of the first the row itself. Bytes end at 255. `positions` is read by range,
+A gap is a row less the row before it, of the first the row itself. Counts end at 255. `positions` is read by range,
 when a phrase is asked for:
 
     u64 end[terms]             from where the positions begin

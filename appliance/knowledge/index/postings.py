@@ -18,7 +18,7 @@ from appliance.ports import Buffer
 from appliance.types import Bools, Floats
 
 _FEW = 8  # up to an 8th of all rows it is faster to visit each than to compute with an array over all
-_ROW_BITS = 32  # above the position, in a number that stands for both
+_ROW_BITS = 33  # in a number that stands for both, the row is above the position, which no damage lifts so high
 
 
 def to_sections(rows: Sequence[Row]) -> dict[str, bytes]:

@@ -3,8 +3,8 @@
 Each row is kept twice: as int8 with a scale, which is searched and stays in memory, and as float16, by which those that
 int8 cannot tell apart are ranked; of these only the few that may be among the best are read, where they lie. Up to
 EXACT_ROWS allowed rows the native scan reads them all: recall is 1, and a row outside `allowed` costs next to nothing.
-Above, a graph is walked with the filter inside the walk (hnsw.py), and where that meets too few rows, or costs more
-than a scan, a scan follows.
+Above, a graph is walked with the filter inside the walk (hnsw.py), and where that has met too few rows when it has cost
+as much as a scan, a scan follows.
 
 Sections, little endian:
     vec_i8    magic "VECI8\\x01\\0\\0", u32 rows, u32 dim, f32 scale[rows], i8 [rows, dim]
@@ -33,6 +33,8 @@ _HEADER = struct.Struct("<8sII")
 _LINE_BYTES = 64
 _WALK_WIDTH = 64
 _HELD_PER_HIT = 2
+_WALKED_COST = 8  # rows that a scan compares in the time of one on a walk
+_WALKED_PER_HELD = 32  # twice as many rows as an unfiltered walk compares for each candidate that it holds
 
 
 class Codes:
@@ -73,7 +75,9 @@ class Codes:
         count = self.rows if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, count)
         if self._rows.has_graph and count >= exact_below:
-            found, _ = self._rows.walk(query, allowed, k, max(width, _HELD_PER_HIT * k), budget=count)
+            width = max(width, _HELD_PER_HIT * k)
+            budget = max(count // _WALKED_COST, _WALKED_PER_HELD * width)
+            found, _ = self._rows.walk(query, allowed, k, width, budget)
             if len(found) >= k:
                 return found
         return self._rows.scan(query, allowed, k, max(_WALK_WIDTH, _HELD_PER_HIT * k))[0]
@@ -82,9 +86,7 @@ class Codes:
 class SegmentVectors:
     """A VectorIndex: finds by int8, and ranks what it found by float16."""
 
-    def __init__(
-        self, codes: Codes, halves: HalfRows, exact_below: int = EXACT_ROWS, width: int = _WALK_WIDTH
-    ) -> None:
+    def __init__(self, codes: Codes, halves: HalfRows, exact_below: int = EXACT_ROWS, width: int = _WALK_WIDTH) -> None:
         """exact_below, width: as Codes.nearest."""
         self._codes, self._halves, self._exact_below, self._width = codes, halves, exact_below, width
 

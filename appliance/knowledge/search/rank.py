@@ -22,7 +22,7 @@ from appliance.knowledge.chunk import Piece
 from appliance.knowledge.index.lexical import K1, Phrase, Statistics, Term, parse, to_statistics
 from appliance.knowledge.index.postings import Postings
 from appliance.ports import Embedder
-from appliance.types import Bools, Explanation, Floats, Leg, LegScore, Span
+from appliance.types import Bools, Floats, Leg, Span
 
 LEG_CANDIDATES = 50
 """How many of each leg are scored by the other as well, at least."""
@@ -33,6 +33,7 @@ QUERY_CHARACTERS = 4096
 _MEANING_WEIGHT = 0.5
 _KNOWN_TOKENS_PER_WORD = 1.6
 _FOREIGN_TOKENS_PER_WORD = 3.0
+_BLOCK_ROWS = 64
 _JUDGED_WORDS = 24  # so few that the embedder's limit of tokens doesn't cut them in any language
 _WORD = re.compile(r"[^\W_]+")
 
@@ -80,15 +81,12 @@ class Unit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """terms, phrases: of `lexical.parse`; vector: float32 [dimension], unit norm, None to leave meaning out.
-
-    meaning_weight: 0 to 1, of the fused score.
-    """
+    """terms, phrases: of `lexical.parse`, no terms to leave words out; vector: float32 [dimension], unit norm, None to
+    leave meaning out; meaning_weight: 0 to 1, of the fused score."""
 
     terms: tuple[Term, ...]
     vector: Floats | None
     meaning_weight: float
-    legs: frozenset[Leg] = frozenset(Leg)
     phrases: tuple[Phrase, ...] = ()
 
     @classmethod
@@ -102,25 +100,22 @@ class Query:
         text = read(text)
         judged = [match.end() for match in islice(_WORD.finditer(text), _JUDGED_WORDS)]
         if not judged:
-            return cls((), None, 0.0, frozenset())
+            return cls((), None, 0.0)
         parsed = parse(text)
         words = parsed.terms if Leg.WORDS in legs else ()
         vector = embedder.embed([text])[0] if Leg.MEANING in legs else None
         if vector is None or not np.isfinite(vector).all():
-            return cls(words, None, 0.0, legs & {Leg.WORDS}, parsed.phrases)
+            return cls(words, None, 0.0, parsed.phrases)
         known = text[: judged[-1]]
         weight = meaning_weight(known, embedder.count_tokens([known])) if Leg.WORDS in legs else 1.0
-        return cls(words, vector, weight, legs, parsed.phrases)
+        return cls(words, vector, weight, parsed.phrases)
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """score: fused; explanation: what it is made of."""
-
     unit: Unit
     row: int
     score: float
-    explanation: Explanation
 
 
 def read(query: str) -> str:
@@ -144,7 +139,8 @@ def best_passages(
 ) -> tuple[Hit, ...]:
     """The best `limit` passages, best first. readable: bool [documents], which of a unit's documents may be found."""
     found = candidates(units, readable, query, limit)
-    return tuple(found.hit(place) for place in range(len(found)))
+    columns = zip(found.unit.tolist(), found.row.tolist(), found.fused.tolist(), strict=True)
+    return tuple(Hit(found.units[unit], row, score) for unit, row, score in columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,13 +160,6 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def hit(self, place: int) -> Hit:
-        words = LegScore(int(self.words_rank[place]), float(self.words[place]))
-        meaning = LegScore(int(self.meaning_rank[place]), float(self.meaning[place]))
-        fused = float(self.fused[place])
-        explanation = Explanation(words, meaning, self.meaning_weight, fused)
-        return Hit(self.units[self.unit[place]], int(self.row[place]), fused, explanation)
 
     def vectors(self) -> Floats:
         """float32 [n, dimension]. Raises StoreDamaged."""
@@ -196,7 +185,7 @@ class Candidates:
 
 def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: Query, limit: int) -> Candidates:
     """As best_passages, by column."""
-    searched = [(unit, readable(unit)[unit.owners]) for unit in units]
+    searched = [(unit, rows) for unit in units if (rows := _rows(unit, readable(unit))) is not None]
     matched = [unit.postings.match(query.terms, allowed) for unit, allowed in searched]
     statistics = to_statistics(matched)
     depth = max(limit, LEG_CANDIDATES)
@@ -209,7 +198,7 @@ def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: 
     weight, most = np.float32(query.meaning_weight), np.float32(_most(statistics, query.terms))
     fused = (1 - weight) * (words / most) + weight * np.fmax(meaning, 0)  # where there is no number, 0
     found = Candidates(
-        units,
+        [unit for unit, _ in searched],
         np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.row) for part in parts]),
         np.concatenate([part.row for part in parts]),
         words,
@@ -220,6 +209,13 @@ def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: 
         query.meaning_weight,
     )
     return found.take(np.argsort(-fused, kind="stable")[:limit])
+
+
+def _rows(unit: Unit, readable: Bools) -> Bools | None:
+    """Which rows may be found, bool [rows]; None where none may."""
+    if readable.all():
+        return np.ones(unit.rows, np.bool_)  # much faster than to look at each row's owner
+    return readable[unit.owners] if readable.any() else None
 
 
 def _holding(searched: list[tuple[Unit, Bools]], phrases: Sequence[Phrase]) -> list[tuple[Unit, Bools]]:
@@ -244,10 +240,12 @@ _NOTHING = _Part(_NO_ROWS, _NO_SCORES, _NO_SCORES, _NO_FLAGS, _NO_FLAGS)
 
 
 def _of_unit(unit: Unit, allowed: Bools, query: Query, lexical: Floats, depth: int) -> _Part:
-    """The best of both legs in one unit. lexical: BM25 of its rows."""
+    """The best of both legs in one unit. lexical: BM25 of its rows, 0 where they may not be read."""
     if not allowed.any():
         return _NOTHING
-    by_words, by_meaning, near = _top(lexical, allowed, depth), _NO_ROWS, _NO_SCORES
+    if query.phrases:
+        lexical = np.where(allowed, lexical, np.float32(0))
+    by_words, by_meaning, near = _top(lexical, depth), _NO_ROWS, _NO_SCORES
     if query.vector is not None:
         by_meaning, near = unit.nearest(query.vector, allowed, depth)
     row = np.union1d(by_words, by_meaning)
@@ -258,13 +256,18 @@ def _of_unit(unit: Unit, allowed: Bools, query: Query, lexical: Floats, depth: i
     return _Part(row, lexical[row], meaning, np.isin(row, by_words), found)
 
 
-def _top(scores: Floats, allowed: Bools, k: int) -> Rows:
-    """The allowed rows of the k greatest scores above 0, in no order."""
-    rows = np.flatnonzero(scores).astype(np.uint32)
-    rows = rows[allowed[rows]]
+def _top(scores: Floats, k: int) -> Rows:
+    """The rows of the k greatest scores above 0, in no order.
+
+    The k-th greatest of the blocks' maxima is a bound that k rows reach: what is below need not be sorted.
+    """
+    whole = len(scores) // _BLOCK_ROWS * _BLOCK_ROWS
+    blocks = scores[:whole].reshape(-1, _BLOCK_ROWS).max(axis=1)
+    least = np.partition(blocks, -k)[-k] if len(blocks) >= k else np.float32(0)
+    rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
     if len(rows) > k:
         rows = rows[np.argpartition(-scores[rows], k - 1)[:k]]
-    return rows
+    return rows.astype(np.uint32)
 
 
 def _ranks(scores: Floats, found: Bools) -> Rows:

@@ -1,9 +1,9 @@
 """`ports.Retriever`: search in pages that stand still, in a reranker's order where one is asked for.
 
-The first page ranks as many candidates as may ever be paged through and keeps their ranking: identities and scores,
-60 bytes each, no text. Later pages read the passages anew, so what was deleted or revoked meanwhile is left out, and a
-page is filled from those that follow; nothing moves, nothing comes twice. A page token is random, good for
-KEPT_SECONDS after its ranking was last used, and for the same caller and arguments only.
+The first page ranks as many candidates as may be paged through, ten pages and at least 200, and keeps their ranking:
+identities and scores, 64 bytes each, no text. Later pages read the passages anew, so what was deleted or revoked
+meanwhile is left out, and a page is filled from those that follow; nothing moves, nothing comes twice. A page token is
+random, good for KEPT_SECONDS after its ranking was last used, and for the same caller and arguments only.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from appliance.ports import Encoders, Libraries, Library
 from appliance.types import Floats, Found, Passage, Principal, Ranking, SearchOptions
 
 MAX_LIMIT = 100
+PAGES = 10
+LEAST_CANDIDATES = 200
 KEPT_SECONDS = 600.0
 KEPT_RANKINGS = 1000
 KEPT_BYTES = 32 << 20
@@ -60,7 +62,7 @@ class Retriever:
         digest = hashlib.sha256(query.encode("utf-8", "surrogatepass")).digest()
         owner = (caller.tenant, caller.user, caller.role, collection, digest, options)
         token, at = _place(page) if page else ("", 0)
-        ranking = self._kept.get(token, owner) if page else await self._rank(asked)
+        ranking = self._kept.get(token, owner) if page else await self._rank(asked, limit)
         shown: list[Passage] = []
         while len(shown) < limit and at < len(ranking.candidates):
             part = ranking.candidates[at : at + limit - len(shown)]
@@ -70,8 +72,8 @@ class Retriever:
             return Found(tuple(shown), ranking.facets)
         return Found(tuple(shown), ranking.facets, f"{token or self._kept.put(owner, ranking)}-{at}")
 
-    async def _rank(self, asked: "_Asked") -> Ranking:
-        ranking = await asked.rank()
+    async def _rank(self, asked: "_Asked", limit: int) -> Ranking:
+        ranking = await asked.rank(min(MAX_CANDIDATES, max(LEAST_CANDIDATES, PAGES * limit)))
         if not asked.options.reranker or not len(ranking.candidates):
             return ranking
         read = await asked.show(replace(ranking, candidates=ranking.candidates[:RERANKED]))
@@ -90,9 +92,9 @@ class _Asked:
     groups: frozenset[str]
     options: SearchOptions
 
-    async def rank(self) -> Ranking:
+    async def rank(self, candidates: int) -> Ranking:
         return await asyncio.to_thread(
-            self.library.rank, self.collection, self.query, self.groups, MAX_CANDIDATES, self.options
+            self.library.rank, self.collection, self.query, self.groups, candidates, self.options
         )
 
     async def show(self, ranking: Ranking) -> tuple[Passage, ...]:

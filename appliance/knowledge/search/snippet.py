@@ -25,8 +25,8 @@ Range = tuple[int, int]
 Mark = tuple[int, int, bytes]
 
 
-def snippet(text: str, query: frozenset[bytes], characters: int = SNIPPET_CHARACTERS) -> Snippet:
-    """The best `characters` of a text, with its words of the query. query: index terms."""
+def snippet(text: str, query: Sequence[str], characters: int = SNIPPET_CHARACTERS) -> Snippet:
+    """The best `characters` of a text, with its words of the query. query: of `analysis.words`."""
     bounds = sentences(text) or [(0, 0)]
     starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
     marks = _marks(text, query)
@@ -43,7 +43,7 @@ def snippet(text: str, query: frozenset[bytes], characters: int = SNIPPET_CHARAC
     return Snippet(f"{before}{line}{after}", tuple((place(at), place(to)) for at, to in inside))
 
 
-def _marks(text: str, query: frozenset[bytes]) -> list[Mark]:
+def _marks(text: str, query: Sequence[str]) -> list[Mark]:
     """Where the query's words stand in the text, and which, in order."""
     if not query:
         return []
@@ -58,11 +58,12 @@ def _marks(text: str, query: frozenset[bytes]) -> list[Mark]:
     return [(start, end, asked[said]) for start, end in places if (said := text[start:end]) in asked]
 
 
-def _asked(said: Iterable[str], language: int, query: frozenset[bytes]) -> dict[str, bytes]:
-    """The words that stand for a term of the query, in a text of that language, with the term."""
+def _asked(said: Iterable[str], language: int, query: Sequence[str]) -> dict[str, bytes]:
+    """The words that stand for one of the query, in a text of that language, with their term."""
     pairs = [(whole, word) for whole in said for word in ((whole.lower(),) if whole.isascii() else words(whole))]
-    terms = index_terms([word for _, word in pairs], language)
-    return {whole: term for (whole, _), term in zip(pairs, terms, strict=True) if term in query}
+    terms = index_terms([*query, *(word for _, word in pairs)], language)
+    asked = frozenset(terms[: len(query)])
+    return {whole: term for (whole, _), term in zip(pairs, terms[len(query) :], strict=True) if term in asked}
 
 
 def _best_window(

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import InvalidArgument
-from appliance.knowledge.index.lexical import parse as parse_query
+from appliance.knowledge.index.analysis import words
+from appliance.knowledge.index.lexical import MAX_QUERY_TERMS
 from appliance.knowledge.search import rank
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
@@ -133,6 +134,6 @@ def bounded(text: str, start: int, end: int) -> str:
     return text[first : first + CONTEXT_CHARACTERS].strip()
 
 
-def query_terms(query: str) -> frozenset[bytes]:
+def query_words(query: str) -> tuple[str, ...]:
     """What a snippet marks."""
-    return frozenset(form for term in parse_query(rank.read(query)).terms for form in term.forms)
+    return tuple(dict.fromkeys(words(rank.read(query))))[:MAX_QUERY_TERMS]

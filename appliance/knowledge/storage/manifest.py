@@ -65,7 +65,8 @@ class Manifest:
 
     next_seq: of the first record in a log that is not named here. embedder, dimension, embedder_name: of every vector
     in the collection; the name is its model's, '' for the built-in one. readers: of the documents in segments whose
-    readers are no longer those that their segment says.
+    readers are no longer those that their segment says. branch: another one after each rollback that was accepted: what
+    is written then has numbers that something else had before.
     """
 
     generation: int
@@ -77,6 +78,7 @@ class Manifest:
     deleted: frozenset[str] = frozenset()
     readers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     embedder_name: str = ""
+    branch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,20 +67,36 @@ def accept_rollback(directory: Path, name: str, tenant: Tenant) -> None:
 
     Raises StoreDamaged, DiskFull, KeyUnavailable.
     """
+    _branch_off(directory, load_key(directory, name, tenant), tenant)
+    mark_as_newest(directory, name, tenant)
+
+
+def adopt(directory: Path, name: str, backed_up_as: str, tenant: Tenant) -> None:
+    """Files of a collection of that other name become this one's; `mark_as_newest` follows once they lie under it.
+
+    Until then the mark tells nothing, so that what lies under the name opens, whichever state it is. Raises
+    StoreDamaged, DiskFull, KeyUnavailable.
+    """
+    _make_folders(directory)
+    secret = load_key(directory, backed_up_as, tenant)
+    key.write(directory, name, tenant, secret)
+    _branch_off(directory, secret, tenant)
+    MarkFile(tenant.marks, secret.collection, tenant.keyring).create(Mark(0, bytes(32), 0))
+
+
+def mark_as_newest(directory: Path, name: str, tenant: Tenant) -> None:
+    """Raises StoreDamaged, DiskFull, KeyUnavailable."""
     secret = load_key(directory, name, tenant)
     found, digest = ManifestStore(directory, tenant.keyring, secret).load()
     first_seq = found.wals[0].first_seq if found.wals else found.next_seq
     MarkFile(tenant.marks, secret.collection, tenant.keyring).create(Mark(found.generation, digest, first_seq))
 
 
-def adopt(directory: Path, name: str, backed_up_as: str, tenant: Tenant) -> None:
-    """Files of a collection of that other name become this one's, with a mark of their own.
-
-    Raises StoreDamaged, DiskFull, KeyUnavailable.
-    """
-    _make_folders(directory)
-    key.write(directory, name, tenant, load_key(directory, backed_up_as, tenant))
-    accept_rollback(directory, name, tenant)
+def _branch_off(directory: Path, secret: CollectionKey, tenant: Tenant) -> None:
+    """What is written from now on is told from what was written after the same state before."""
+    manifests = ManifestStore(directory, tenant.keyring, secret)
+    older, _ = manifests.load()
+    manifests.commit(replace(older, generation=older.generation + 1, branch=secrets.token_hex(8)))
 
 
 class Store:
@@ -117,8 +133,8 @@ class Store:
 
     @property
     def version(self) -> str:
-        """Another one after each record, and once the vectors are of another embedder."""
-        return f"{self.uid.hex()}-{self._next_seq}-{self.manifest.embedder[:16]}"
+        """Another one after each record, once the vectors are of another embedder, and after a rollback."""
+        return f"{self.uid.hex()}-{self.manifest.branch}-{self._next_seq}-{self.manifest.embedder[:16]}"
 
     @property
     def size_bytes(self) -> int:

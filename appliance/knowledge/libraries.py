@@ -1,0 +1,129 @@
+"""`ports.Libraries`: each tenant's library, <directory>/<tenant>/, and what they share: memory, the disk's time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+import structlog
+
+from appliance.errors import ApplianceError, InvalidArgument
+from appliance.knowledge.embedders import Embedders
+from appliance.knowledge.library import NAME, Library
+from appliance.knowledge.storage import durable, upgrade
+from appliance.knowledge.storage.durable import Pace
+from appliance.knowledge.storage.resident import Memory
+from appliance.knowledge.storage.tenant import Tenant
+from appliance.ports import Keyring, TenantKeys
+from appliance.types import ShredProof
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What all libraries share. hot_bytes: of sections ready to search; cache_bytes: of decrypted pieces read by range.
+
+    background_bytes_per_second: of compaction, 0 for no limit. seal_seconds: how old what is in a log only may become.
+    """
+
+    hot_bytes: int
+    cache_bytes: int
+    seal_passages: int
+    seal_seconds: float
+    background_bytes_per_second: int = 0
+
+
+class Libraries:
+    """See `ports.Libraries`. A tenant's library is <directory>/<tenant>/; a start brings an older layout up to date."""
+
+    def __init__(
+        self,
+        directory: Path,
+        keys: Path,
+        keyring: Keyring,
+        tenant_keys: TenantKeys,
+        embedders: Embedders,
+        bounds: Bounds,
+    ) -> None:
+        """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
+
+        Raises DiskFull, KeyUnavailable.
+        """
+        self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
+        self._marks = keys / "marks"
+        self._embedders, self._bounds = embedders, bounds
+        self._memory = Memory.of(bounds.hot_bytes, bounds.cache_bytes)
+        rate = bounds.background_bytes_per_second
+        self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
+        self._lock = RLock()
+        self._open: dict[str, Library] = {}
+        with durable.disk_errors(directory):
+            durable.make_directory(directory)
+        upgrade.bring_up_to_date(directory, self._tenant(upgrade.TENANT))
+
+    def of(self, tenant: str) -> Library:
+        """Raises InvalidArgument, DiskFull, KeyUnavailable."""
+        if not NAME.fullmatch(tenant):
+            raise InvalidArgument.of("tenant", "must be 1 to 63 of the characters a-z, 0-9 and -.")
+        with self._lock:
+            if tenant not in self._open:
+                self._open[tenant] = Library(
+                    self._directory / tenant,
+                    self._tenant(tenant),
+                    self._embedders,
+                    seal_passages=self._bounds.seal_passages,
+                    memory=self._memory,
+                    pace=self._pace,
+                )
+            return self._open[tenant]
+
+    def open_all(self) -> None:
+        """Open every collection of every tenant now, so that `damaged` tells of damage before a user meets it."""
+        with durable.disk_errors(self._directory):
+            tenants = sorted(path.name for path in self._directory.iterdir() if NAME.fullmatch(path.name))
+        for tenant in tenants:
+            try:
+                self.of(tenant).collections()
+            except ApplianceError as error:
+                log.error("tenant_unusable", tenant=tenant, reason=error.reason, error=str(error))
+
+    def damaged(self) -> Mapping[str, str]:
+        """By "tenant/collection", of those that were found damaged, what is wrong: the file is named."""
+        found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
+        return {**found, **upgrade.left_over(self._directory)}
+
+    def counts(self) -> tuple[int, int]:
+        """Collections and documents of the tenants in use, whoever may read them."""
+        found = [one for _, library in self._each() for one in library.collections()]
+        return len(found), sum(one.document_count for one in found)
+
+    def compact_where_due(self) -> None:
+        """See `Library.compact_where_due`."""
+        for _, library in self._each():
+            library.compact_where_due()
+
+    def seal_where_old(self) -> None:
+        """See `Library.seal_where_old`."""
+        for _, library in self._each():
+            library.seal_where_old(self._bounds.seal_seconds)
+
+    def rotate(self, tenant: str) -> int:
+        """See `Library.rotate`."""
+        return self.of(tenant).rotate()
+
+    def shred_tenant(self, tenant: str) -> tuple[ShredProof, ...]:
+        """Every collection of a tenant, then its keys; a proof a collection. Raises as `Library.drop`."""
+        return self.of(tenant).shred()
+
+    def close(self) -> None:
+        """Closes the files. Nothing is lost without it."""
+        for _, library in self._each():
+            library.close()
+
+    def _tenant(self, name: str) -> Tenant:
+        return Tenant(name, self._keyring, self._tenant_keys, self._marks)
+
+    def _each(self) -> list[tuple[str, Library]]:
+        with self._lock:
+            return sorted(self._open.items())
