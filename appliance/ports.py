@@ -332,7 +332,8 @@ class Retriever(Protocol):
         options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
         page: str = "",
     ) -> Found:
-        """page: `Found.next_page` of the call before, made by the same caller with the same arguments.
+        """page: `Found.next_page` of the call before, made by the same caller with the same arguments; facets come with
+        the first page alone, and there are ten pages, or as many as hold 200 passages.
 
         Raises NotFound, InvalidArgument, StoreDamaged, and as `Encoders.rerank`.
         """

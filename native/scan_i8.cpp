@@ -19,21 +19,58 @@ struct Block {
     }
 };
 
-// The next allowed rows from `row` on; moves `row` behind them.
-Block gather(const int8_t* vectors, uint64_t dim, const uint8_t* allowed, uint64_t rows, uint64_t& row) {
-    Block block;
-    while (row < rows && block.count < BLOCK) {
-        uint64_t eight = 1;
-        if (allowed != nullptr && row + 8 <= rows) std::memcpy(&eight, allowed + row, 8);
-        if (eight == 0) {
-            row += 8;
-        } else {
-            if (allowed == nullptr || allowed[row]) block.add(vectors, dim, row);
-            row++;
-        }
+// A bit for each of `count` bytes that is not 0, count <= 64.
+uint64_t nonzero(const uint8_t* bytes, uint64_t count) {
+    uint64_t bits = 0, i = 0;
+#if defined(__x86_64__)
+    for (; i + 16 <= count; i += 16) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i));
+        const int zeros = _mm_movemask_epi8(_mm_cmpeq_epi8(some, _mm_setzero_si128()));
+        bits |= uint64_t(~zeros & 0xffff) << i;
     }
-    return block;
+#endif
+    constexpr uint64_t low = 0x7f7f7f7f7f7f7f7f;
+    for (; i < count; i += 8) {
+        uint64_t eight = 0;
+        std::memcpy(&eight, bytes + i, std::min<uint64_t>(8, count - i));
+        // the high bit of each byte that is not 0, then these eight side by side
+        const uint64_t high = (((eight & low) + low) | eight) & ~low;
+        bits |= (((high >> 7) * 0x0102040810204080) >> 56) << i;
+    }
+    return bits;
 }
+
+// Walks the allowed rows in order, 64 at a time as bits, so that the rows between cost no branch each.
+class Allowed {
+  public:
+    Allowed(const uint8_t* allowed, uint64_t rows) : allowed_(allowed), rows_(rows) {}
+
+    Block next(const int8_t* vectors, uint64_t dim) {
+        Block block;
+        while (block.count < BLOCK) {
+            if (bits_ == 0) {
+                if (start_ >= rows_) break;
+                first_ = start_;
+                bits_ = load(start_);
+                start_ += 64;
+                continue;
+            }
+            block.add(vectors, dim, first_ + uint64_t(__builtin_ctzll(bits_)));
+            bits_ &= bits_ - 1;
+        }
+        return block;
+    }
+
+  private:
+    uint64_t load(uint64_t start) const {
+        const uint64_t count = std::min<uint64_t>(64, rows_ - start);
+        if (allowed_ != nullptr) return nonzero(allowed_ + start, count);
+        return count == 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+    }
+
+    const uint8_t* allowed_;
+    uint64_t rows_, start_ = 0, first_ = 0, bits_ = 0;
+};
 
 }  // namespace
 
@@ -58,10 +95,10 @@ __attribute__((visibility("default"))) int64_t scan_i8(const int8_t* vectors, co
     std::vector<i8::Hit> heap;
     heap.reserve(std::min(width, rows));
     int32_t products[BLOCK];
-    uint64_t row = 0;
-    Block block = gather(vectors, dim, allowed, rows, row);
+    Allowed remaining(allowed, rows);
+    Block block = remaining.next(vectors, dim);
     while (block.count > 0) {
-        const Block next = gather(vectors, dim, allowed, rows, row);
+        const Block next = remaining.next(vectors, dim);
         dots(codes.data(), vectors, dim, block.rows, block.count, products);
         for (size_t i = 0; i < block.count; i++) {
             const i8::Hit hit{scales[block.rows[i]] * float(products[i]), block.rows[i]};

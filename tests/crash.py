@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -113,6 +114,11 @@ def open_library(directory: Path) -> Library:
     return libraries.of("default")
 
 
+def document_of(number: int) -> NewDocument:
+    digest = hashlib.sha256(title_of(number).encode()).hexdigest()
+    return NewDocument(title_of(number), "text/plain", digest, 1, "crash", "text/1", "1", pages_of(number))
+
+
 def write(directory: Path, first_number: int, seed: int) -> None:
     """The writer process. Never returns."""
     library, rng = open_library(directory), random.Random(seed)
@@ -120,19 +126,28 @@ def write(directory: Path, first_number: int, seed: int) -> None:
         library.create(COLLECTION)
     number = first_number
     while True:
-        pages = pages_of(number)
-        digest = hashlib.sha256(title_of(number).encode()).hexdigest()
-        document = NewDocument(title_of(number), "text/plain", digest, 1, "crash", "text/1", "1", pages)
-        library.add(COLLECTION, document)
+        added = library.add(COLLECTION, document_of(number))
         print(f"added {number}", flush=True)
-        if rng.random() < 0.1:
+        chance = rng.random()
+        if chance < 0.1:
             victim = rng.choice(library.documents(COLLECTION, GROUPS)[0])
             gone = number_of(victim.title)
             print(f"deleting {gone}", flush=True)
             library.delete(COLLECTION, victim.id, GROUPS)
             print(f"deleted {gone}", flush=True)
-        if rng.random() < 0.03:
+        elif chance < 0.2:
+            readers = frozenset({*GROUPS, f"role:{rng.choice(['app', 'admin'])}"})  # everyone finds it all the same
+            library.set_readers(COLLECTION, added.id, readers, GROUPS)
+        elif chance < 0.3:
+            number += 1
+            print(f"deleting {number - 1}", flush=True)
+            library.add(COLLECTION, replace(document_of(number), replaces=added.id))
+            print(f"added {number}", flush=True)
+            print(f"deleted {number - 1}", flush=True)
+        elif chance < 0.33:
             library.compact(COLLECTION)
+        elif chance < 0.36:
+            library.rotate()
         number += 1
 
 

@@ -29,7 +29,8 @@ def text_of(number: int) -> str:
 
 
 class BoxWorkload:
-    """Ingest through the daemon, from file by locked child to log; now and then a deletion, a compaction."""
+    """Ingest through the daemon, from file by locked child to log; now and then a deletion, other readers, a
+    compaction, other keys."""
 
     ahead = FILES
 
@@ -44,7 +45,7 @@ class BoxWorkload:
             short = [d for d in stored if text_of(number_of(d.title)) == last_words(number_of(d.title))]
             for document in short[:3]:
                 hits = client.search(COLLECTION, last_words(number_of(document.title)), limit=5)
-                check_found(document.name, hits)
+                check_found(document.name, hits.passages)
             return {number_of(d.title): self._pages(client, d.name, d.title) for d in stored}
 
     def _pages(self, client: Client, name: str, title: str) -> tuple[str, ...]:
@@ -83,8 +84,18 @@ def write(directory: Path, first_number: int, seed: int) -> None:
             told = len(files)
             if rng.random() < 0.1:
                 delete_one(client, rng)
+            if rng.random() < 0.1:
+                change_readers(client, rng)
             if rng.random() < 0.03:
                 client.compact(COLLECTION)
+            if rng.random() < 0.03:
+                client.rotate_keys()
+
+
+def change_readers(client: Client, rng: random.Random) -> None:
+    """Of a document that everyone finds all the same."""
+    if stored := documents(client):
+        client.set_readers(rng.choice(stored).name, ["everyone", f"role:{rng.choice(['app', 'admin'])}"])
 
 
 def delete_one(client: Client, rng: random.Random) -> None:

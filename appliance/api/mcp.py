@@ -30,7 +30,7 @@ from appliance.api.knowledge import DEFAULT_LIMIT, MAX_LIMIT, MAX_QUESTION_CHARA
 from appliance.errors import ApplianceError, InvalidArgument
 from appliance.knowledge.answer.ask import Asker
 from appliance.ports import Retriever
-from appliance.types import AskFinish, Citation, Passage, Passages, Sampling, Text, Unsupported
+from appliance.types import AskFinish, Citation, Passage, Passages, Sampling, SearchOptions, Text, Unsupported
 
 SERVICE = "/appliance.v1.KnowledgeService"
 SEARCH, ASK = f"{SERVICE}/Search", f"{SERVICE}/Ask"
@@ -109,7 +109,7 @@ class _Tools:
         if not 1 <= limit <= MAX_LIMIT:
             raise given.refusal("limit", f"must be between 1 and {MAX_LIMIT}.")
         given.finish()
-        found = await self.retriever.search(call.principal, collection, query, limit)
+        found = await self.retriever.search(call.principal, collection, query, limit, SearchOptions(paged=False))
         return {"passages": [_passage(passage) for passage in found.passages]}
 
     async def ask(self, call: Call, given: Fields) -> Json:

@@ -128,7 +128,7 @@ class SearchOptions:
 
     filter: an expression over documents (knowledge/search/filter.py), '' for none. diversity: 0 to 1, how much being
     unlike what stands above counts (MMR). reranker: a model that orders the best anew, '' for none. facets: fields of
-    documents whose values are counted.
+    documents whose values are counted. paged: whether more may be asked for after the first page.
     """
 
     filter: str = ""
@@ -138,6 +138,7 @@ class SearchOptions:
     expand: Expand = Expand.NONE
     explain: bool = False
     facets: tuple[str, ...] = ()
+    paged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

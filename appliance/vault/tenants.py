@@ -20,6 +20,9 @@ class FileTenantKeys:
         self._directory, self._keyring = directory, keyring
         for left in directory.glob("*/.*.new"):  # by a writer that died
             files.remove_leftover(left.with_name(left.name[1 : -len(".new")]))
+        for path in directory.glob("*/*"):
+            if files.is_destroyed(path):  # overwritten, and not unlinked any more
+                files.destroy_key_file(path)
 
     def epochs(self, tenant: str) -> tuple[int, ...]:
         """Those whose keys are there, ascending; none for a tenant that has no key yet."""

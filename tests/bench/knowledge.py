@@ -26,7 +26,7 @@ from tests.bench.knowledge_corpus import DIM, Vectors, vectors
 from tests.bench.knowledge_index import K, compare, recall, truth
 from tests.bench.knowledge_plot import svg
 
-QUERIES = 500
+QUERIES = 500  # of the index
 _MILLION = 1_000_000
 
 
@@ -34,13 +34,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-knowledge")
     parser.add_argument("--rows", type=int, default=100_000, help="chunks of the comparisons")
     parser.add_argument("--growth", type=int, nargs="*", default=[10_000, 100_000, _MILLION], help="chunks, rising")
+    parser.add_argument("--queries", type=int, default=200, help="queries of the library")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of queries of the index")
     parser.add_argument("--plot", type=Path, help="an SVG of growth")
     parser.add_argument("--folder", type=Path, help="where libraries are built and left; by default they are not")
     parser.add_argument("--quick", action="store_true", help="5,000 chunks, growth to 10,000")
     options = parser.parse_args()
     if options.quick:
-        options.rows, options.growth, options.rounds = 5_000, [2_500, 10_000], 2
+        options.rows, options.growth, options.rounds, options.queries = 5_000, [2_500, 10_000], 2, 50
     return options
 
 
@@ -66,9 +67,9 @@ def beside_qdrant(known: Vectors) -> dict[str, float]:
     return {"qdrant_local_p50_ms": float(p50), "qdrant_local_p95_ms": float(p95)}
 
 
-def growth(folder: Path, sizes: Sequence[int], plot: Path | None) -> dict[str, float]:
-    known = vectors(max(sizes), QUERIES + 50)
-    measured = library.grow(folder, sizes, known, QUERIES)
+def growth(folder: Path, sizes: Sequence[int], queries: int, plot: Path | None) -> dict[str, float]:
+    known = vectors(max(sizes), queries + 50)
+    measured = library.grow(folder, sizes, known, queries)
     if plot:
         plot.write_text(svg(measured))
     last = measured[-1]
@@ -81,9 +82,10 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     known = vectors(options.rows, QUERIES + 50)
     figures = compare(Vectors(known.rows, known.queries[:QUERIES]), options.rounds)
     figures |= beside_qdrant(known)
-    both = folder / "beside"
-    figures |= library.encrypted_beside_plain(both, known, QUERIES)
-    return figures | (growth(folder / "growing", options.growth, options.plot) if options.growth else {})
+    figures |= library.encrypted_beside_plain(folder / "beside", known, options.queries)
+    if options.growth:
+        figures |= growth(folder / "growing", options.growth, options.queries, options.plot)
+    return figures
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 
+from appliance.knowledge.storage.record import to_stored_precision
 from appliance.types import Floats, Ints, NewDocument
 from tests.bench import report
 
@@ -27,7 +28,7 @@ _MARK = re.compile(r"(row|query)(\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Unit vectors, float32 [rows, DIM] and [queries, DIM]."""
+    """Unit vectors in the precision that the appliance stores, float32 [rows, DIM] and [queries, DIM]."""
 
     rows: Floats
     queries: Floats
@@ -50,8 +51,7 @@ def vectors(rows: int, queries: int, seed: int = 7) -> Vectors:
         for basis in range(_BASES):
             of_basis = topic % _BASES == basis
             found[of_basis] += along[of_basis] @ bases[basis]
-        unit: Floats = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return unit
+        return to_stored_precision(found / np.linalg.norm(found, axis=1, keepdims=True))
 
     asked = block(queries)
     stored = np.empty((rows, DIM), np.float32)

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ Search = Callable[[Floats], NDArray[np.unsignedinteger]]
 
 def build_peer(stored: Floats) -> hnswlib.Index:
     """hnswlib's index as `hnsw.build` makes it, kept for the next run."""
-    path = report.cache_dir() / "bench" / f"hnsw-{len(stored)}-{version('hnswlib')}.bin"
+    path = report.cache_dir() / "bench" / f"hnsw-f16-{len(stored)}-{version('hnswlib')}.bin"
     index = hnswlib.Index("ip", DIM)
     if path.exists():
         index.load_index(str(path))
@@ -74,15 +74,17 @@ def least_width(search: Callable[[int], Search], queries: Floats, expected: Sequ
     raise SystemExit(f"recall@{K} of {RECALL} is out of reach")
 
 
-def seconds_each(searches: dict[str, Search], queries: Floats, rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds by query, of each search: float64 [rounds, queries]. In turn, a few queries at a time."""
-    spent = {name: np.empty((rounds, len(queries))) for name in searches}
+def seconds_each(
+    searches: Mapping[str, Callable[[int], NDArray[np.unsignedinteger]]], queries: int, rounds: int
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds by number of the query, of each search: float64 [rounds, queries]. In turn, a few queries at a time."""
+    spent = {name: np.empty((rounds, queries)) for name in searches}
     for turn in range(rounds):
-        for start in range(0, len(queries), _BLOCK):
+        for start in range(0, queries, _BLOCK):
             for name, search in searches.items():
-                for at in range(start, min(start + _BLOCK, len(queries))):
+                for at in range(start, min(start + _BLOCK, queries)):
                     begun = time.thread_time()
-                    search(queries[at])
+                    search(at)
                     spent[name][turn, at] = time.thread_time() - begun
     return spent
 
@@ -136,7 +138,8 @@ def _unfiltered(
         "ours": by_us(sealed, width),
         "ours, f16 in memory": by_us(by_array, width),
     }
-    mean = {name: float(spent.mean()) for name, spent in seconds_each(searches, known.queries, rounds).items()}
+    by_number = {name: lambda at, search=search: search(known.queries[at]) for name, search in searches.items()}
+    mean = {name: float(spent.mean()) for name, spent in seconds_each(by_number, len(known.queries), rounds).items()}
     print(f"\nunfiltered, {len(known.rows)} rows   {'ef':>4}{'recall@10':>11}{'µs a query':>12}{'queries/s':>11}")
     for name, of in (
         ("hnswlib", (peer_width, peer_recall)),
@@ -168,18 +171,14 @@ def _filtered(
         calls = [mask.tolist().__getitem__ for mask in allowed]
         expected = truth(known.rows, queries, masks)
         peer.set_ef(peer_width)
-        spent: dict[str, list[float]] = {"hnswlib's callback": [], "ours": []}
-        found: dict[str, list[NDArray[np.unsignedinteger]]] = {name: [] for name in spent}
-        for at, query in enumerate(queries):
-            begun = time.thread_time()
-            labels, _ = peer.knn_query(query, k=K, num_threads=1, filter=calls[at % 10])
-            between = time.thread_time()
-            rows, _ = index.search(query, masks[at], K)
-            ended = time.thread_time()
-            spent["hnswlib's callback"].append(between - begun)
-            spent["ours"].append(ended - between)
-            found["hnswlib's callback"].append(np.asarray(labels[0]))
-            found["ours"].append(rows)
+        searches: dict[str, Callable[[int], NDArray[np.unsignedinteger]]] = {
+            "hnswlib's callback": lambda at, q=queries, c=calls: np.asarray(  # type: ignore[misc]
+                peer.knn_query(q[at], k=K, num_threads=1, filter=c[at % 10])[0][0]
+            ),
+            "ours": lambda at, q=queries, m=masks: index.search(q[at], m[at], K)[0],  # type: ignore[misc]
+        }
+        found = {name: [search(at) for at in range(len(queries))] for name, search in searches.items()}
+        spent = {name: times.ravel() for name, times in seconds_each(searches, len(queries), rounds=2).items()}
         p95 = {name: float(np.percentile(times, 95)) for name, times in spent.items()}
         for name, times in spent.items():
             reached = recall(found[name], expected)

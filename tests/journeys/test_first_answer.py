@@ -111,7 +111,7 @@ def test_a_deleted_document_answers_nothing_any_more(client: Client, tmp_path: P
     (document,) = client.documents("short-lived")
     client.delete_document(document.name)
     assert "Thursday" not in answer_of(list(client.ask("short-lived", question)))
-    assert client.search("short-lived", question) == ()
+    assert client.search("short-lived", question).passages == ()
     with pytest.raises(NotFound):
         client.document(document.name)
 

@@ -44,7 +44,7 @@ def test_a_full_disk_stops_the_job_by_name_and_loses_nothing_acknowledged(tmp_pa
         assert 0 < len(kept) < 24
         stored = {document.name for document in client.documents("rules")}
         assert stored == {file.document for file in kept}
-        assert client.search("rules", "rule 0.7 gate")
+        assert client.search("rules", "rule 0.7 gate").passages
 
         ballast.unlink()
         again = list(client.watch_job(client.ingest_folder(str(folder), "rules").id))[-1]

@@ -125,6 +125,15 @@ async def test_quote_mode_searches_with_what_was_carried_and_says_so(desk: Desk)
     assert desk.generator.asked == []
 
 
+@pytest.mark.parametrize("question", ["And what colour is it?", "Why?", "How loud is it?", "And who composed Figaro?"])
+async def test_the_sentence_that_answered_before_does_not_answer_what_nothing_answers(
+    desk: Desk, question: str
+) -> None:
+    pieces = await desk.ask(question, AnswerMode.QUOTE, history=[EXPIRY])
+    assert "badge" in desk.queries[0]
+    assert text_of(pieces) == NOT_ANSWERED
+
+
 async def test_a_question_that_stands_alone_is_searched_for_as_it_is(desk: Desk) -> None:
     for history in ([], [EXPIRY]):
         finish = finish_of(await desk.ask("What does a lost badge cost?", AnswerMode.QUOTE, history=history))
@@ -203,6 +212,14 @@ async def test_a_model_that_says_nothing_is_waited_for_so_long_and_closed(monkey
     assert text_of(pieces) == "A lost badge costs 5 euros."
     assert desk.queries == ["And a lost one? (days visitor badge expire)"]
     assert desk.generator.closed == 2
+
+
+async def test_the_rewriting_leaves_the_answer_half_of_the_time(desk: Desk) -> None:
+    desk.generator.script = [["What does a lost badge cost?"], ["5 euros."]]
+    async for _ in desk.pieces("And a lost one?", AnswerMode.GENERATE, deadline_seconds=6.0, history=[EXPIRY]):
+        pass
+    rewriting, answering = desk.generator.asked
+    assert 0 < rewriting.deadline_seconds <= 3.0 < answering.deadline_seconds <= 6.0
 
 
 async def test_a_number_of_the_question_is_never_lost(desk: Desk) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -308,8 +309,8 @@ def test_a_clock_that_is_set_back_breaks_nothing(
 ) -> None:
     class Earlier(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:
-            return datetime(1971, 1, 1, tzinfo=tz)
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(1971, 1, 1, tzinfo=tz)
 
     shelf = make_shelf()
     first = shelf.add("Badges expire.")

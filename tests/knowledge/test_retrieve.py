@@ -179,6 +179,12 @@ async def test_an_empty_collection_gives_one_empty_page(shelf: Shelf) -> None:
     assert await desk.page(3, reranker="judge") == Found(())
 
 
+async def test_facets_come_with_the_first_page_alone(desk: Desk) -> None:
+    first = await desk.page(3, facets=("source",))
+    assert [(count.value, count.documents) for count in first.facets["source"]] == [("stick", 10)]
+    assert (await desk.page(3, first.next_page, facets=("source",))).facets == {}
+
+
 async def test_options_reach_later_pages(desk: Desk) -> None:
     first = await desk.page(3, expand=Expand.PAGE, explain=True)
     second = await desk.page(3, first.next_page, expand=Expand.PAGE, explain=True)
@@ -285,3 +291,10 @@ def test_kept_rankings_are_bounded_in_number_bytes_and_time(monkeypatch: pytest.
 
 def test_everyone_is_a_group_of_every_caller() -> None:
     assert EVERYONE in ANN.groups
+
+
+async def test_a_search_of_one_page_has_the_same_first_page_and_no_next(desk: Desk) -> None:
+    first = await desk.page()
+    alone = await desk.page(paged=False)
+    assert said(alone) == said(first)
+    assert (bool(first.next_page), alone.next_page) == (True, "")

@@ -261,7 +261,7 @@ def test_what_is_hot_is_loaded_once_and_let_go_with_the_file(tmp_path: Path, lar
 def test_what_was_not_used_for_longest_is_let_go_first_and_loaded_again_when_it_is_needed() -> None:
     resident = Resident(250)
     for name in ("a", "b", "a", "c"):
-        resident.get((b"file", name), 100, lambda name=name: name.upper())
+        resident.get((b"file", name), 100, name.upper)
     assert [resident.holds((b"file", name)) for name in "abc"] == [True, False, True]
     assert resident.get((b"file", "b"), 100, lambda: "again") == "again"
     assert resident.used_bytes == 200
@@ -322,7 +322,7 @@ def test_paced_writing_keeps_to_its_rate_and_unpaced_writing_waits_for_nobody(mo
         waits.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(durable.time, "sleep", sleep)
+    monkeypatch.setattr("appliance.knowledge.storage.durable.time.sleep", sleep)
     bucket = durable.TokenBucket(1000, clock=lambda: now[0])
     for _ in range(50):
         bucket(200)

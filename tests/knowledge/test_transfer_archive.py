@@ -154,6 +154,7 @@ def test_a_passphrase_typed_on_another_keyboard_opens_it(tmp_path: Path) -> None
     assert read(path, 7, "Schlu\u0308ssel") == b"content"
 
 
+@pytest.mark.long
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     content = content_of([DOCUMENT])
     path = write(tmp_path / "a.export", content)

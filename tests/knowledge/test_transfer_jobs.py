@@ -1,15 +1,17 @@
 """Exports, imports, backups and restores as an operator starts them: paths checked, progress told, cancelled whole."""
 
+import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from appliance.errors import AlreadyExists, ApplianceError, InvalidArgument, NotFound
 from appliance.jobs import JobRunner
 from appliance.knowledge.transfer.jobs import Transfers
-from appliance.types import Job, JobState, PassphraseCost
+from appliance.types import Collection, Job, JobState, NewDocument, PassphraseCost
 from tests.knowledge.conftest import Shelf
 from tests.knowledge.test_transfer_backup import lose
 from tests.knowledge.test_transfer_export import WORDS, filled, folders, keyring_of, whole
@@ -114,13 +116,20 @@ async def test_what_is_not_there_is_told_at_once(transfers: Transfers, jobs: Job
 
 
 async def test_a_cancelled_job_leaves_nothing(
-    filled: Shelf, transfers: Transfers, jobs: JobRunner, tmp_path: Path
+    filled: Shelf, transfers: Transfers, jobs: JobRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(200):
-        filled.add(f"Number {number}.", title=str(number))
+    go, export = Event(), filled.library.export
+
+    def held(collection: str) -> tuple[Collection, Iterator[NewDocument]]:
+        about, documents = export(collection)
+        return about, (document for document in documents if go.wait(20))
+
+    monkeypatch.setattr(filled.library, "export", held)
     job = transfers.export("default", "handbook", f"{tmp_path}/a.export", WORDS)
     async for seen in jobs.watch(job.id):
-        if seen.done:
+        if seen.total and not go.is_set():  # it runs, and has read nothing yet
             jobs.cancel(job.id)
+            await asyncio.sleep(0.01)
+            go.set()
     assert jobs.get(job.id).state is JobState.CANCELLED
     assert os.listdir(tmp_path) == [filled.root.name]

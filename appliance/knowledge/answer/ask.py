@@ -103,7 +103,7 @@ class Asker:
             self._chat_model(caller.tenant, mode, model),
             model,
             sampling,
-            SearchOptions(filter=condition, reranker=reranker),
+            SearchOptions(filter=condition, reranker=reranker, paged=False),
             began + deadline_seconds if deadline_seconds else math.inf,
         )
         async with aclosing(self._pieces(inquiry)) as pieces:  # type: ignore[type-var]
@@ -175,7 +175,8 @@ class Asker:
             return unanswered(Finish(FinishReason.STOP))
         if inquiry.file:
             return self._writer.answer(inquiry, inquiry.file, question, passages, sources)
-        return self._quoter.answer(question, passages, sources)
+        # Words that were carried over find the passages; the sentence that answered the last question holds them, too.
+        return self._quoter.answer(inquiry.question, passages, sources)
 
 
 async def _still_holds(pieces: Sequence[AskPiece], sources: Sources) -> bool:

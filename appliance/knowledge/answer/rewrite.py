@@ -64,9 +64,11 @@ class Rewriter:
         others = OTHERS if several(question) and not inquiry.options.reranker else 0  # its order is of one question
         if inquiry.file is None or len(question) > MAX_CHARACTERS or not (inquiry.history or others):
             return ruled
+        left = inquiry.seconds_left()
+        seconds = min(left / 2, REWRITE_SECONDS) if left else REWRITE_SECONDS  # the answer needs time, too
         try:
-            async with asyncio.timeout(REWRITE_SECONDS):
-                written, usage = await self._write(inquiry, inquiry.file, others)
+            async with asyncio.timeout(seconds):
+                written, usage = await self._write(inquiry, inquiry.file, others, seconds)
         except (ApplianceError, TimeoutError) as error:
             log.warning("ask.not_rewritten", model=inquiry.file.name, reason=getattr(error, "reason", "TIMEOUT"))
             return Plan(ruled.question, failed=True)
@@ -78,15 +80,15 @@ class Rewriter:
         found.pop(first.casefold(), None)
         return Plan(first if inquiry.history else question, tuple(found.values())[:others], usage)
 
-    async def _write(self, inquiry: Inquiry, file: ModelFile, others: int) -> tuple[str, Usage]:
+    async def _write(self, inquiry: Inquiry, file: ModelFile, others: int, seconds: float) -> tuple[str, Usage]:
         """What the model wrote, and its usage."""
-        tenant, left = inquiry.caller.tenant, inquiry.seconds_left()
+        tenant = inquiry.caller.tenant
         generation = Generation(
             self._composer.rewrite(file.scaffold, inquiry.question, inquiry.history, others),
             Sampling(temperature=0.0, max_tokens=REWRITE_TOKENS + OTHER_TOKENS * others),
             prefix_salt=self._prefix_salt(tenant),
             tenant=tenant,
-            deadline_seconds=min(left, REWRITE_SECONDS) if left else REWRITE_SECONDS,
+            deadline_seconds=seconds,
             constraint=_lines(1 + others),
         )
         written, usage = "", Usage()

@@ -114,7 +114,7 @@ def _numbered(sizes: Integers) -> tuple[Integers, Integers]:
 def _narrowest(values: Integers, starts: Integers) -> Integers:
     """The bytes that each run of values needs for each of its values; starts: of the runs, none empty."""
     greatest = np.maximum.reduceat(values, starts)
-    return np.select([greatest < 1 << 8, greatest < 1 << 16], _WIDTHS[:2], _WIDTHS[2])
+    return 1 << ((greatest >= 1 << 8).astype(np.int64) + (greatest >= 1 << 16))
 
 
 def _scatter(target: Bytes, at: Integers, values: Integers, widths: Integers) -> None:

@@ -68,13 +68,17 @@ class Retriever:
             part = ranking.candidates[at : at + limit - len(shown)]
             shown += await asked.show(replace(ranking, candidates=part))
             at += len(part)
-        if at >= len(ranking.candidates):
+        if at >= len(ranking.candidates) or not options.paged:
             return Found(tuple(shown), ranking.facets)
         return Found(tuple(shown), ranking.facets, f"{token or self._kept.put(owner, ranking)}-{at}")
 
     async def _rank(self, asked: "_Asked", limit: int) -> Ranking:
-        ranking = await asked.rank(min(MAX_CANDIDATES, max(LEAST_CANDIDATES, PAGES * limit)))
-        if not asked.options.reranker or not len(ranking.candidates):
+        options = asked.options
+        looked_at = LEAST_CANDIDATES if options.reranker or options.diversity else limit
+        ranking = await asked.rank(
+            min(MAX_CANDIDATES, max(LEAST_CANDIDATES, PAGES * limit)) if options.paged else max(limit, looked_at)
+        )
+        if not options.reranker or not len(ranking.candidates):
             return ranking
         read = await asked.show(replace(ranking, candidates=ranking.candidates[:RERANKED]))
         texts = [f"{passage.heading}\n{passage.text}" if passage.heading else passage.text for passage in read]
@@ -131,9 +135,9 @@ class Kept:
         return len(self._rankings)
 
     def put(self, owner: Owner, ranking: Ranking) -> str:
-        """The token that the ranking is kept under."""
+        """The token that the ranking is kept under, without its facets: later they might count what was revoked."""
         token = secrets.token_hex(_TOKEN_BYTES)
-        self._rankings[token] = owner, replace(ranking, vectors=_NO_VECTORS), self._clock()
+        self._rankings[token] = owner, replace(ranking, vectors=_NO_VECTORS, facets={}), self._clock()
         self.used_bytes += ranking.candidates.nbytes
         while len(self) > KEPT_RANKINGS or self.used_bytes > KEPT_BYTES or self._oldest_expired():
             self.used_bytes -= self._rankings.popitem(last=False)[1][1].candidates.nbytes
