@@ -75,7 +75,7 @@ def test_every_flipped_bit_is_named_or_changes_nothing(full: Shelf) -> None:
     found = full.search("badges expire days")
     full.library.close()
     data = [path for path in full.root.rglob("*") if path.is_file() and "slots" not in path.parts]
-    step = 1 + sum(path.stat().st_size for path in data) // 1500
+    step = 1 + sum(path.stat().st_size for path in data) // 300
     for path in data:
         raw = path.read_bytes()
         for at in range(0, len(raw), step if len(raw) > 300 else 3):
