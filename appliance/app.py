@@ -16,6 +16,8 @@ import structlog
 
 from appliance.access import ca
 from appliance.access.apps import AppKeys
+from appliance.access.callers import Callers
+from appliance.access.groups import GroupBook
 from appliance.api.access import AccessService
 from appliance.api.chat import Chat
 from appliance.api.embedding import Embedding
@@ -268,27 +270,31 @@ def build(config: Config) -> App:
     embedding = Embedding(embedder, minilm.NAME, encoders)
     embedder_status = _embedder_status(files, embedder)
     keys = AppKeys(data / "access" / "apps.json", keyring)
+    callers = Callers(GroupBook(data / "access" / "groups.json", keyring))
     if keyring.is_rotating:  # a rotation that a crash cut short
         keyring.rotate((tenant_keys.rewrap, partial(cache_key.rewrap, data / "cache" / "key", keyring), keys.rewrap))
     services = Services(
-        access=AccessService(keys),
-        inference=InferenceService(chat, router, embedding, encoders),
+        access=AccessService(callers, keys),
+        inference=InferenceService(callers, chat, router, embedding, encoders),
         knowledge=KnowledgeService(
+            callers,
             libraries,
             retriever,
             asker,
             Upkeep(libraries, embedders, jobs),
             Transfers(libraries, keyring, jobs, data),
         ),
-        ingest=IngestService(Ingest(config, libraries, extractor, jobs)),
+        ingest=IngestService(callers, Ingest(config, libraries, extractor, jobs)),
         job=JobService(jobs),
         model=ModelService(router, store, imports, aliases, requantizer, embedder_status, encoders),
-        telemetry=TelemetryService(monitor, lambda: _status(config, monitor, store, libraries, server), router.stats),
+        telemetry=TelemetryService(
+            callers, monitor, lambda: _status(config, monitor, store, libraries, server), router.stats
+        ),
     )
     server = Server(services, prepare)
     http = _http(
         config,
-        keys,
+        Gate(keys, callers, Limits(call_seconds=config.http_call_seconds)),
         HttpServices(
             chat=chat,
             embedding=embedding,
@@ -343,11 +349,10 @@ def _knowledge_bounds(config: Config) -> Bounds:
     )
 
 
-def _http(config: Config, keys: AppKeys, services: HttpServices) -> HttpServer | None:
+def _http(config: Config, gate: Gate, services: HttpServices) -> HttpServer | None:
     """The HTTP port, unless it is switched off."""
     if not config.http_listen:
         return None
-    gate = Gate(keys, Limits(call_seconds=config.http_call_seconds))
     certificate, key = ca.server_files(config.data_dir)
     return HttpServer(routes(gate, services), gate, shape, services.mcp.running, certificate, key)
 

@@ -12,7 +12,6 @@ The file is signed by the box and replaced in one step: who can write it can sti
 import base64
 import hashlib
 import hmac
-import json
 import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -23,9 +22,9 @@ from typing import Any
 
 import structlog
 
-from appliance.access.ca import write_private
 from appliance.access.roles import identity_uri
-from appliance.errors import DiskFull, InvalidArgument, KeyRefused, NotFound, StoreDamaged
+from appliance.access.signed import SignedFile
+from appliance.errors import InvalidArgument, KeyRefused, NotFound
 from appliance.ports import Keyring
 from appliance.types import AppKey, AppScope, Principal
 
@@ -33,7 +32,7 @@ DEFAULT_LIFETIME = timedelta(days=90)
 SHORTEST_LIFETIME, LONGEST_LIFETIME = timedelta(minutes=1), timedelta(days=366)
 USE_IS_COARSE = timedelta(hours=1)
 CONTEXT = b"appliance app keys"
-PURPOSE = b"app keys 1\n"  # no other thing that this box signs can stand in for the file
+PURPOSE = b"app keys 1\n"
 UNKNOWN = "The app key is not one of this box."
 log = structlog.get_logger()
 
@@ -49,15 +48,13 @@ class AppKeys:
 
     def __init__(self, path: Path, keyring: Keyring, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Raises StoreDamaged where the file is not what was written for this box."""
-        self._path, self._keyring, self._clock = path, keyring, clock
+        self._file, self._keyring, self._clock = SignedFile(path, keyring, PURPOSE), keyring, clock
         self._lock = threading.Lock()  # of what is in memory; never held while the disk is waited for
         self._writing = threading.Lock()  # taken before the other
         self._unsaved = False
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            self._wrapped, self._stored = _read(path, keyring)
-        else:
-            self._wrapped, self._stored = keyring.wrap(keyring.new_key(), CONTEXT), dict[str, _Stored]()
+        found = _read(self._file)
+        self._wrapped, self._stored = found or (keyring.wrap(keyring.new_key(), CONTEXT), {})
+        if not found:
             self._write(self._stored)
         self._hash_key = keyring.unwrap(self._wrapped, CONTEXT)
 
@@ -167,16 +164,7 @@ class AppKeys:
 
     def _write(self, stored: Mapping[str, _Stored]) -> None:
         keys = [_record(one) for one in stored.values()]
-        content = {"hash_key": base64.b64encode(self._wrapped).decode(), "keys": keys}
-        signature = self._keyring.sign(_signed(content)).hex()
-        try:
-            write_private(self._path, json.dumps({"signature": signature} | content, indent=1).encode())
-        except OSError as error:
-            raise DiskFull(f"The app keys cannot be written: {error.strerror or 'the disk failed'}.") from error
-
-
-def _signed(content: Mapping[str, Any]) -> bytes:
-    return PURPOSE + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+        self._file.write({"hash_key": base64.b64encode(self._wrapped).decode(), "keys": keys})
 
 
 def _record(stored: _Stored) -> dict[str, Any]:
@@ -196,16 +184,16 @@ def _record(stored: _Stored) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, keyring: Keyring) -> tuple[bytes, dict[str, _Stored]]:
-    """The wrapped hash key, and the keys by id. Raises StoreDamaged."""
+def _read(file: SignedFile) -> tuple[bytes, dict[str, _Stored]] | None:
+    """The wrapped hash key, and the keys by id; None where nothing was written yet. Raises StoreDamaged."""
+    content = file.read()
+    if content is None:
+        return None
     try:
-        content = json.loads(path.read_bytes())
-        signature = content.pop("signature")
-        keyring.verify(_signed(content), bytes.fromhex(signature))
         stored = [_restore(record) for record in content["keys"]]
         return base64.b64decode(content["hash_key"], validate=True), {one.key.id: one for one in stored}
-    except (ValueError, KeyError, TypeError, AttributeError, StoreDamaged):
-        raise StoreDamaged(f"{path} is not what this box wrote.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise file.damaged() from None
 
 
 def _restore(record: dict[str, Any]) -> _Stored:

@@ -72,7 +72,15 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         (
             ONLY_ADMIN,
             {
-                "AccessService": ("CreateAppKey", "ListAppKeys", "RevokeAppKey"),
+                "AccessService": (
+                    "CreateAppKey",
+                    "ListAppKeys",
+                    "RevokeAppKey",
+                    "SetGroup",
+                    "GetGroup",
+                    "ListGroups",
+                    "DeleteGroup",
+                ),
                 "KnowledgeService": (
                     "DeleteCollection",
                     "RotateKeys",

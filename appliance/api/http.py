@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.access import roles
 from appliance.access.apps import AppKeys
+from appliance.access.callers import Callers
 from appliance.api import requests
 from appliance.errors import (
     ApplianceError,
@@ -92,6 +93,7 @@ class Call:
     who: str = ""
     outcome: str = "OK"
     key: AppKey | None = None
+    caller: Principal | None = None
     body: bytes = b""
     path: Mapping[str, str] | None = None
     deadline_seconds: float = 0.0
@@ -100,13 +102,17 @@ class Call:
 
     @property
     def principal(self) -> Principal:
-        assert self.key is not None  # a handler is reached with a key only
-        return self.key.principal
+        assert self.caller is not None  # a handler is reached with a key only
+        return self.caller
 
     def require(self, method: str) -> None:
-        """Let the caller do what a gRPC method does. Raises Forbidden."""
+        """Let the caller do what a gRPC method does: both its role and its key must open it. Raises Forbidden."""
+        assert self.key is not None
         self.method = method
-        _allow(self.key, method)
+        roles.allow(self.principal, method)
+        scope = SCOPES.get(method.split("/")[1].rpartition(".")[2])
+        if scope not in self.key.scopes:
+            raise Forbidden(f"The app key {self.key.id} has not the scope {scope.value if scope else method}.")
 
     def require_model(self, model: str) -> str:
         """The model to ask: the one named, or for '' the key's only one, where it has any.
@@ -135,8 +141,8 @@ class Call:
 class Gate:
     """Admits calls. `drain` refuses new ones from then on. Belongs to one event loop."""
 
-    def __init__(self, keys: AppKeys, limits: Limits = Limits()) -> None:
-        self.keys, self.limits = keys, limits
+    def __init__(self, keys: AppKeys, callers: Callers, limits: Limits = Limits()) -> None:
+        self.keys, self.callers, self.limits = keys, callers, limits
         self._draining = False
         self._bodies_bytes = 0  # of large bodies, of all calls that run
 
@@ -151,10 +157,11 @@ class Gate:
         if scheme.lower() != "bearer" or not token:
             raise KeyRefused("The call came without an app key.")
         call.key = self.keys.authenticate(token.strip())
-        call.who = f"{call.key.principal} by key {call.key.id}"
+        call.caller = self.callers.by_key(call.key)
+        call.who = f"{call.caller} by key {call.key.id}"
         if self._draining:
             raise Draining("The daemon is stopping.")
-        _allow(call.key, call.method)
+        call.require(call.method)
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
@@ -173,15 +180,6 @@ class Gate:
             yield grow
         finally:
             self._bodies_bytes -= held
-
-
-def _allow(key: AppKey | None, method: str) -> None:
-    """Both the role and the key must open a gRPC method. Raises Forbidden."""
-    assert key is not None
-    roles.allow(key.principal, method)
-    scope = SCOPES.get(method.split("/")[1].rpartition(".")[2])
-    if scope not in key.scopes:
-        raise Forbidden(f"The app key {key.id} has not the scope {scope.value if scope else method}.")
 
 
 @dataclass(frozen=True)

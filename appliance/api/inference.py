@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from appliance.access import roles
+from appliance.access.callers import Callers
 from appliance.api import messages, requests
 from appliance.api.chat import ANY_JSON_OBJECT, MAX_CHARACTERS, Chat
 from appliance.api.embedding import MAX_TEXT_CHARACTERS, Embedding, require_texts
@@ -51,6 +51,7 @@ PRIORITIES = {
 
 @dataclass(frozen=True)
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    callers: Callers
     chat: Chat
     generator: Generator
     embedding: Embedding
@@ -58,7 +59,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
         call = chat_call(request, context.time_remaining())
-        caller = roles.principal(context.auth_context())
+        caller = self.callers.by_certificate(context.auth_context())
         async with aclosing(self.chat.stream(caller, call)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield messages.chat_piece(piece)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from appliance.access import roles
+from appliance.access.callers import Callers
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
 from appliance.gen.v1 import ingest_pb2 as pb
@@ -15,13 +15,15 @@ MAX_PATH_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
+    callers: Callers
     ingest: Ingest
 
     async def IngestFolder(self, request: pb.IngestFolderRequest, context: Context) -> pb.IngestFolderResponse:
         path = requests.text(request.path, "path", MAX_PATH_CHARACTERS)
         collection = requests.collection(request.collection, "collection")
-        readers = requests.readers(request.readers) or frozenset({EVERYONE})
-        job = await self.ingest.start(roles.principal(context.auth_context()).tenant, path, collection, readers)
+        tenant = self.callers.by_certificate(context.auth_context()).tenant
+        readers = requests.readers(request.readers, self.callers.groups.readers(tenant)) or frozenset({EVERYONE})
+        job = await self.ingest.start(tenant, path, collection, readers)
         return pb.IngestFolderResponse(job=messages.job(job))
 
     async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:

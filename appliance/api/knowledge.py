@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from appliance.access import roles
+from appliance.access.callers import Callers
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument
@@ -35,6 +35,7 @@ EXPANDS = {pb.EXPAND_UNSPECIFIED: Expand.NONE, pb.EXPAND_SECTION: Expand.SECTION
 
 @dataclass(frozen=True)
 class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
+    callers: Callers
     libraries: Libraries
     retriever: Retriever
     asker: Asker
@@ -46,32 +47,32 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
-        library = self.libraries.of(_caller(context).tenant)
+        library = self.libraries.of(self._caller(context).tenant)
         made = await asyncio.to_thread(library.create, request.collection_id)
         return pb.CreateCollectionResponse(collection=messages.collection(made))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
-        caller = _caller(context)
+        caller = self._caller(context)
         found = await asyncio.to_thread(self.libraries.of(caller.tenant).collections, caller.groups)
         items, token = requests.page(found, request.page_size, request.page_token)
         return pb.ListCollectionsResponse(collections=map(messages.collection, items), next_page_token=token)
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
-        caller, name = _caller(context), requests.collection(request.name)
+        caller, name = self._caller(context), requests.collection(request.name)
         found = await asyncio.to_thread(self.libraries.of(caller.tenant).describe, name, caller.groups)
         return pb.GetCollectionResponse(collection=messages.collection(found))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        library = self.libraries.of(_caller(context).tenant)
+        library = self.libraries.of(self._caller(context).tenant)
         proof = await asyncio.to_thread(library.drop, requests.collection(request.name))
         return pb.DeleteCollectionResponse(statement=proof.statement, signature=proof.signature)
 
     async def CompactCollection(
         self, request: pb.CompactCollectionRequest, context: Context
     ) -> pb.CompactCollectionResponse:
-        caller, name = _caller(context), requests.collection(request.name)
+        caller, name = self._caller(context), requests.collection(request.name)
         library = self.libraries.of(caller.tenant)
         await asyncio.to_thread(library.compact, name)
         found = await asyncio.to_thread(library.describe, name, caller.groups)
@@ -80,22 +81,22 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def VerifyCollection(
         self, request: pb.VerifyCollectionRequest, context: Context
     ) -> pb.VerifyCollectionResponse:
-        job = self.upkeep.verify(_caller(context).tenant, requests.collection(request.name))
+        job = self.upkeep.verify(self._caller(context).tenant, requests.collection(request.name))
         return pb.VerifyCollectionResponse(job=messages.job(job))
 
     async def ListFaults(self, request: pb.ListFaultsRequest, context: Context) -> pb.ListFaultsResponse:
-        found = self.upkeep.faults(_caller(context).tenant, requests.collection(request.parent, "parent"))
+        found = self.upkeep.faults(self._caller(context).tenant, requests.collection(request.parent, "parent"))
         return pb.ListFaultsResponse(faults=map(messages.fault, found))
 
     async def ReembedCollection(
         self, request: pb.ReembedCollectionRequest, context: Context
     ) -> pb.ReembedCollectionResponse:
         name, model = requests.collection(request.name), requests.model_or_default(request.model)
-        job = self.upkeep.reembed(_caller(context).tenant, name, model)
+        job = self.upkeep.reembed(self._caller(context).tenant, name, model)
         return pb.ReembedCollectionResponse(job=messages.job(job))
 
     async def RotateKeys(self, request: pb.RotateKeysRequest, context: Context) -> pb.RotateKeysResponse:
-        count = await asyncio.to_thread(self.libraries.rotate, _caller(context).tenant)
+        count = await asyncio.to_thread(self.libraries.rotate, self._caller(context).tenant)
         return pb.RotateKeysResponse(collection_count=count)
 
     # --- copies
@@ -104,32 +105,32 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         self, request: pb.ExportCollectionRequest, context: Context
     ) -> pb.ExportCollectionResponse:
         name, secret = requests.collection(request.name), _passphrase(request.passphrase)
-        job = self.transfers.export(_caller(context).tenant, name, request.path, secret)
+        job = self.transfers.export(self._caller(context).tenant, name, request.path, secret)
         return pb.ExportCollectionResponse(job=messages.job(job))
 
     async def ImportCollection(
         self, request: pb.ImportCollectionRequest, context: Context
     ) -> pb.ImportCollectionResponse:
         secret = _passphrase(request.passphrase)
-        job = self.transfers.import_(_caller(context).tenant, request.collection_id, request.path, secret)
+        job = self.transfers.import_(self._caller(context).tenant, request.collection_id, request.path, secret)
         return pb.ImportCollectionResponse(job=messages.job(job))
 
     async def BackupCollection(
         self, request: pb.BackupCollectionRequest, context: Context
     ) -> pb.BackupCollectionResponse:
-        job = self.transfers.backup(_caller(context).tenant, requests.collection(request.name), request.path)
+        job = self.transfers.backup(self._caller(context).tenant, requests.collection(request.name), request.path)
         return pb.BackupCollectionResponse(job=messages.job(job))
 
     async def RestoreCollection(
         self, request: pb.RestoreCollectionRequest, context: Context
     ) -> pb.RestoreCollectionResponse:
-        job = self.transfers.restore(_caller(context).tenant, request.collection_id, request.path)
+        job = self.transfers.restore(self._caller(context).tenant, request.collection_id, request.path)
         return pb.RestoreCollectionResponse(job=messages.job(job))
 
     # --- documents
 
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
-        caller, name = _caller(context), requests.collection(request.parent, "parent")
+        caller, name = self._caller(context), requests.collection(request.parent, "parent")
         found, token = await asyncio.to_thread(
             self.libraries.of(caller.tenant).documents,
             name,
@@ -141,7 +142,7 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         return pb.ListDocumentsResponse(documents=map(messages.document, found), next_page_token=token)
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
-        caller, where = _caller(context), requests.document(request.name)
+        caller, where = self._caller(context), requests.document(request.name)
         library = self.libraries.of(caller.tenant)
         document = await asyncio.to_thread(library.get, *where, caller.groups)
         pages = await asyncio.to_thread(library.pages, *where, caller.groups)
@@ -150,8 +151,8 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def SetDocumentReaders(
         self, request: pb.SetDocumentReadersRequest, context: Context
     ) -> pb.SetDocumentReadersResponse:
-        caller, where = _caller(context), requests.document(request.name)
-        readers = requests.readers(request.readers)
+        caller, where = self._caller(context), requests.document(request.name)
+        readers = requests.readers(request.readers, self.callers.groups.readers(caller.tenant))
         if not readers:
             raise InvalidArgument.of("readers", "must name somebody; delete the document if nobody is to read it.")
         library = self.libraries.of(caller.tenant)
@@ -159,7 +160,7 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         return pb.SetDocumentReadersResponse(document=messages.document(changed))
 
     async def DeleteDocument(self, request: pb.DeleteDocumentRequest, context: Context) -> pb.DeleteDocumentResponse:
-        caller, where = _caller(context), requests.document(request.name)
+        caller, where = self._caller(context), requests.document(request.name)
         await asyncio.to_thread(self.libraries.of(caller.tenant).delete, *where, caller.groups)
         return pb.DeleteDocumentResponse()
 
@@ -171,7 +172,12 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         if not 0 <= request.limit <= MAX_LIMIT:
             raise InvalidArgument.of("limit", f"must be between 1 and {MAX_LIMIT}, or 0 for {DEFAULT_LIMIT}.")
         found = await self.retriever.search(
-            _caller(context), collection, query, request.limit or DEFAULT_LIMIT, _options(request), request.page_token
+            self._caller(context),
+            collection,
+            query,
+            request.limit or DEFAULT_LIMIT,
+            _options(request),
+            request.page_token,
         )
         return messages.found(found)
 
@@ -181,7 +187,7 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         if len(request.history) > MAX_TURNS:
             raise InvalidArgument.of("history", f"takes at most {MAX_TURNS} turns; send the last ones.")
         pieces = self.asker.ask(
-            _caller(context),
+            self._caller(context),
             requests.collection(request.collection, "collection"),
             requests.text(request.question, "question", MAX_QUESTION_CHARACTERS),
             MODES[request.mode],
@@ -195,6 +201,9 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 yield messages.ask_piece(piece)
+
+    def _caller(self, context: Context) -> Principal:
+        return self.callers.by_certificate(context.auth_context())
 
 
 def _options(request: pb.SearchRequest) -> SearchOptions:
@@ -227,7 +236,3 @@ def _passphrase(given: str) -> str:
     if not 1 <= len(given) <= MAX_PASSPHRASE_CHARACTERS:
         raise InvalidArgument.of("passphrase", f"must have 1 to {MAX_PASSPHRASE_CHARACTERS} characters.")
     return given
-
-
-def _caller(context: Context) -> Principal:
-    return roles.principal(context.auth_context())

@@ -303,6 +303,10 @@ def app_key(value: types.AppKey) -> access_pb2.AppKey:
     )
 
 
+def group(value: types.Group) -> access_pb2.Group:
+    return access_pb2.Group(name=f"groups/{value.name}", users=sorted(value.users))
+
+
 def severity(value: types.Severity) -> telemetry_pb2.Severity.ValueType:
     return telemetry_pb2.Severity.Value(f"SEVERITY_{value.name}")
 

@@ -17,6 +17,7 @@ MAX_PAGE_SIZE = 1000
 COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
+GROUP = re.compile(r"groups/([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
 APP_KEY = re.compile(r"appKeys/([a-f0-9]{1,32})")
 ALIAS = re.compile(r"aliases/([a-z0-9][a-z0-9.-]{0,63})")
 MAX_DEADLINE_SECONDS = 86_400.0
@@ -46,6 +47,11 @@ def job(name: str, field: str = "name") -> str:
 def app_key(name: str, field: str = "name") -> str:
     """The id in "appKeys/3f2a". Raises InvalidArgument."""
     return _match(APP_KEY, name, field, "appKeys/3f2a")[1]
+
+
+def group(name: str, field: str = "name") -> str:
+    """The id in "groups/hr". Raises InvalidArgument."""
+    return _match(GROUP, name, field, "groups/hr")[1]
 
 
 def model(name: str, field: str = "name") -> str:
@@ -110,14 +116,19 @@ def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[
     return items[start:end], _token(end) if end < len(items) else ""
 
 
-def readers(given: Collection[str]) -> frozenset[str]:
-    """Principals and groups that may read a document. Raises InvalidArgument."""
+def readers(given: Collection[str], groups: Collection[str]) -> frozenset[str]:
+    """Principals and groups that may read a document. groups: those of its tenant, "group:hr", ….
+
+    Raises InvalidArgument, also for a group that there is not: the document would be for nobody.
+    """
     if len(given) > MAX_READERS:
         raise InvalidArgument.of("readers", f"{len(given)} were named; at most {MAX_READERS} are taken: use a group.")
     for reader in given:
         if READER.fullmatch(reader) is None:
             kinds = f"{EVERYONE!r}, 'role:ROLE' ({ROLES}), 'group:NAME' and 'user:NAME'"
             raise InvalidArgument.of("readers", f"{reader[:80]!r} is no reader; there are {kinds}.")
+        if reader.startswith("group:") and reader not in groups:
+            raise InvalidArgument.of("readers", f"{reader!r} names no group of this tenant; an administrator makes it.")
     return frozenset(given)
 
 

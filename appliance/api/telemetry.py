@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from appliance.access import roles
+from appliance.access.callers import Callers
 from appliance.api import messages
 from appliance.api.interceptors import Context
 from appliance.gen.v1 import telemetry_pb2 as pb
@@ -17,12 +17,13 @@ ENGINE_SECONDS = 1.0  # as often as an engine tells of itself
 
 @dataclass(frozen=True)
 class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
+    callers: Callers
     monitor: Monitor
     status: Callable[[], Status]
     engines: Callable[[], Mapping[str, EngineStats]]
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
-        principal = str(roles.principal(context.auth_context()))
+        principal = str(self.callers.by_certificate(context.auth_context()))
         status = await asyncio.to_thread(self.status)
         return messages.status(replace(status, principal=principal))
 

@@ -25,7 +25,7 @@ def ingest(
     collection: CollectionOption = "default",
     reader: Annotated[
         list[str] | None,
-        typer.Option("--reader", help="Who may read: everyone, role:ROLE or user:NAME."),
+        typer.Option("--reader", help="Who may read: everyone, role:ROLE, group:NAME or user:NAME."),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the job and leave.")] = False,
     files: Annotated[

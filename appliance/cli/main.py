@@ -11,6 +11,7 @@ from appliance.cli import (
     chat,
     demo,
     documents,
+    groups,
     health,
     ingest,
     jobs,
@@ -45,7 +46,7 @@ def options(
     """
 
 
-for verb in (serve, demo, status, chat, ask, ingest, search, documents, knowledge, models, jobs, apps, health):
+for verb in (serve, demo, status, chat, ask, ingest, search, documents, knowledge, models, jobs, apps, groups, health):
     verb.add_to(app)
 
 

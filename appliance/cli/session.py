@@ -104,6 +104,10 @@ def complete_app_key(ctx: typer.Context, incomplete: str) -> list[str]:
     return _complete(ctx, incomplete, lambda client: (key.id for key in client.app_keys()))
 
 
+def complete_group(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _complete(ctx, incomplete, lambda client: (group.name for group in client.groups()))
+
+
 def _complete(context: typer.Context, incomplete: str, names: "Callable[[Client], Iterable[str]]") -> list[str]:
     """Names of the box that begin so; none where it does not answer at once: completion never complains."""
     session = Session.of(context)

@@ -1,4 +1,4 @@
-"""The box itself: health, ingest, keys of applications."""
+"""The box itself: health, ingest, keys of applications, groups of users."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -17,7 +17,7 @@ from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
 
 
 class BoxCalls(Calls):
-    """The box itself: health, ingest, keys of applications."""
+    """The box itself: health, ingest, keys of applications, groups of users."""
 
     def __init__(self, *connection: Any) -> None:
         super().__init__(*connection)
@@ -97,3 +97,20 @@ class BoxCalls(Calls):
         """No call with the key is taken from here on. `key`: the token's part before the dot."""
         request = access_pb2.RevokeAppKeyRequest(name=named("appKeys", key))
         return convert.app_key(self._call(self._access.RevokeAppKey, request).app_key)
+
+    def set_group(self, name: str, users: Sequence[str]) -> types.Group:
+        """Make a group of the caller's tenant, or give it other users: these, and nobody else."""
+        request = access_pb2.SetGroupRequest(group=access_pb2.Group(name=named("groups", name), users=users))
+        return convert.group(self._call(self._access.SetGroup, request).group)
+
+    def group(self, name: str) -> types.Group:
+        request = access_pb2.GetGroupRequest(name=named("groups", name))
+        return convert.group(self._call(self._access.GetGroup, request).group)
+
+    def groups(self) -> Iterator[types.Group]:
+        """The groups of the caller's tenant, by name."""
+        return map(convert.group, self._pages(self._access.ListGroups, access_pb2.ListGroupsRequest(), "groups"))
+
+    def delete_group(self, name: str) -> None:
+        """Documents keep its name: who makes a group of that name lets its users read them."""
+        self._call(self._access.DeleteGroup, access_pb2.DeleteGroupRequest(name=named("groups", name)))

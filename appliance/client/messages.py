@@ -313,6 +313,10 @@ def app_key(value: access_pb2.AppKey) -> types.AppKey:
     )
 
 
+def group(value: access_pb2.Group) -> types.Group:
+    return types.Group(value.name.removeprefix("groups/"), frozenset(value.users))
+
+
 def health(value: telemetry_pb2.WatchHealthResponse) -> types.HealthReport:
     findings = (
         types.Finding(

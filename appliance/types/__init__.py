@@ -1,6 +1,6 @@
 """Frozen values that cross boundaries. No behaviour beyond what a value knows of itself."""
 
-from appliance.types.access import EVERYONE, AppKey, AppScope, PassphraseCost, Principal, Role
+from appliance.types.access import EVERYONE, AppKey, AppScope, Group, PassphraseCost, Principal, Role
 from appliance.types.arrays import Bools, Floats, Ints
 from appliance.types.health import Finding, HealthReport, Severity, Status
 from appliance.types.inference import (
@@ -119,6 +119,7 @@ __all__ = [
     "Floats",
     "Found",
     "Generation",
+    "Group",
     "HealthReport",
     "ImportedFile",
     "Ints",

@@ -16,19 +16,36 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a caller is, from the URI name of its certificate."""
+    """Who a caller is: by the URI name of its certificate, or by its app key.
+
+    memberships: the groups that it is in, as a document's readers name them: "group:hr", …
+    """
 
     tenant: str
     user: str
     role: Role
+    memberships: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> frozenset[str]:
         """What a document's `readers` are compared with."""
-        return frozenset({EVERYONE, f"user:{self.user}", f"role:{self.role.value}"})
+        return self.memberships | {EVERYONE, f"user:{self.user}", f"role:{self.role.value}"}
 
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/users/{self.user} ({self.role.value})"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Users of one tenant, under a name that documents may have among their readers."""
+
+    name: str
+    users: frozenset[str] = frozenset()
+
+    @property
+    def reader(self) -> str:
+        """How a document's readers name it."""
+        return f"group:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,3 @@ class AppKey:
     models: frozenset[str] = frozenset()
     last_use_time: datetime | None = None
     revoke_time: datetime | None = None
-
-    @property
-    def principal(self) -> Principal:
-        return Principal(self.tenant, self.user, Role.APP)

@@ -44,7 +44,7 @@ def keys(tmp_path: Path, keyring: FileKeyring, clock: Clock) -> AppKeys:
 def test_a_token_proves_who_its_owner_is_and_what_it_opens(keys: AppKeys, clock: Clock) -> None:
     made, token = keys.create(OWNER, [AppScope.KNOWLEDGE], collections=["handbook"], models=["writer"])
     found = keys.authenticate(token)
-    assert found.principal == OWNER
+    assert (found.tenant, found.user) == (OWNER.tenant, OWNER.user)
     assert found.scopes == {AppScope.KNOWLEDGE}
     assert found.collections == {"handbook"}
     assert found.models == {"writer"}
@@ -168,7 +168,7 @@ def test_a_key_that_could_not_be_written_is_no_key(keys: AppKeys, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("appliance.access.apps.write_private", full)
+    monkeypatch.setattr("appliance.access.signed.write_private", full)
     with pytest.raises(DiskFull, match="No space left"):
         keys.create(OWNER, INFERENCE)
     assert keys.list() == ()
@@ -204,11 +204,11 @@ def test_a_call_does_not_wait_for_the_disk(keys: AppKeys, monkeypatch: pytest.Mo
         writing.set()
         assert go.wait(20)
 
-    monkeypatch.setattr("appliance.access.apps.write_private", slow)
+    monkeypatch.setattr("appliance.access.signed.write_private", slow)
     saver = threading.Thread(target=keys.save)
     saver.start()
     assert writing.wait(20)
-    assert keys.authenticate(token).principal == OWNER
+    assert keys.authenticate(token).user == OWNER.user
     assert saver.is_alive()
     go.set()
     saver.join()

@@ -14,6 +14,8 @@ import openai
 
 from appliance.access import ca
 from appliance.access.apps import AppKeys
+from appliance.access.callers import Callers
+from appliance.access.groups import GroupBook
 from appliance.api.chat import Chat
 from appliance.api.embedding import Embedding
 from appliance.api.http import Gate, Limits
@@ -89,6 +91,7 @@ class HttpBox:
     library: MemoryLibrary
     embedder: WordTokenEmbedder
     keys: AppKeys
+    groups: GroupBook
     server: HttpServer
     gate: Gate
     chat: Chat
@@ -154,10 +157,11 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
         mcp=McpServer(LibraryRetriever(library), asker, ca.host_names("127.0.0.1"), "1"),
         metrics=scrape,
     )
-    gate = Gate(keys, limits)
+    groups = GroupBook(data_dir / "access" / "groups.json", keyring)
+    gate = Gate(keys, Callers(groups), limits)
     server = HttpServer(routes(gate, services), gate, shape, services.mcp.running, *ca.server_files(data_dir))
     await server.start("127.0.0.1:0")
-    box = HttpBox(data_dir, generator, library, embedder, keys, server, gate, services.chat)
+    box = HttpBox(data_dir, generator, library, embedder, keys, groups, server, gate, services.chat)
     box.token = box.key(*AppScope)
     try:
         yield box

@@ -11,12 +11,14 @@ import pytest
 
 from appliance.access import ca
 from appliance.access.apps import AppKeys
+from appliance.access.callers import Callers
+from appliance.access.groups import GroupBook
 from appliance.api.access import AccessService
 from appliance.api.interceptors import Gate
 from appliance.client import Client
 from appliance.errors import InvalidArgument, KeyRefused, NotFound
 from appliance.gen.v1 import access_pb2_grpc
-from appliance.types import AppScope, Principal, Role
+from appliance.types import AppScope
 from appliance.vault.keyring import FileKeyring
 
 
@@ -32,7 +34,8 @@ async def access(tmp_path: Path) -> AsyncIterator[Served]:
     keyring = FileKeyring.open(tmp_path / "keys", protects=tmp_path / "knowledge")
     keys = AppKeys(tmp_path / "access" / "apps.json", keyring)
     server = grpc.aio.server(interceptors=[Gate()])
-    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(keys), server)
+    callers = Callers(GroupBook(tmp_path / "access" / "groups.json", keyring))
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(callers, keys), server)
     pair = [(identity.key, identity.certificate)]
     credentials = grpc.ssl_server_credentials(pair, identity.client_authority, require_client_auth=True)
     port = server.add_secure_port("127.0.0.1:0", credentials)
@@ -47,7 +50,7 @@ async def test_a_key_is_made_listed_and_revoked(access: Served) -> None:
     key, token = await asyncio.to_thread(
         client.create_app_key, "crm", [AppScope.KNOWLEDGE], ["handbook"], ["writer"], "", timedelta(days=30)
     )
-    assert key.principal == Principal("default", "crm", Role.APP)
+    assert (key.tenant, key.user) == ("default", "crm")
     assert (key.collections, key.models) == (frozenset({"handbook"}), frozenset({"writer"}))
     assert timedelta(days=29) < key.expire_time - datetime.now(UTC) <= timedelta(days=30)
     assert access.keys.authenticate(token).id == key.id

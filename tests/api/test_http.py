@@ -13,14 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from structlog.testing import capture_logs
 
 from appliance.access import ca
+from appliance.access.roles import ALLOWED
 from appliance.api import http_server
-from appliance.api.http import Limits
+from appliance.api.http import SCOPES, Call, Limits
 from appliance.errors import (
     DeadlineExceeded,
     DiskFull,
+    Forbidden,
     KeyUnavailable,
     ModelDamaged,
     ModelMissing,
@@ -113,15 +116,10 @@ async def test_a_key_opens_its_scopes_and_no_other(served: HttpBox, scope: AppSc
 
 
 async def test_an_app_key_has_the_rights_of_an_app_and_no_more(served: HttpBox) -> None:
-    from appliance.access.roles import ALLOWED
-    from appliance.api.http import SCOPES, _allow
-    from appliance.errors import Forbidden
-
-    key = served.keys.authenticate(served.token)
     opened = set()
     for method in ALLOWED:
         try:
-            _allow(key, method)
+            served.gate.admit(Headers({"authorization": f"Bearer {served.token}"}), Call(method))
             opened.add(method.rpartition("/")[2])
         except Forbidden:
             continue

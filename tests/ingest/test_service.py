@@ -1,23 +1,50 @@
 """What the API asks of an ingest's readers."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from appliance.access import roles
+from appliance.access.callers import Callers
+from appliance.access.groups import GroupBook
 from appliance.api.ingest import IngestService
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import ingest_pb2 as pb
 from appliance.types import EVERYONE, Document, Principal, Role
+from appliance.vault.keyring import FileKeyring
 from tests.ingest.test_pipeline import Bench, PlainExtractor
 
-CONTEXT = cast(Context, None)
+
+@dataclass(frozen=True)
+class CallOf:
+    """What gRPC tells of a call by the holder of a certificate."""
+
+    caller: Principal
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        return {
+            "transport_security_type": [b"ssl"],
+            "x509_pem_cert": [b"pem"],
+            "x509_subject_alternative_name": [roles.identity_uri(self.caller).encode()],
+        }
+
+
+OPERATOR = Principal("t", "olga", Role.OPERATOR)
+
+
+def book_of(bench: Bench) -> GroupBook:
+    data = bench.config.data_dir
+    return GroupBook(data / "access" / "groups.json", FileKeyring.open(data / "keys", protects=data / "knowledge"))
 
 
 async def ingest(bench: Bench, *readers: str) -> None:
     request = pb.IngestFolderRequest(path=str(bench.folder), collection="collections/handbook", readers=readers)
-    answer = await IngestService(bench.ingest).IngestFolder(request, CONTEXT)
+    service = IngestService(Callers(book_of(bench)), bench.ingest)
+    answer = await service.IngestFolder(request, cast(Context, CallOf(OPERATOR)))
     async for _ in bench.jobs.watch(answer.job.name.removeprefix("jobs/")):
         pass
 
@@ -34,6 +61,28 @@ async def test_a_document_for_a_role_and_a_user_is_found_by_both(tmp_path: Path,
     await ingest(bench, "user:Ann.B-c_d", f"role:{role.value}")
     assert len(stored(bench, ann.groups)) == len(stored(bench, ben.groups)) == 1
     assert len(stored(bench, eve.groups)) == (role is Role.APP)
+
+
+async def test_a_document_for_a_group_is_found_by_its_users_only(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, PlainExtractor())
+    bench.write("a.txt", "One.")
+    book_of(bench).set("t", "hr", ["ann"])
+    await ingest(bench, "group:hr")
+    callers = Callers(book_of(bench))
+    found = {
+        (tenant, user): len(stored(bench, callers.by_certificate(CallOf(caller).auth_context()).groups))
+        for tenant, user in (("t", "ann"), ("t", "olga"), ("rival", "ann"))
+        for caller in (Principal(tenant, user, Role.OPERATOR),)
+    }
+    assert found == {("t", "ann"): 1, ("t", "olga"): 0, ("rival", "ann"): 0}
+
+
+async def test_a_group_of_another_tenant_is_no_reader(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, PlainExtractor())
+    book_of(bench).set("rival", "hr", ["ann"])
+    with pytest.raises(InvalidArgument, match="readers: 'group:hr' names no group"):
+        await ingest(bench, "group:hr")
+    assert bench.jobs.list() == ()
 
 
 async def test_a_document_for_nobody_in_particular_is_for_everyone(tmp_path: Path) -> None:

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61ppliance/v1/access.proto\x12\x0c\x61ppliance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x02\n\x06\x41ppKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\x12&\n\x06scopes\x18\x04 \x03(\x0e\x32\x16.appliance.v1.AppScope\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x13\x43reateAppKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12&\n\x06scopes\x18\x03 \x03(\x0e\x32\x16.appliance.v1.AppScope\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12\x0e\n\x06models\x18\x05 \x03(\t\x12+\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x14\x43reateAppKeyResponse\x12%\n\x07\x61pp_key\x18\x01 \x01(\x0b\x32\x14.appliance.v1.AppKey\x12\r\n\x05token\x18\x02 \x01(\t\";\n\x12ListAppKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListAppKeysResponse\x12&\n\x08\x61pp_keys\x18\x01 \x03(\x0b\x32\x14.appliance.v1.AppKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeAppKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14RevokeAppKeyResponse\x12%\n\x07\x61pp_key\x18\x01 \x01(\x0b\x32\x14.appliance.v1.AppKey*n\n\x08\x41ppScope\x12\x19\n\x15\x41PP_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41PP_SCOPE_INFERENCE\x10\x01\x12\x17\n\x13\x41PP_SCOPE_KNOWLEDGE\x10\x02\x12\x15\n\x11\x41PP_SCOPE_METRICS\x10\x03\x32\x91\x02\n\rAccessService\x12U\n\x0c\x43reateAppKey\x12!.appliance.v1.CreateAppKeyRequest\x1a\".appliance.v1.CreateAppKeyResponse\x12R\n\x0bListAppKeys\x12 .appliance.v1.ListAppKeysRequest\x1a!.appliance.v1.ListAppKeysResponse\x12U\n\x0cRevokeAppKey\x12!.appliance.v1.RevokeAppKeyRequest\x1a\".appliance.v1.RevokeAppKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61ppliance/v1/access.proto\x12\x0c\x61ppliance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x02\n\x06\x41ppKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\x12&\n\x06scopes\x18\x04 \x03(\x0e\x32\x16.appliance.v1.AppScope\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x13\x43reateAppKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12&\n\x06scopes\x18\x03 \x03(\x0e\x32\x16.appliance.v1.AppScope\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12\x0e\n\x06models\x18\x05 \x03(\t\x12+\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x14\x43reateAppKeyResponse\x12%\n\x07\x61pp_key\x18\x01 \x01(\x0b\x32\x14.appliance.v1.AppKey\x12\r\n\x05token\x18\x02 \x01(\t\";\n\x12ListAppKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListAppKeysResponse\x12&\n\x08\x61pp_keys\x18\x01 \x03(\x0b\x32\x14.appliance.v1.AppKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeAppKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14RevokeAppKeyResponse\x12%\n\x07\x61pp_key\x18\x01 \x01(\x0b\x32\x14.appliance.v1.AppKey\"$\n\x05Group\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05users\x18\x02 \x03(\t\"5\n\x0fSetGroupRequest\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.appliance.v1.Group\"6\n\x10SetGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.appliance.v1.Group\"\x1f\n\x0fGetGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.appliance.v1.Group\":\n\x11ListGroupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListGroupsResponse\x12#\n\x06groups\x18\x01 \x03(\x0b\x32\x13.appliance.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGroupResponse*n\n\x08\x41ppScope\x12\x19\n\x15\x41PP_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41PP_SCOPE_INFERENCE\x10\x01\x12\x17\n\x13\x41PP_SCOPE_KNOWLEDGE\x10\x02\x12\x15\n\x11\x41PP_SCOPE_METRICS\x10\x03\x32\xcc\x04\n\rAccessService\x12U\n\x0c\x43reateAppKey\x12!.appliance.v1.CreateAppKeyRequest\x1a\".appliance.v1.CreateAppKeyResponse\x12R\n\x0bListAppKeys\x12 .appliance.v1.ListAppKeysRequest\x1a!.appliance.v1.ListAppKeysResponse\x12U\n\x0cRevokeAppKey\x12!.appliance.v1.RevokeAppKeyRequest\x1a\".appliance.v1.RevokeAppKeyResponse\x12I\n\x08SetGroup\x12\x1d.appliance.v1.SetGroupRequest\x1a\x1e.appliance.v1.SetGroupResponse\x12I\n\x08GetGroup\x12\x1d.appliance.v1.GetGroupRequest\x1a\x1e.appliance.v1.GetGroupResponse\x12O\n\nListGroups\x12\x1f.appliance.v1.ListGroupsRequest\x1a .appliance.v1.ListGroupsResponse\x12R\n\x0b\x44\x65leteGroup\x12 .appliance.v1.DeleteGroupRequest\x1a!.appliance.v1.DeleteGroupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APPSCOPE']._serialized_start=941
-  _globals['_APPSCOPE']._serialized_end=1051
+  _globals['_APPSCOPE']._serialized_start=1382
+  _globals['_APPSCOPE']._serialized_end=1492
   _globals['_APPKEY']._serialized_start=109
   _globals['_APPKEY']._serialized_end=436
   _globals['_CREATEAPPKEYREQUEST']._serialized_start=439
@@ -49,6 +49,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEAPPKEYREQUEST']._serialized_end=876
   _globals['_REVOKEAPPKEYRESPONSE']._serialized_start=878
   _globals['_REVOKEAPPKEYRESPONSE']._serialized_end=939
-  _globals['_ACCESSSERVICE']._serialized_start=1054
-  _globals['_ACCESSSERVICE']._serialized_end=1327
+  _globals['_GROUP']._serialized_start=941
+  _globals['_GROUP']._serialized_end=977
+  _globals['_SETGROUPREQUEST']._serialized_start=979
+  _globals['_SETGROUPREQUEST']._serialized_end=1032
+  _globals['_SETGROUPRESPONSE']._serialized_start=1034
+  _globals['_SETGROUPRESPONSE']._serialized_end=1088
+  _globals['_GETGROUPREQUEST']._serialized_start=1090
+  _globals['_GETGROUPREQUEST']._serialized_end=1121
+  _globals['_GETGROUPRESPONSE']._serialized_start=1123
+  _globals['_GETGROUPRESPONSE']._serialized_end=1177
+  _globals['_LISTGROUPSREQUEST']._serialized_start=1179
+  _globals['_LISTGROUPSREQUEST']._serialized_end=1237
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=1239
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1321
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1323
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1357
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1359
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1380
+  _globals['_ACCESSSERVICE']._serialized_start=1495
+  _globals['_ACCESSSERVICE']._serialized_end=2083
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccessServiceStub:
-    """Who may call this box besides the holders of certificates. For administrators.
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,30 @@ class AccessServiceStub:
                 request_serializer=appliance_dot_v1_dot_access__pb2.RevokeAppKeyRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_access__pb2.RevokeAppKeyResponse.FromString,
                 _registered_method=True)
+        self.SetGroup = channel.unary_unary(
+                '/appliance.v1.AccessService/SetGroup',
+                request_serializer=appliance_dot_v1_dot_access__pb2.SetGroupRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_access__pb2.SetGroupResponse.FromString,
+                _registered_method=True)
+        self.GetGroup = channel.unary_unary(
+                '/appliance.v1.AccessService/GetGroup',
+                request_serializer=appliance_dot_v1_dot_access__pb2.GetGroupRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_access__pb2.GetGroupResponse.FromString,
+                _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/appliance.v1.AccessService/ListGroups',
+                request_serializer=appliance_dot_v1_dot_access__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_access__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
+        self.DeleteGroup = channel.unary_unary(
+                '/appliance.v1.AccessService/DeleteGroup',
+                request_serializer=appliance_dot_v1_dot_access__pb2.DeleteGroupRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_access__pb2.DeleteGroupResponse.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
-    """Who may call this box besides the holders of certificates. For administrators.
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators.
     """
 
     def CreateAppKey(self, request, context):
@@ -77,6 +97,33 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGroup(self, request, context):
+        """Makes a group of the caller's tenant, or gives it other users. It counts from the next call on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroups(self, request, context):
+        """The groups of the caller's tenant, by name. A page may have fewer than were asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGroup(self, request, context):
+        """Documents keep the name among their readers: whoever makes a group of that name lets its users read them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +142,26 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     request_deserializer=appliance_dot_v1_dot_access__pb2.RevokeAppKeyRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_access__pb2.RevokeAppKeyResponse.SerializeToString,
             ),
+            'SetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGroup,
+                    request_deserializer=appliance_dot_v1_dot_access__pb2.SetGroupRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_access__pb2.SetGroupResponse.SerializeToString,
+            ),
+            'GetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGroup,
+                    request_deserializer=appliance_dot_v1_dot_access__pb2.GetGroupRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_access__pb2.GetGroupResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=appliance_dot_v1_dot_access__pb2.ListGroupsRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_access__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'DeleteGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGroup,
+                    request_deserializer=appliance_dot_v1_dot_access__pb2.DeleteGroupRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_access__pb2.DeleteGroupResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'appliance.v1.AccessService', rpc_method_handlers)
@@ -104,7 +171,7 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService:
-    """Who may call this box besides the holders of certificates. For administrators.
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators.
     """
 
     @staticmethod
@@ -178,6 +245,114 @@ class AccessService:
             '/appliance.v1.AccessService/RevokeAppKey',
             appliance_dot_v1_dot_access__pb2.RevokeAppKeyRequest.SerializeToString,
             appliance_dot_v1_dot_access__pb2.RevokeAppKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.AccessService/SetGroup',
+            appliance_dot_v1_dot_access__pb2.SetGroupRequest.SerializeToString,
+            appliance_dot_v1_dot_access__pb2.SetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.AccessService/GetGroup',
+            appliance_dot_v1_dot_access__pb2.GetGroupRequest.SerializeToString,
+            appliance_dot_v1_dot_access__pb2.GetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.AccessService/ListGroups',
+            appliance_dot_v1_dot_access__pb2.ListGroupsRequest.SerializeToString,
+            appliance_dot_v1_dot_access__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.AccessService/DeleteGroup',
+            appliance_dot_v1_dot_access__pb2.DeleteGroupRequest.SerializeToString,
+            appliance_dot_v1_dot_access__pb2.DeleteGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

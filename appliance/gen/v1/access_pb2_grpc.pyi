@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccessServiceStub:
-    """Who may call this box besides the holders of certificates. For administrators."""
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,10 +39,17 @@ class AccessServiceStub:
     """Every key, newest first, revoked and expired ones too."""
     RevokeAppKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.RevokeAppKeyRequest, _access_pb2.RevokeAppKeyResponse]
     """From this answer on no call with the key is taken."""
+    SetGroup: _grpc.UnaryUnaryMultiCallable[_access_pb2.SetGroupRequest, _access_pb2.SetGroupResponse]
+    """Makes a group of the caller's tenant, or gives it other users. It counts from the next call on."""
+    GetGroup: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetGroupRequest, _access_pb2.GetGroupResponse]
+    ListGroups: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListGroupsRequest, _access_pb2.ListGroupsResponse]
+    """The groups of the caller's tenant, by name. A page may have fewer than were asked for."""
+    DeleteGroup: _grpc.UnaryUnaryMultiCallable[_access_pb2.DeleteGroupRequest, _access_pb2.DeleteGroupResponse]
+    """Documents keep the name among their readers: whoever makes a group of that name lets its users read them."""
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
-    """Who may call this box besides the holders of certificates. For administrators."""
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAppKey: _aio.UnaryUnaryMultiCallable[_access_pb2.CreateAppKeyRequest, _access_pb2.CreateAppKeyResponse]  # type: ignore[assignment]
@@ -51,9 +58,16 @@ class AccessServiceAsyncStub(AccessServiceStub):
     """Every key, newest first, revoked and expired ones too."""
     RevokeAppKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeAppKeyRequest, _access_pb2.RevokeAppKeyResponse]  # type: ignore[assignment]
     """From this answer on no call with the key is taken."""
+    SetGroup: _aio.UnaryUnaryMultiCallable[_access_pb2.SetGroupRequest, _access_pb2.SetGroupResponse]  # type: ignore[assignment]
+    """Makes a group of the caller's tenant, or gives it other users. It counts from the next call on."""
+    GetGroup: _aio.UnaryUnaryMultiCallable[_access_pb2.GetGroupRequest, _access_pb2.GetGroupResponse]  # type: ignore[assignment]
+    ListGroups: _aio.UnaryUnaryMultiCallable[_access_pb2.ListGroupsRequest, _access_pb2.ListGroupsResponse]  # type: ignore[assignment]
+    """The groups of the caller's tenant, by name. A page may have fewer than were asked for."""
+    DeleteGroup: _aio.UnaryUnaryMultiCallable[_access_pb2.DeleteGroupRequest, _access_pb2.DeleteGroupResponse]  # type: ignore[assignment]
+    """Documents keep the name among their readers: whoever makes a group of that name lets its users read them."""
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Who may call this box besides the holders of certificates. For administrators."""
+    """Who may call this box besides the holders of certificates, and who belongs together. For administrators."""
 
     @_abc_1.abstractmethod
     def CreateAppKey(
@@ -78,5 +92,36 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.RevokeAppKeyResponse, _abc.Awaitable[_access_pb2.RevokeAppKeyResponse]]:
         """From this answer on no call with the key is taken."""
+
+    @_abc_1.abstractmethod
+    def SetGroup(
+        self,
+        request: _access_pb2.SetGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.SetGroupResponse, _abc.Awaitable[_access_pb2.SetGroupResponse]]:
+        """Makes a group of the caller's tenant, or gives it other users. It counts from the next call on."""
+
+    @_abc_1.abstractmethod
+    def GetGroup(
+        self,
+        request: _access_pb2.GetGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.GetGroupResponse, _abc.Awaitable[_access_pb2.GetGroupResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListGroups(
+        self,
+        request: _access_pb2.ListGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ListGroupsResponse, _abc.Awaitable[_access_pb2.ListGroupsResponse]]:
+        """The groups of the caller's tenant, by name. A page may have fewer than were asked for."""
+
+    @_abc_1.abstractmethod
+    def DeleteGroup(
+        self,
+        request: _access_pb2.DeleteGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.DeleteGroupResponse, _abc.Awaitable[_access_pb2.DeleteGroupResponse]]:
+        """Documents keep the name among their readers: whoever makes a group of that name lets its users read them."""
 
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,7 +34,7 @@ class IngestFolderRequest(_message.Message):
     """"collections/handbook"; made if it is not there"""
     @_builtins.property
     def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """who may read the documents: "everyone", "role:ROLE", "user:NAME"; empty: everyone"""
+        """who may read the documents: "everyone", "role:ROLE", "group:NAME", "user:NAME"; empty: everyone"""
 
     def __init__(
         self,

@@ -633,7 +633,7 @@ class SetDocumentReadersRequest(_message.Message):
     name: _builtins.str
     @_builtins.property
     def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """principals and groups: "everyone", "user:…", "role:…" """
+        """"everyone", "role:ROLE", "group:NAME", "user:NAME" """
 
     def __init__(
         self,
