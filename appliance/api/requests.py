@@ -128,7 +128,9 @@ def readers(given: Collection[str], groups: Collection[str]) -> frozenset[str]:
             kinds = f"{EVERYONE!r}, 'role:ROLE' ({ROLES}), 'group:NAME' and 'user:NAME'"
             raise InvalidArgument.of("readers", f"{reader[:80]!r} is no reader; there are {kinds}.")
         if reader.startswith("group:") and reader not in groups:
-            raise InvalidArgument.of("readers", f"{reader!r} names no group of this tenant; an administrator makes it.")
+            raise InvalidArgument.of(
+                "readers", f"{reader!r} names no group of this tenant: `appliance access group set` makes one."
+            )
     return frozenset(given)
 
 
