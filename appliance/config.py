@@ -61,6 +61,9 @@ class Config:
         4096, "Memory for what searches need of all collections: int8 vectors, graphs, postings.", minimum=1
     )
     search_cache_mib: int = option(256, "Decrypted text and vectors kept in memory, of all collections.", minimum=1)
+    chunk_overlap_tokens: int = option(
+        0, "Running text that a passage repeats of the one before it; for documents taken in from then on.", minimum=0
+    )
     compact_mib_per_second: int = option(32, "What compaction writes at most in a second; 0: no limit.", minimum=0)
     parse_memory_mib: int = option(512, "Address space of a parser child.", minimum=128)
     parse_cpu_seconds: int = option(20, "Processor time of a parser child.", minimum=1)

@@ -1,12 +1,15 @@
 """The one runner of long work.
 
 A job is an asyncio task and a frozen snapshot of what it says of itself. Ended jobs are kept until `KEEP_ENDED` newer
-ones have ended, so that a client that comes back later still learns how its job went.
+ones have ended, so that a client that comes back later still learns how its job went. Work that blocks has threads of its own: it
+may hold them for hours, and waits there for what needs the process's other threads.
 """
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +21,9 @@ from appliance.ports import Progress, Work
 from appliance.types import Job, JobState
 
 KEEP_ENDED = 200
+IN_THREADS = 2
+"""Jobs that block, at once; others are queued."""
+
 log = structlog.get_logger()
 
 
@@ -60,10 +66,10 @@ class _ThreadProgress:
         self._loop.call_soon_threadsafe(self._told.update, done, total, note)
 
 
-async def _to_its_end(work: Callable[[Progress], None], told: Progress) -> None:
+async def _to_its_end(threads: Executor, work: Callable[[Progress], None], told: Progress) -> None:
     """Run work in a thread, which nothing can stop but itself."""
     progress = _ThreadProgress(told)
-    running = asyncio.ensure_future(asyncio.to_thread(work, progress))
+    running = asyncio.get_running_loop().run_in_executor(threads, work, progress)
     while not running.done():
         try:
             await asyncio.wait([running])
@@ -80,18 +86,17 @@ class JobRunner:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._threads = ThreadPoolExecutor(IN_THREADS, thread_name_prefix="job")
+        self._in_threads = asyncio.Semaphore(IN_THREADS)
 
-    def start(self, kind: str, subject: str, unit: str, work: Work) -> Job:
-        job = Job(secrets.token_hex(8), kind, subject, JobState.QUEUED, datetime.now(UTC), unit=unit)
-        entry = self._entries[job.id] = _Entry(job)
-        entry.task = asyncio.create_task(self._run(entry, work), name=job.name)
-        # A task that is cancelled before its first step never enters _run.
-        entry.task.add_done_callback(lambda _: None if entry.job.state.ended else self._end(entry, JobState.CANCELLED))
-        self._forget_old()
-        return job
+    def start(self, kind: str, subject: str, unit: str, work: Work, tenant: str = "") -> Job:
+        return self._start(_new_job(kind, subject, unit, tenant), work, nullcontext())
 
-    def start_in_thread(self, kind: str, subject: str, unit: str, work: Callable[[Progress], None]) -> Job:
-        return self.start(kind, subject, unit, partial(_to_its_end, work))
+    def start_in_thread(
+        self, kind: str, subject: str, unit: str, work: Callable[[Progress], None], tenant: str = ""
+    ) -> Job:
+        blocking = partial(_to_its_end, self._threads, work)
+        return self._start(_new_job(kind, subject, unit, tenant), blocking, self._in_threads)
 
     def get(self, job: str) -> Job:
         return self._entry(job).job
@@ -122,11 +127,22 @@ class JobRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
 
-    async def _run(self, entry: _Entry, work: Work) -> None:
-        entry.publish(replace(entry.job, state=JobState.RUNNING))
+    def _start(self, job: Job, work: Work, turn: AbstractAsyncContextManager[None]) -> Job:
+        entry = self._entries[job.id] = _Entry(job)
+        entry.task = asyncio.create_task(self._run(entry, work, turn), name=job.name)
+        # A task that is cancelled before its first step never enters _run.
+        entry.task.add_done_callback(lambda _: None if entry.job.state.ended else self._end(entry, JobState.CANCELLED))
+        self._forget_old()
+        return job
+
+    async def _run(self, entry: _Entry, work: Work, turn: AbstractAsyncContextManager[None]) -> None:
+        """turn: entered before the job runs; it is queued until then."""
         try:
-            await work(_Progress(entry))  # a job's fault ends that job, whatever it is
+            async with turn:
+                entry.publish(replace(entry.job, state=JobState.RUNNING))
+                await work(_Progress(entry))  # a job's fault ends that job, whatever it is
         except asyncio.CancelledError:
             self._end(entry, JobState.CANCELLED)
         except ApplianceError as error:
@@ -152,3 +168,8 @@ class JobRunner:
         ended = [entry.job for entry in self._entries.values() if entry.job.state.ended]
         for job in sorted(ended, key=lambda job: job.create_time)[: max(0, len(ended) - KEEP_ENDED)]:
             del self._entries[job.id]
+
+
+def _new_job(kind: str, subject: str, unit: str, tenant: str) -> Job:
+    now = datetime.now(UTC)
+    return Job(secrets.token_hex(8), kind, subject, JobState.QUEUED, now, unit=unit, tenant=tenant)

@@ -228,7 +228,8 @@ class Library(Protocol):
     """One tenant's knowledge base. Safe to call from many threads; every call may block on the disk.
 
     `groups` are the caller's principals and groups: documents whose readers share none with them do not exist for the
-    call, in no leg, count, facet, snippet or citation.
+    call, in no leg, count, facet, snippet or citation. None, where it may be: of one who administers the tenant, to
+    whom every document exists, though its text stays unread.
     """
 
     def create(self, collection: str) -> Collection:
@@ -245,17 +246,22 @@ class Library(Protocol):
     def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
         """The document made from those bytes by that pipeline: ingest is idempotent on the pair. Raises NotFound."""
 
+    def find_file(self, collection: str, source: str, title: str) -> Document | None:
+        """The newest document of that source and title: what a changed file takes the place of. Raises NotFound."""
+
     def add(self, collection: str, document: NewDocument) -> Document:
         """Chunk, embed, write. When it returns the document survives power loss; when it raises nothing of it stays.
 
         Raises NotFound (also of what it replaces), DocumentRefused (no text), DiskFull, StoreDamaged.
         """
 
-    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+    def set_readers(
+        self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None
+    ) -> Document:
         """Who may read it from the next call on; durable on return. Raises NotFound, InvalidArgument, DiskFull."""
 
     def documents(
-        self, collection: str, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+        self, collection: str, groups: frozenset[str] | None, condition: str = "", after: str = "", limit: int = 0
     ) -> tuple[tuple[Document, ...], str]:
         """By title, and where the next ones begin, '' at the end. condition: a filter; after: that place; limit 0: all.
 
@@ -274,23 +280,12 @@ class Library(Protocol):
     def text(self, collection: str, document: str, span: Span, groups: frozenset[str]) -> str:
         """The stored text of a span. Raises NotFound, StoreDamaged."""
 
-    def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
+    def delete(self, collection: str, document: str, groups: frozenset[str] | None) -> None:
         """Gone from every search when it returns. Raises NotFound."""
 
     def compact(self, collection: str) -> Collection:
-        """Seal the memtable; rewrite segments without deleted rows. Raises NotFound, DiskFull, StoreDamaged."""
-
-    def search(
-        self,
-        collection: str,
-        query: str,
-        groups: frozenset[str],
-        limit: int,
-        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
-    ) -> Found:
-        """The best passages by fused lexical and vector score, best first; ACL and tombstones apply before top-k.
-
-        options.reranker is not for this call; there is one page. Raises NotFound, InvalidArgument, StoreDamaged.
+        """Seal the memtable; rewrite segments without deleted rows. Raises NotFound, DiskFull, StoreDamaged; Busy where
+        it is being rewritten already.
         """
 
     def rank(
@@ -301,7 +296,11 @@ class Library(Protocol):
         limit: int,
         options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
     ) -> Ranking:
-        """The first half of `search`: what it finds, to be shown now or later. Raises as `search`."""
+        """The best passages by fused lexical and vector score, best first; ACL and tombstones apply before top-k.
+
+        They are shown by `show`, now or later. options.reranker is not for this call. Raises NotFound, InvalidArgument,
+        also for a filter or facets that take too long, StoreDamaged.
+        """
 
     def show(
         self,
@@ -311,7 +310,7 @@ class Library(Protocol):
         ranking: Ranking,
         options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
     ) -> tuple[Passage, ...]:
-        """The second half: the passages of a ranking in its order, less those that are gone or may not be read now.
+        """The passages of a ranking in its order, less those that are gone or may not be read now.
 
         Raises NotFound, StoreDamaged.
         """
@@ -321,7 +320,7 @@ class Library(Protocol):
 
 
 class Retriever(Protocol):
-    """Search as callers ask for it: over `Library.search`, with a reranker's order, and in pages."""
+    """Search as callers ask for it: ranked and shown by a library, with a reranker's order, and in pages."""
 
     async def search(
         self,
@@ -361,10 +360,16 @@ Work = Callable[[Progress], Awaitable[None]]
 class Jobs(Protocol):
     """Long work with one shape. Cancelling a job cancels its task at the next await."""
 
-    def start(self, kind: str, subject: str, unit: str, work: Work) -> Job: ...
+    def start(self, kind: str, subject: str, unit: str, work: Work, tenant: str = "") -> Job:
+        """tenant: whose the job is, '' of the box."""
 
-    def start_in_thread(self, kind: str, subject: str, unit: str, work: Callable[[Progress], None]) -> Job:
-        """As `start`, for work that blocks: once it is cancelled, its next `update` raises Cancelled."""
+    def start_in_thread(
+        self, kind: str, subject: str, unit: str, work: Callable[[Progress], None], tenant: str = ""
+    ) -> Job:
+        """As `start`, for work that blocks, of which a few run at once: others are queued, and no other thread waits.
+
+        Once it is cancelled, its next `update` raises Cancelled.
+        """
 
     def get(self, job: str) -> Job:
         """Raises NotFound."""

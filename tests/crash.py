@@ -26,6 +26,7 @@ from appliance.knowledge.library import Library
 from appliance.types import EVERYONE, NewDocument, Passage
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
+from tests.searching import search
 
 COLLECTION = "crash"
 GROUPS = frozenset({EVERYONE})
@@ -96,7 +97,7 @@ class LibraryWorkload:
             }
             assert len(found) == len(documents), "a document is there twice"
             for document in documents[:3]:
-                hits = library.search(COLLECTION, last_words(number_of(document.title)), GROUPS, 5).passages
+                hits = search(library, COLLECTION, last_words(number_of(document.title)), GROUPS, 5).passages
                 check_found(document.name, hits)
             return found
         except NotFound:

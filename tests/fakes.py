@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from appliance.errors import AlreadyExists, DocumentRefused, NoChatModel, NotFound
 from appliance.knowledge.chunk import pieces
+from appliance.knowledge.search import view
+from appliance.knowledge.search.retrieve import Retriever
 from appliance.types import (
+    CANDIDATE,
     Collection,
     Document,
     Encoded,
@@ -29,6 +33,7 @@ from appliance.types import (
     Origin,
     Passage,
     Principal,
+    Ranking,
     SearchOptions,
     Segment,
     Span,
@@ -197,27 +202,45 @@ class MemoryLibrary:
     def compact(self, collection: str) -> Collection:
         return self._describe(collection)
 
-    def search(
+    def rank(
         self,
         collection: str,
         query: str,
         groups: frozenset[str],
         limit: int,
         options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
-    ) -> Found:
+    ) -> Ranking:
         found = [
-            Passage(document.name, document.title, span, pages[span.page - 1][span.start : span.end], 0.0)
+            (document, span, pages[span.page - 1][span.start : span.end])
             for document, pages in self._documents(collection).values()
             if document.readers & groups
             for span in self._spans(pages)
         ]
-        scores = self.embedder.embed([one.text for one in found]) @ self.embedder.embed([query])[0]
-        best = np.argsort(-scores, kind="stable")[:limit]
-        return Found(
-            tuple(
-                Passage(found[i].document, found[i].title, found[i].span, found[i].text, float(scores[i])) for i in best
-            )
-        )
+        candidates = np.zeros(len(found), CANDIDATE)
+        candidates["reranked"] = np.nan
+        candidates["fused"] = self.embedder.embed([text for *_, text in found]) @ self.embedder.embed([query])[0]
+        for candidate, (document, span, _) in zip(candidates, found, strict=True):
+            candidate["document"] = bytes.fromhex(document.id)
+            candidate["page"], candidate["start"], candidate["end"] = span.page, span.start, span.end
+        best = np.argsort(-candidates["fused"], kind="stable")[:limit]
+        return Ranking(candidates[best], 1.0, {}, np.zeros((0, 0), np.float32))
+
+    def show(
+        self,
+        collection: str,
+        query: str,
+        groups: frozenset[str],
+        ranking: Ranking,
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+    ) -> tuple[Passage, ...]:
+        shown: list[Passage] = []
+        for candidate in ranking.candidates:
+            with suppress(NotFound):
+                document, pages = self._readable(collection, bytes(candidate["document"]).hex(), groups)
+                span = view.span(candidate)
+                text = pages[span.page - 1][span.start : span.end]
+                shown.append(Passage(document.name, document.title, span, text, view.score(candidate)))
+        return tuple(shown)
 
     def version(self, collection: str) -> str:
         held = (document for document, _ in self._documents(collection).values())
@@ -267,7 +290,7 @@ class OneLibrary:
 
 @dataclass
 class LibraryRetriever:
-    """ports.Retriever straight over a library, in one page; `asked` holds every query."""
+    """The Retriever of the product over one library; `asked` holds every query."""
 
     library: Any
     asked: list[tuple[str, SearchOptions]] = field(default_factory=list)
@@ -282,8 +305,8 @@ class LibraryRetriever:
         page: str = "",
     ) -> Found:
         self.asked.append((query, options))
-        found: Found = self.library.search(collection, query, caller.groups, limit, options)
-        return found
+        retriever = Retriever(OneLibrary(self.library), WordEncoders())
+        return await retriever.search(caller, collection, query, limit, replace(options, paged=False))
 
 
 @dataclass

@@ -1,5 +1,6 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -7,6 +8,9 @@ from appliance import app
 from appliance.app import admission
 from appliance.config import Config
 from appliance.health import host
+from appliance.health.metrics import Metrics
+from appliance.infer.router import Router
+from appliance.knowledge.quality.drift import SearchTallies
 from appliance.types import EngineStats, ModelFile, ModelKind
 
 GIB = 1 << 30
@@ -69,6 +73,27 @@ def test_stock_attention_that_nobody_asked_for_is_told_with_its_reason() -> None
     }
     assert app._stock_attention(Config(), engines) == {"models/two": "another ggml"}
     assert app._stock_attention(Config(model_attention="stock"), engines) == {}
+
+
+@dataclass
+class Idle:
+    """A router that runs nothing."""
+
+    def stats(self) -> dict[str, EngineStats]:
+        return {}
+
+
+async def test_metrics_name_the_collections_of_one_tenant_alone(tmp_path: Path) -> None:
+    tallies = SearchTallies()
+    tallies.searched("acme", "handbook", None)
+    tallies.searched("rival", "secrets", None)
+    _, text = await app._metrics(Config(data_dir=tmp_path), Metrics(), cast(Router, Idle()), tallies, "acme")
+    assert b'collection="handbook"' in text
+    assert b"secrets" not in text
+
+
+def test_a_damaged_collection_is_a_finding_of_its_tenant() -> None:
+    assert app._place("acme/handbook") == ("acme", "collections/handbook")
 
 
 def test_a_cache_on_disk_that_fails_is_told_with_its_reason() -> None:

@@ -1,10 +1,11 @@
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from appliance.errors import DiskFull, NotFound
-from appliance.jobs import KEEP_ENDED, JobRunner
+from appliance.jobs import IN_THREADS, KEEP_ENDED, JobRunner
 from appliance.ports import Progress
 from appliance.types import Job, JobState
 
@@ -138,3 +139,36 @@ async def test_work_in_a_thread_learns_that_it_is_cancelled_at_its_next_update()
     go_on.set()
     assert (await ended(runner, job)).state is JobState.CANCELLED
     assert after == []
+
+
+async def test_however_many_jobs_block_some_wait_queued_and_no_other_thread_waits_for_them() -> None:
+    runner, go_on = JobRunner(), threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    def work(progress: Progress) -> None:
+        go_on.wait(30)
+
+    jobs = [runner.start_in_thread("verify", "collections/a", "files", work) for _ in range(IN_THREADS + 2)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    states = [runner.get(job.id).state for job in jobs]
+    assert states == [JobState.RUNNING] * IN_THREADS + [JobState.QUEUED] * 2
+    async with asyncio.timeout(20):
+        assert await asyncio.to_thread(lambda: "served") == "served"
+    runner.cancel(jobs[-1].id)
+    assert (await ended(runner, jobs[-1])).state is JobState.CANCELLED
+    go_on.set()
+    assert [(await ended(runner, job)).state for job in jobs[:-1]] == [JobState.SUCCEEDED] * (IN_THREADS + 1)
+
+
+@pytest.mark.parametrize("tenant", ["", "acme"])
+async def test_a_job_says_whose_it_is(tenant: str) -> None:
+    async def work(progress: Progress) -> None:
+        return
+
+    runner = JobRunner()
+    started = [
+        runner.start("import", "", "bytes", work, tenant),
+        runner.start_in_thread("verify", "", "files", lambda progress: None, tenant),
+    ]
+    assert [(await ended(runner, job)).tenant for job in started] == [tenant, tenant]

@@ -87,6 +87,8 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
                     "ExportCollection",
                     "ImportCollection",
                     "RestoreCollection",
+                    "AcceptRollback",
+                    "ShredTenant",
                 ),
                 "ModelService": ("DeleteModel",),
             },

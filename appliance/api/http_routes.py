@@ -23,18 +23,18 @@ STATUS = "/appliance.v1.TelemetryService/GetStatus"
 
 @dataclass(frozen=True)
 class HttpServices:
-    """metrics: their content type and their text, when somebody asks."""
+    """metrics: their content type and their text, when somebody of a tenant asks."""
 
     chat: Chat
     embedding: Embedding
     models: Models
     mcp: mcp.McpServer
-    metrics: Callable[[], Awaitable[tuple[str, bytes]]]
+    metrics: Callable[[str], Awaitable[tuple[str, bytes]]]
 
 
 def routes(gate: Gate, services: HttpServices) -> list[Route]:
     async def metrics(call: Call) -> Answer:
-        media_type, content = await services.metrics()
+        media_type, content = await services.metrics(call.principal.tenant)
         return text_answer(content, media_type)
 
     def post(path: str, method: str, handle: Callable[[Call], Awaitable[Answer]]) -> Route:

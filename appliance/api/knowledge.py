@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from appliance.access import roles
 from appliance.access.callers import Callers
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
@@ -16,7 +17,7 @@ from appliance.knowledge.libraries import Libraries
 from appliance.knowledge.transfer.jobs import Transfers
 from appliance.knowledge.upkeep import Upkeep
 from appliance.ports import Retriever
-from appliance.types import AnswerMode, Expand, Leg, Principal, SearchOptions, Turn
+from appliance.types import AnswerMode, Expand, Leg, Principal, Role, SearchOptions, Turn
 
 DEFAULT_LIMIT = 8
 MAX_LIMIT = 100
@@ -48,19 +49,21 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         library = self.libraries.of(self._caller(context).tenant)
-        made = await asyncio.to_thread(library.create, request.collection_id)
-        return pb.CreateCollectionResponse(collection=messages.collection(made))
+        made = await asyncio.to_thread(library.create, requests.collection_id(request.collection_id))
+        return pb.CreateCollectionResponse(collection=messages.collection(made, with_size=True))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
         caller = self._caller(context)
         found = await asyncio.to_thread(self.libraries.of(caller.tenant).collections, caller.groups)
         items, token = requests.page(found, request.page_size, request.page_token)
-        return pb.ListCollectionsResponse(collections=map(messages.collection, items), next_page_token=token)
+        told = (messages.collection(item, with_size=caller.role in roles.WRITE) for item in items)
+        return pb.ListCollectionsResponse(collections=told, next_page_token=token)
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
         caller, name = self._caller(context), requests.collection(request.name)
         found = await asyncio.to_thread(self.libraries.of(caller.tenant).describe, name, caller.groups)
-        return pb.GetCollectionResponse(collection=messages.collection(found))
+        told = messages.collection(found, with_size=caller.role in roles.WRITE)
+        return pb.GetCollectionResponse(collection=told)
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
@@ -76,7 +79,7 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         library = self.libraries.of(caller.tenant)
         await asyncio.to_thread(library.compact, name)
         found = await asyncio.to_thread(library.describe, name, caller.groups)
-        return pb.CompactCollectionResponse(collection=messages.collection(found))
+        return pb.CompactCollectionResponse(collection=messages.collection(found, with_size=True))
 
     async def VerifyCollection(
         self, request: pb.VerifyCollectionRequest, context: Context
@@ -111,8 +114,8 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def ImportCollection(
         self, request: pb.ImportCollectionRequest, context: Context
     ) -> pb.ImportCollectionResponse:
-        secret = _passphrase(request.passphrase)
-        job = self.transfers.import_(self._caller(context).tenant, request.collection_id, request.path, secret)
+        name, secret = requests.collection_id(request.collection_id), _passphrase(request.passphrase)
+        job = self.transfers.import_(self._caller(context).tenant, name, request.path, secret)
         return pb.ImportCollectionResponse(job=messages.job(job))
 
     async def BackupCollection(
@@ -124,29 +127,47 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
     async def RestoreCollection(
         self, request: pb.RestoreCollectionRequest, context: Context
     ) -> pb.RestoreCollectionResponse:
-        job = self.transfers.restore(self._caller(context).tenant, request.collection_id, request.path)
+        tenant, name = self._caller(context).tenant, requests.collection_id(request.collection_id)
+        job = self.transfers.restore(tenant, name, request.path, replace=request.replace)
         return pb.RestoreCollectionResponse(job=messages.job(job))
+
+    async def AcceptRollback(self, request: pb.AcceptRollbackRequest, context: Context) -> pb.AcceptRollbackResponse:
+        caller, name = self._caller(context), requests.collection(request.name)
+        library = self.libraries.of(caller.tenant)
+        await asyncio.to_thread(library.accept_rollback, name)
+        found = await asyncio.to_thread(library.describe, name, caller.groups)
+        return pb.AcceptRollbackResponse(collection=messages.collection(found, with_size=True))
+
+    async def ShredTenant(self, request: pb.ShredTenantRequest, context: Context) -> pb.ShredTenantResponse:
+        tenant = self._caller(context).tenant
+        if request.tenant != tenant:
+            raise InvalidArgument.of("tenant", "must be the name of your own tenant; nothing was destroyed.")
+        proofs = await asyncio.to_thread(self.libraries.shred_tenant, tenant)
+        told = (pb.ShredProof(statement=proof.statement, signature=proof.signature) for proof in proofs)
+        return pb.ShredTenantResponse(proofs=told)
 
     # --- documents
 
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
         caller, name = self._caller(context), requests.collection(request.parent, "parent")
-        found, token = await asyncio.to_thread(
-            self.libraries.of(caller.tenant).documents,
-            name,
-            caller.groups,
-            request.filter,
-            request.page_token,
-            requests.page_size_of(request.page_size),
-        )
-        return pb.ListDocumentsResponse(documents=map(messages.document, found), next_page_token=token)
+        library, size = self.libraries.of(caller.tenant), requests.page_size_of(request.page_size)
+        groups = _changes(caller) if request.all else caller.groups
+
+        def listed() -> pb.ListDocumentsResponse:
+            found, token = library.documents(name, groups, request.filter, request.page_token, size)
+            return pb.ListDocumentsResponse(documents=map(messages.document, found), next_page_token=token)
+
+        return await asyncio.to_thread(listed)
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
         caller, where = self._caller(context), requests.document(request.name)
         library = self.libraries.of(caller.tenant)
-        document = await asyncio.to_thread(library.get, *where, caller.groups)
-        pages = await asyncio.to_thread(library.pages, *where, caller.groups)
-        return pb.GetDocumentResponse(document=messages.document(document), pages=pages)
+
+        def read() -> pb.GetDocumentResponse:
+            document = messages.document(library.get(*where, caller.groups), with_readers=caller.role in roles.WRITE)
+            return pb.GetDocumentResponse(document=document, pages=library.pages(*where, caller.groups))
+
+        return await asyncio.to_thread(read)
 
     async def SetDocumentReaders(
         self, request: pb.SetDocumentReadersRequest, context: Context
@@ -156,12 +177,12 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
         if not readers:
             raise InvalidArgument.of("readers", "must name somebody; delete the document if nobody is to read it.")
         library = self.libraries.of(caller.tenant)
-        changed = await asyncio.to_thread(library.set_readers, *where, readers, caller.groups)
-        return pb.SetDocumentReadersResponse(document=messages.document(changed))
+        changed = await asyncio.to_thread(library.set_readers, *where, readers, _changes(caller))
+        return pb.SetDocumentReadersResponse(document=messages.document(changed, with_readers=True))
 
     async def DeleteDocument(self, request: pb.DeleteDocumentRequest, context: Context) -> pb.DeleteDocumentResponse:
         caller, where = self._caller(context), requests.document(request.name)
-        await asyncio.to_thread(self.libraries.of(caller.tenant).delete, *where, caller.groups)
+        await asyncio.to_thread(self.libraries.of(caller.tenant).delete, *where, _changes(caller))
         return pb.DeleteDocumentResponse()
 
     # --- questions
@@ -204,6 +225,11 @@ class KnowledgeService(knowledge_pb2_grpc.KnowledgeServiceServicer):
 
     def _caller(self, context: Context) -> Principal:
         return self.callers.by_certificate(context.auth_context())
+
+
+def _changes(caller: Principal) -> frozenset[str] | None:
+    """The groups whose documents the caller may share and delete; None: all, so that none is locked away for ever."""
+    return None if caller.role is Role.ADMIN else caller.groups
 
 
 def _options(request: pb.SearchRequest) -> SearchOptions:

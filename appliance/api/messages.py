@@ -77,17 +77,20 @@ def _token_logprob(value: types.TokenLogprob) -> inference_pb2.TokenLogprob:
     return inference_pb2.TokenLogprob(token=value.token, piece=value.piece, logprob=value.logprob)
 
 
-def collection(value: types.Collection) -> knowledge_pb2.Collection:
+def collection(value: types.Collection, *, with_size: bool) -> knowledge_pb2.Collection:
+    """with_size: for those who write there; it tells of documents that others may not read."""
     return knowledge_pb2.Collection(
         name=value.name,
         document_count=value.document_count,
         passage_count=value.passage_count,
-        size_bytes=value.size_bytes,
+        size_bytes=value.size_bytes if with_size else 0,
         create_time=timestamp(value.create_time),
+        embedder=f"models/{value.embedder}" if value.embedder else "",
     )
 
 
-def document(value: types.Document) -> knowledge_pb2.Document:
+def document(value: types.Document, *, with_readers: bool = False) -> knowledge_pb2.Document:
+    """with_readers: for those who may change them; there may be ten thousand."""
     return knowledge_pb2.Document(
         name=value.name,
         title=value.title,
@@ -98,7 +101,7 @@ def document(value: types.Document) -> knowledge_pb2.Document:
         passage_count=value.passage_count,
         source=value.source,
         parser=value.parser,
-        readers=sorted(value.readers),
+        readers=sorted(value.readers) if with_readers else (),
         create_time=timestamp(value.create_time),
         metadata={name: _metadata_value(part) for name, part in value.metadata.items()},
     )

@@ -9,12 +9,12 @@ from typing import TypeVar
 from appliance.api import messages
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import inference_pb2
-from appliance.types import EVERYONE, MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Role, Sampling
+from appliance.types import COLLECTION_NAME, EVERYONE, MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING_RANGES, Role, Sampling
 
 T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-COLLECTION = re.compile(r"collections/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
+COLLECTION = re.compile(rf"collections/({COLLECTION_NAME})")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
 GROUP = re.compile(r"groups/([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
@@ -31,6 +31,11 @@ MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 def collection(name: str, field: str = "name") -> str:
     """The id in "collections/handbook". Raises InvalidArgument."""
     return _match(COLLECTION, name, field, "collections/handbook")[1]
+
+
+def collection_id(name: str) -> str:
+    """The name of a collection that is to be. Raises InvalidArgument."""
+    return _match(COLLECTION, f"collections/{name}", "collection_id", "handbook")[1]
 
 
 def document(name: str) -> tuple[str, str]:

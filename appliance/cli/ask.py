@@ -13,6 +13,7 @@ from appliance.cli.session import CollectionOption, ModelOption, Session, comman
 if TYPE_CHECKING:
     from appliance.types import AnswerMode, AskPiece, Citation, Finish, Passages, Unsupported
 
+HISTORY_TURNS = 8  # as many as the box looks at
 NOT_ANSWERED = "The documents do not answer this question."
 
 
@@ -65,7 +66,7 @@ def ask(
                 asked,
                 AnswerMode(mode) if mode else None,
                 model,
-                history=history,
+                history=history[-HISTORY_TURNS:],
                 condition=condition,
                 reranker=reranker,
             )

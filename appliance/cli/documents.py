@@ -24,12 +24,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 @command(documents, "list")
-def list_documents(session: Session, collection: CollectionOption = "default", condition: FilterOption = "") -> None:
+def list_documents(
+    session: Session,
+    collection: CollectionOption = "default",
+    condition: FilterOption = "",
+    all_: Annotated[bool, typer.Option("--all", help="For administrators: with what you may not read.")] = False,
+) -> None:
     """List the documents of a collection."""
     from appliance.cli import output
 
     with session.connect() as client:
-        found = list(client.documents(collection, condition))
+        found = list(client.documents(collection, condition, all_=all_))
     if session.json:
         return output.show_json({"documents": found})
     rows = (
@@ -76,7 +81,7 @@ def delete(
     from appliance.cli import output
 
     with session.connect() as client:
-        name = _resource_name(client, collection, document)
+        name = _resource_name(client, collection, document, all_=True)
         confirm(f"Delete {output.printable(document)} ({output.printable(name)})?", yes)
         client.delete_document(name)
     if session.json:
@@ -95,19 +100,22 @@ def readers(
     from appliance.cli import output
 
     with session.connect() as client:
-        changed = client.set_readers(_resource_name(client, collection, document), reader)
+        changed = client.set_readers(_resource_name(client, collection, document, all_=True), reader)
     if session.json:
         return output.show_json(changed)
     return output.show(f"{output.printable(changed.title)} is for {', '.join(sorted(changed.readers))}.")
 
 
-def _resource_name(client: "Client", collection: str, document: str) -> str:
-    """The name of the document of that title or id. Raises NotFound; InvalidArgument where a title is not unique."""
+def _resource_name(client: "Client", collection: str, document: str, *, all_: bool = False) -> str:
+    """The name of the document of that title or id. Raises NotFound; InvalidArgument where a title is not unique.
+
+    all_: for an administrator also one that it may not read.
+    """
     from appliance.errors import InvalidArgument, NotFound
 
     if document.startswith("collections/"):
         return document
-    found = [item for item in client.documents(collection) if document in (item.id, item.title)]
+    found = [item for item in client.documents(collection, all_=all_) if document in (item.id, item.title)]
     if not found:
         raise NotFound(f"The collection {collection} holds no document {document!r}.")
     if len(found) > 1:

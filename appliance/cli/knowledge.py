@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from appliance.client import Client
-    from appliance.types import Collection, Job
+    from appliance.types import Collection, Job, ShredProof
 
 knowledge = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Collections: keys, checks, copies.")
 CollectionName = Annotated[
@@ -78,15 +78,16 @@ def shred(session: Session, collection: CollectionName, yes: Yes = False) -> Non
     with session.connect() as client:
         proof = client.delete_collection(collection)
     if session.json:
-        return output.show_json({"statement": proof.statement, "signature": proof.signature.hex()})
-    output.show(f"Destroyed {collection}.\n\n{proof.statement}\n")
-    return output.show(f"signature {proof.signature.hex()}", "dim")
+        return output.show_json(_as_document(proof))
+    output.show(f"Destroyed {collection}.\n")
+    return _show_proof(proof)
 
 
 @command(knowledge)
 def verify(session: Session, collection: CollectionName = "default", no_wait: NoWait = False) -> None:
     """Read and check every byte of a collection."""
     from appliance.cli import output, progress
+    from appliance.errors import StoreDamaged
     from appliance.types import JobState
 
     with session.connect() as client:
@@ -94,7 +95,7 @@ def verify(session: Session, collection: CollectionName = "default", no_wait: No
         if no_wait:
             return _show_started(job, session)
         ended = progress.wait(client, job)
-        faults = client.faults(collection)
+        faults = client.faults(collection) if ended.error_reason == StoreDamaged.reason else ()
     if session.json:
         output.show_json({"job": ended, "faults": faults})
     elif faults:
@@ -163,9 +164,52 @@ def backup(session: Session, collection: CollectionName, path: BoxPath, no_wait:
 
 
 @command(knowledge)
-def restore(session: Session, collection: CollectionName, path: BoxPath, no_wait: NoWait = False) -> None:
-    """Make a collection of a backup."""
-    _run(session, lambda client: client.restore_collection(collection, _absolute(path)), no_wait)
+def restore(
+    session: Session,
+    collection: CollectionName,
+    path: BoxPath,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where it is there and sound: what was written since is lost.")
+    ] = False,
+    no_wait: NoWait = False,
+) -> None:
+    """Make a collection of a backup, or put it in the place of a damaged one."""
+    _run(session, lambda client: client.restore_collection(collection, _absolute(path), replace=replace), no_wait)
+
+
+@command(knowledge, "accept-rollback")
+def accept_rollback(session: Session, collection: CollectionName, yes: Yes = False) -> None:
+    """Go on with an older state of a collection that somebody put back on the disk."""
+    from appliance.cli import output
+
+    confirm(f"Take what the disk holds of {output.printable(collection)} for its newest state?", yes)
+    with session.connect() as client:
+        found = client.accept_rollback(collection)
+    return output.show_json(found) if session.json else _show([found])
+
+
+@command(knowledge, "shred-tenant")
+def shred_tenant(
+    session: Session,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The name of your own tenant.")],
+) -> None:
+    """Destroy every collection of your tenant, and its keys; the name must be typed once more."""
+    from appliance.cli import output
+    from appliance.errors import Cancelled
+
+    try:
+        typed = typer.prompt(f"Every document of {output.printable(tenant)} is destroyed. Its name", err=True)
+    except typer.Abort:
+        typed = ""
+    if typed != tenant:
+        raise Cancelled("Nothing was changed: the name was not typed.")
+    with session.connect() as client:
+        proofs = client.shred_tenant(tenant)
+    if session.json:
+        return output.show_json({"proofs": [_as_document(proof) for proof in proofs]})
+    for proof in proofs:
+        _show_proof(proof)
+    return output.show(f"Destroyed {len(proofs)} collection{'s' * (len(proofs) != 1)} and the keys of {tenant}.")
 
 
 def _run(session: Session, start: "Callable[[Client], Job]", no_wait: bool) -> None:
@@ -195,6 +239,17 @@ def _show_started(job: "Job", session: Session) -> None:
     return output.show(f"Started {job.name}. Follow it with: appliance jobs watch {job.id}")
 
 
+def _as_document(proof: "ShredProof") -> dict[str, str]:
+    return {"statement": proof.statement, "signature": proof.signature.hex()}
+
+
+def _show_proof(proof: "ShredProof") -> None:
+    from appliance.cli import output
+
+    output.show(f"{proof.statement}\n")
+    output.show(f"signature {proof.signature.hex()}", "dim")
+
+
 def _passphrase(file: str, twice: bool) -> str:
     """From a file, or asked for: never an argument, which every user of the machine could read."""
     from appliance.errors import InvalidArgument
@@ -221,7 +276,13 @@ def _show(found: "Sequence[Collection]") -> None:
     from appliance.cli import output
 
     rows = (
-        (item.id, str(item.document_count), str(item.passage_count), output.bytes_text(item.size_bytes))
+        (
+            item.id,
+            str(item.document_count),
+            str(item.passage_count),
+            output.bytes_text(item.size_bytes),
+            item.embedder or "built-in",
+        )
         for item in found
     )
-    output.show_table(("collection", "#documents", "#passages", "#size"), rows)
+    output.show_table(("collection", "#documents", "#passages", "#size", "embedder"), rows)

@@ -138,17 +138,31 @@ class KnowledgeCalls(Calls):
         request = knowledge_pb2.BackupCollectionRequest(name=named("collections", collection), path=path)
         return convert.job(self._call(self._knowledge.BackupCollection, request).job)
 
-    def restore_collection(self, collection: str, path: str) -> types.Job:
-        """Start to make a collection of such a folder."""
+    def restore_collection(self, collection: str, path: str, *, replace: bool = False) -> types.Job:
+        """Start to make a collection of such a folder. replace: also where it is there and sound."""
         name = collection.removeprefix("collections/")
-        request = knowledge_pb2.RestoreCollectionRequest(collection_id=name, path=path)
+        request = knowledge_pb2.RestoreCollectionRequest(collection_id=name, path=path, replace=replace)
         return convert.job(self._call(self._knowledge.RestoreCollection, request).job)
+
+    def accept_rollback(self, collection: str) -> types.Collection:
+        """Take what the disk holds for its newest state, though an older one was put back."""
+        request = knowledge_pb2.AcceptRollbackRequest(name=named("collections", collection))
+        return convert.collection(self._call(self._knowledge.AcceptRollback, request, WORK_SECONDS).collection)
+
+    def shred_tenant(self, tenant: str) -> tuple[types.ShredProof, ...]:
+        """Destroy all collections of the caller's tenant, and its keys; a proof a collection. tenant: its name."""
+        request = knowledge_pb2.ShredTenantRequest(tenant=tenant)
+        answer = self._call(self._knowledge.ShredTenant, request, WORK_SECONDS)
+        return tuple(types.ShredProof(proof.statement, proof.signature) for proof in answer.proofs)
 
     # --- documents
 
-    def documents(self, collection: str, condition: str = "") -> Iterator[types.Document]:
-        """By title. condition: a filter over documents."""
-        request = knowledge_pb2.ListDocumentsRequest(parent=named("collections", collection), filter=condition)
+    def documents(self, collection: str, condition: str = "", *, all_: bool = False) -> Iterator[types.Document]:
+        """By title, without their readers. condition: a filter over documents. all_: an administrator's look also at
+        what it may not read."""
+        request = knowledge_pb2.ListDocumentsRequest(
+            parent=named("collections", collection), filter=condition, all=all_
+        )
         return map(convert.document, self._pages(self._knowledge.ListDocuments, request, "documents"))
 
     def document(self, name: str) -> tuple[types.Document, tuple[str, ...]]:

@@ -185,8 +185,14 @@ def ask_piece(answer: knowledge_pb2.AskResponse) -> types.AskPiece:
 
 
 def collection(value: knowledge_pb2.Collection) -> types.Collection:
-    name = value.name.removeprefix("collections/")
-    return types.Collection(name, value.document_count, value.passage_count, value.size_bytes, time(value.create_time))
+    return types.Collection(
+        value.name.removeprefix("collections/"),
+        value.document_count,
+        value.passage_count,
+        value.size_bytes,
+        time(value.create_time),
+        value.embedder.removeprefix("models/"),
+    )
 
 
 def document(value: knowledge_pb2.Document) -> types.Document:

@@ -11,7 +11,10 @@ from appliance.types import Severity
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One kind of finding. It is shown once it has lasted `visible_after_seconds`: what mends itself is no news."""
+    """One kind of finding. It is shown once it has lasted `visible_after_seconds`: what mends itself is no news.
+
+    of_others: what stands for a subject of one tenant where another is told.
+    """
 
     code: str
     severity: Severity
@@ -19,6 +22,7 @@ class Declared:
     remedy: str
     impacts_serving: bool = False
     visible_after_seconds: float = 0.0
+    of_others: str = "Something of another tenant"
 
 
 SANDBOX_UNAVAILABLE = Declared(
@@ -55,6 +59,7 @@ STORE_DAMAGED = Declared(
     title="{subject} is damaged on disk and is not opened",
     remedy="Restore the named file from a peer or a backup, then start again.",
     impacts_serving=True,
+    of_others="A collection of another tenant",
 )
 DISK_ALMOST_FULL = Declared(
     code="DISK_ALMOST_FULL",

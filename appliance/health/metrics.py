@@ -77,7 +77,7 @@ class Metrics:
     def render(
         self, engines: Mapping[str, EngineStats], host: Host | None = None, searches: Sequence[SearchTally] = ()
     ) -> bytes:
-        """All of it in Prometheus' text format. engines: by the name of their model."""
+        """All of it in Prometheus' text format. engines: by the name of their model. searches: of one tenant."""
         return bytes(generate_latest(_Scrape(self._registry, engines, host, searches)))
 
     def finished(self, model: str, finish: Finish, first_seconds: float, whole_seconds: float) -> None:
@@ -167,19 +167,16 @@ class _Scrape(CollectorRegistry):
                 yield GaugeMetricFamily(f"appliance_{name}", doc, value=of_host(self._host))
 
     def _of_searches(self) -> Iterator[Metric]:
-        """Collections of one name in several tenants count together, and the drift that fell furthest stands."""
-        names = sorted({tally.collection for tally in self._searches})
         for name, (doc, read) in SEARCH_COUNTERS.items():
             counter = CounterMetricFamily(f"appliance_{name}", doc, labels=["collection"])
-            for collection in names:
-                counter.add_metric([collection], sum(read(t) for t in self._searches if t.collection == collection))
+            for tally in self._searches:
+                counter.add_metric([tally.collection], read(tally))
             yield counter
         doc = "Mean score of the best passage of late, less what it was at first; below 0: worse."
         gauge = GaugeMetricFamily("appliance_knowledge_best_score_drift", doc, labels=["collection"])
-        for collection in names:
-            drifts = [t.best_score_drift for t in self._searches if t.collection == collection]
-            if known := [drift for drift in drifts if drift is not None]:
-                gauge.add_metric([collection], min(known))
+        for tally in self._searches:
+            if tally.best_score_drift is not None:
+                gauge.add_metric([tally.collection], tally.best_score_drift)
         yield gauge
 
     def _family(

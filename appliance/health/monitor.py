@@ -3,9 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from appliance.types import Finding, HealthReport, Severity
 WATCH_HOST_SECONDS = 5.0
 log = structlog.get_logger()
 
-Key = tuple[str, str]
+Key = tuple[str, str, str]
+"""Code, tenant, subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,51 +40,63 @@ class Monitor:
         self._raised: dict[Key, Raised] = {}
         self._watchers: set[Callable[[], None]] = set()
 
-    def raise_(self, declared: Declared, subject: str = "", detail: str = "") -> None:
-        """Say that something is so; saying it again keeps its age and renews the detail."""
-        key = (declared.code, subject)
+    def raise_(self, declared: Declared, subject: str = "", detail: str = "", tenant: str = "") -> None:
+        """Say that something is so; saying it again keeps its age and renews the detail. tenant: whose the subject is,
+        '' of the box."""
+        key = (declared.code, tenant, subject)
         with self._lock:
             old = self._raised.get(key)
             if old is not None and old.finding.detail == detail:
                 return
-            self._raised[key] = _raise(declared, subject, detail, old, self._clock())
+            self._raised[key] = _raise(declared, tenant, subject, detail, old, self._clock())
         if old is None:
-            log.warning("health.raised", code=declared.code, subject=subject)
+            log.warning("health.raised", code=declared.code, subject=subject, tenant=tenant)
         self._changed()
 
-    def clear(self, declared: Declared, subject: str = "") -> None:
+    def clear(self, declared: Declared, subject: str = "", tenant: str = "") -> None:
         """Say that it is so no longer; nothing happens where it was not."""
         with self._lock:
-            old = self._raised.pop((declared.code, subject), None)
+            old = self._raised.pop((declared.code, tenant, subject), None)
         if old is not None:
-            log.info("health.cleared", code=declared.code, subject=subject)
+            log.info("health.cleared", code=declared.code, subject=subject, tenant=tenant)
             self._changed()
 
     def set(self, declared: Declared, details: Mapping[str, str]) -> None:
         """Make the subjects of one kind exactly these, with their details."""
+        self.set_of_tenants(declared, {("", subject): detail for subject, detail in details.items()})
+
+    def set_of_tenants(self, declared: Declared, details: Mapping[tuple[str, str], str]) -> None:
+        """As `set`, by tenant and subject."""
         with self._lock:
-            gone = [subject for code, subject in self._raised if code == declared.code and subject not in details]
-        for subject in gone:
-            self.clear(declared, subject)
-        for subject, detail in details.items():
-            self.raise_(declared, subject, detail)
+            gone = [key[1:] for key in self._raised if key[0] == declared.code and key[1:] not in details]
+        for tenant, subject in gone:
+            self.clear(declared, subject, tenant)
+        for (tenant, subject), detail in details.items():
+            self.raise_(declared, subject, detail, tenant)
 
     def raised(self) -> frozenset[Declared]:
         """The kinds that are raised, visible or not yet."""
         with self._lock:
             return frozenset(raised.declared for raised in self._raised.values())
 
-    def report(self) -> HealthReport:
-        """The findings that are visible now, worst first, then oldest first."""
+    def report(self, tenant: str | None = None) -> HealthReport:
+        """The findings that are visible now, worst first, then oldest first.
+
+        tenant: whom it is for: of what is another's it is told that there is such a finding, once a kind.
+        """
         now = self._clock()
         with self._lock:
-            visible = [raised.finding for raised in self._raised.values() if raised.visible_at_seconds <= now]
+            raised = [one for one in self._raised.values() if one.visible_at_seconds <= now]
+        visible = list(_shown_to(tenant, raised))
         visible.sort(key=lambda finding: (-finding.severity.value, finding.since, finding.code, finding.subject))
         worst = visible[0].severity if visible else Severity.OK
         return HealthReport(worst, tuple(visible))
 
-    async def watch(self) -> AsyncIterator[HealthReport]:
-        """The present report, then each one that differs; what changes while nobody looks is told as one change."""
+    async def watch(self, tenant: str | None = None) -> AsyncIterator[HealthReport]:
+        """The present report, then each one that differs; what changes while nobody looks is told as one change.
+
+        tenant: as in `report`.
+        """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -96,7 +109,7 @@ class Monitor:
             last = None
             while True:
                 changed.clear()
-                report = self.report()
+                report = self.report(tenant)
                 if report != last:
                     last = report
                     yield report
@@ -134,7 +147,22 @@ class Monitor:
             wake()
 
 
-def _raise(declared: Declared, subject: str, detail: str, old: Raised | None, now_seconds: float) -> Raised:
+def _shown_to(tenant: str | None, raised: Iterable[Raised]) -> Iterator[Finding]:
+    """tenant: None for who may see all of it."""
+    of_others: dict[Declared, Finding] = {}
+    for one in raised:
+        finding, declared = one.finding, one.declared
+        if tenant is None or finding.tenant in ("", tenant):
+            yield finding
+        elif declared not in of_others or finding.since < of_others[declared].since:
+            title = declared.title.format(subject=declared.of_others)
+            of_others[declared] = replace(finding, subject="", title=title, detail="", tenant="")
+    yield from of_others.values()
+
+
+def _raise(
+    declared: Declared, tenant: str, subject: str, detail: str, old: Raised | None, now_seconds: float
+) -> Raised:
     finding = Finding(
         code=declared.code,
         severity=declared.severity,
@@ -144,5 +172,6 @@ def _raise(declared: Declared, subject: str, detail: str, old: Raised | None, no
         since=old.finding.since if old else datetime.now(UTC),
         detail=detail,
         impacts_serving=declared.impacts_serving,
+        tenant=tenant,
     )
     return Raised(declared, finding, old.visible_at_seconds if old else now_seconds + declared.visible_after_seconds)

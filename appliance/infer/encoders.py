@@ -20,6 +20,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,6 +111,8 @@ class Encoders:
         """free_bytes: of memory, that a model may take now."""
         self._files, self._options, self._free_bytes, self._clock = files, options, free_bytes, clock
         self._loaded: dict[str, _Loaded] = {}
+        # Of its own: threads of the process's pool wait for a model here, and one that loads must not wait for them.
+        self._verifying = ThreadPoolExecutor(1, thread_name_prefix="verify")
 
     async def embed(self, model: str, texts: Sequence[str]) -> Encoded:
         rows, tokens = await self._encode(self._file(model, ModelKind.EMBEDDING), texts, {})
@@ -247,7 +250,8 @@ class Encoders:
     async def _start(self, loaded: _Loaded) -> _Child:
         """Raises ModelMissing, ModelDamaged, ModelUnsupported, ModelTooLarge, SandboxUnavailable, WorkerDied."""
         try:
-            await asyncio.to_thread(self._files.verify, loaded.file)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._verifying, self._files.verify, loaded.file)
             self._require_memory(loaded.file)
             child = await self._launch(loaded.file)
         except ApplianceError as error:

@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 
+from appliance.errors import DeadlineExceeded
 from appliance.ports import Embedder, Encoders
 from appliance.types import Floats, Ints, ModelFile
+
+WAIT_SECONDS = 900.0  # to load, and in turn with others to embed: what takes longer is taken for hung
 
 
 class ImportedEmbedder:
@@ -31,9 +34,14 @@ class ImportedEmbedder:
         return self._measure.max_tokens
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """Raises as `Encoders.embed`."""
-        found = asyncio.run_coroutine_threadsafe(self._encoders.embed(self._file.name, texts), self._loop).result()
-        return found.rows
+        """Raises as `Encoders.embed`; DeadlineExceeded, too, where nothing comes."""
+        asked = asyncio.run_coroutine_threadsafe(self._encoders.embed(self._file.name, texts), self._loop)
+        try:
+            return asked.result(WAIT_SECONDS).rows
+        except TimeoutError:
+            asked.cancel()
+            name, seconds = self._file.name, WAIT_SECONDS
+            raise DeadlineExceeded(f"Model {name} gave no vectors within {seconds:g} seconds.") from None
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return self._measure.count_tokens(texts)

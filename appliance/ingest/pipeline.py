@@ -22,7 +22,7 @@ from appliance.ingest.formats import format_of
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
 from appliance.ports import Extractor, Jobs, Libraries, Library, Progress
-from appliance.types import Document, Extracted, FileOutcome, FileState, Job, NewDocument
+from appliance.types import Document, Extracted, FileOutcome, FileState, Job, NewDocument, Principal, Role
 
 PIPELINE = "ingest-2"
 """Part of a document's identity: a change here makes ingest read files again that it has read before."""
@@ -32,6 +32,10 @@ COPIES = 4
 """Files that are in memory at once, of all jobs together."""
 
 KEPT_JOBS = 50
+STORED_FOR_OTHERS = (
+    "It is stored already, for others than were named. Who may read that document, or an administrator, can delete it"
+    " or change its readers."
+)
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -47,8 +51,9 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where the documents of one job go."""
+    """Where the documents of one job go, and for whom it works."""
 
+    caller: Principal
     library: Library
     collection: str
     readers: frozenset[str]
@@ -65,40 +70,40 @@ class Ingest:
         self._extractor = extractor
         self._jobs = jobs
         self._quarantine = Quarantine(config.data_dir / "quarantine")
-        self._outcomes: dict[str, list[FileOutcome]] = {}
+        self._outcomes: dict[tuple[str, str], list[FileOutcome]] = {}  # by tenant and job
         self._committing = asyncio.Lock()
         self._copies = asyncio.Semaphore(COPIES)  # held for no commit, so that no job waits for another's order
 
-    async def start(self, tenant: str, path: str, collection: str, readers: frozenset[str]) -> Job:
-        """Start to read a folder or a file of this box. Makes the tenant's collection if there is none.
+    async def start(self, caller: Principal, path: str, collection: str, readers: frozenset[str]) -> Job:
+        """Start to read a folder or a file of this box. Makes the caller's tenant's collection if there is none.
 
         Raises InvalidArgument, NotFound (of the path). The job fails with SandboxUnavailable, DiskFull, StoreDamaged.
         """
-        library = await asyncio.to_thread(self._prepare, tenant, path, collection)
+        library = await asyncio.to_thread(self._prepare, caller.tenant, path, collection)
         named: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def work(progress: Progress) -> None:
-            target = _Target(library, collection, readers, await named)
+            target = _Target(caller, library, collection, readers, await named)
             with await asyncio.to_thread(Folder, path, self._own) as folder:
                 await self._work(folder, target, progress)
 
-        job = self._jobs.start("ingest", f"collections/{collection}", "files", work)
-        self._outcomes[job.name] = []
+        job = self._jobs.start("ingest", f"collections/{collection}", "files", work, caller.tenant)
+        self._outcomes[caller.tenant, job.name] = []
         while len(self._outcomes) > KEPT_JOBS:
             del self._outcomes[next(iter(self._outcomes))]
         named.set_result(job.name)
         return job
 
-    def files(self, job: str) -> tuple[FileOutcome, ...]:
-        """What became of each file of a job so far, in order; by its id or name. Raises NotFound."""
+    def files(self, tenant: str, job: str) -> tuple[FileOutcome, ...]:
+        """What became of each file of a tenant's job so far, in order; by its id or name. Raises NotFound."""
         name = f"jobs/{job.removeprefix('jobs/')}"
-        if name not in self._outcomes:
+        if (tenant, name) not in self._outcomes:
             raise NotFound(f"There is no record of the files of {name}.")
-        return tuple(self._outcomes[name])
+        return tuple(self._outcomes[tenant, name])
 
-    def quarantined(self) -> tuple[FileOutcome, ...]:
-        """Files that were refused, of all jobs, newest first."""
-        return self._quarantine.newest_first()
+    def quarantined(self, tenant: str) -> tuple[FileOutcome, ...]:
+        """Files of a tenant that were refused, of all jobs, newest first."""
+        return self._quarantine.newest_first(tenant)
 
     def _prepare(self, tenant: str, path: str, collection: str) -> Library:
         Folder(path, self._own).close()
@@ -128,7 +133,8 @@ class Ingest:
 
     async def _read(self, folder: Folder, entry: Found, target: _Target) -> _Read:
         """All that can be done ahead of the commit. Raises SandboxUnavailable."""
-        outcome = FileOutcome(path=printable(entry.name), state=FileState.COMMITTED, job=target.job)
+        path, tenant = printable(entry.name), target.caller.tenant
+        outcome = FileOutcome(path=path, state=FileState.COMMITTED, job=target.job, tenant=tenant)
         try:
             if entry.refusal:
                 raise entry.refusal
@@ -174,24 +180,30 @@ class Ingest:
         outcome = replace(outcome, time=datetime.now(UTC))
         if outcome.state is FileState.QUARANTINED:
             await asyncio.to_thread(self._quarantine.add, outcome)
-        if target.job in self._outcomes:
-            self._outcomes[target.job].append(outcome)
+        kept = self._outcomes.get((target.caller.tenant, target.job))
+        if kept is not None:
+            kept.append(outcome)
         log.info("ingest.file", job=target.job, state=outcome.state.value, reason=outcome.reason)
 
     def _add(self, extracted: Extracted, outcome: FileOutcome, folder: Folder, target: _Target) -> FileOutcome:
         if known := target.library.find(target.collection, outcome.sha256, PIPELINE):
             return _known(outcome, known, target)
+        source = folder.source(outcome.path)
+        older = target.library.find_file(target.collection, source, outcome.path)
+        if older and older.readers != target.readers:
+            return _known(outcome, older, target)
         document = NewDocument(
             title=outcome.path,
             media_type=extracted.media_type,
             sha256=outcome.sha256,
             size_bytes=outcome.size_bytes,
-            source=folder.source(outcome.path),
+            source=source,
             parser=extracted.parser,
             pipeline=PIPELINE,
             pages=extracted.pages,
             readers=target.readers,
             blocks=extracted.blocks,
+            replaces=older.id if older else "",
         )
         try:
             return replace(outcome, document=target.library.add(target.collection, document).name)
@@ -200,13 +212,16 @@ class Ingest:
 
 
 def _known(outcome: FileOutcome, known: Document, target: _Target) -> FileOutcome:
-    """A duplicate, unless it was to be for others than the stored document is: that must not go unsaid."""
-    outcome = replace(outcome, document=known.name)
+    """A duplicate, unless it was to be for others than the stored document is: that must not go unsaid.
+
+    Who holds a copy of a file learns no more of a document that he may neither read nor administer; and what is said
+    here is read by others, too, so it names no reader.
+    """
+    if known.readers & target.caller.groups or target.caller.role is Role.ADMIN:
+        outcome = replace(outcome, document=known.name)
     if known.readers == target.readers:
         return replace(outcome, state=FileState.DUPLICATE)
-    readers = ", ".join(sorted(known.readers))
-    advice = "Delete it first, or ingest with those readers."
-    return _refused(outcome, DocumentRefused("READERS_DIFFER", f"The stored document is for {readers}. {advice}"))
+    return _refused(outcome, DocumentRefused("READERS_DIFFER", STORED_FOR_OTHERS))
 
 
 def _refused(outcome: FileOutcome, refusal: DocumentRefused) -> FileOutcome:

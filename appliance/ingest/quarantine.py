@@ -13,6 +13,8 @@ from appliance.errors import DiskFull
 from appliance.types import FileOutcome, FileState
 
 MAX_ENTRIES = 10_000
+BEFORE_TENANTS = "default"
+"""Whose the refusals are that a release without tenants wrote."""
 
 
 class Quarantine:
@@ -38,9 +40,10 @@ class Quarantine:
                     raise DiskFull(f"{self._path} cannot be written: the disk is full.") from None
                 raise
 
-    def newest_first(self) -> tuple[FileOutcome, ...]:
+    def newest_first(self, tenant: str) -> tuple[FileOutcome, ...]:
+        """Those of one tenant."""
         with self._writing:
-            return tuple(reversed(self._entries))
+            return tuple(outcome for outcome in reversed(self._entries) if outcome.tenant == tenant)
 
     def _append(self, outcome: FileOutcome) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -82,7 +85,8 @@ def _line(outcome: FileOutcome) -> bytes:
 
 def _outcome(fields: dict[str, str]) -> FileOutcome:
     time = datetime.fromisoformat(fields["time"]) if fields["time"] else None
-    return FileOutcome(**fields | {"state": FileState(fields["state"]), "time": time})  # type: ignore[arg-type]
+    known = {"tenant": BEFORE_TENANTS} | fields | {"state": FileState(fields["state"]), "time": time}
+    return FileOutcome(**known)  # type: ignore[arg-type]
 
 
 def _write(fd: int, data: bytes) -> None:

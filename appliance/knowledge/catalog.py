@@ -18,6 +18,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.errors import StoreDamaged
 from appliance.knowledge.acls import Acls
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.storage.record import from_micros, to_micros
@@ -98,7 +99,7 @@ class Catalog:
     """Not safe to use from many threads: its collection locks. `stage` alone may run beside reads."""
 
     def __init__(self, collection: str, parquets: Mapping[int, bytes]) -> None:
-        """The rows of each segment by its number."""
+        """The rows of each segment by its number. Raises StoreDamaged."""
         self._collection = collection
         self._acls = Acls()
         self._added: list[tuple[Row, int]] = []
@@ -107,12 +108,20 @@ class Catalog:
         for segment, parquet in parquets.items():
             self._load(segment, parquet)
         made = self._connection.execute("SELECT DISTINCT sha256, pipeline FROM documents").fetchall()
-        self._made = set(map(hash, made))
+        files = self._connection.execute("SELECT DISTINCT source, title FROM documents").fetchall()
+        self._seen = set(map(hash, (*made, *files)))  # what is not in it need not be looked for
         self._staging = self._connection.cursor()
         self._connection.execute("SET enable_external_access = false")
         self._connection.execute("SET lock_configuration = true")
 
     def _load(self, segment: int, parquet: bytes) -> None:
+        """Raises StoreDamaged."""
+        try:
+            self._load_rows(segment, parquet)
+        except duckdb.Error as error:  # whose text may quote what it read
+            raise StoreDamaged(f"The rows of segment {segment} cannot be read: {type(error).__name__}.") from None
+
+    def _load_rows(self, segment: int, parquet: bytes) -> None:
         with _memfd(parquet) as path:
             run = self._connection.execute
             found = {row[0] for row in run(f"DESCRIBE FROM read_parquet('{path}')").fetchall()}
@@ -136,7 +145,8 @@ class Catalog:
     def add(self, rows: Sequence[Row]) -> None:
         """Rows are kept aside, and put into the table together: by the next who asks, or when they are many."""
         self._added += [(row, self._acls.number(row.document.readers)) for row in rows]
-        self._made |= {hash((row.document.sha256, row.document.pipeline)) for row in rows}
+        for document in (row.document for row in rows):
+            self._seen |= {hash((document.sha256, document.pipeline)), hash((document.source, document.title))}
         if len(self._added) >= _KEPT_ASIDE:
             self._flush()
 
@@ -194,8 +204,9 @@ class Catalog:
 
     # --- reading
 
-    def get(self, document: str, groups: frozenset[str]) -> Row | None:
-        return self._one(f"id = ? AND {_READABLE}", document, self._acls.readable(groups))
+    def get(self, document: str, groups: frozenset[str] | None) -> Row | None:
+        where, values = self._where(groups, None)
+        return self._one(f"id = ? AND {where}", document, *values)
 
     def places(self, documents: Sequence[str], groups: frozenset[str]) -> dict[str, tuple[str, int, int]]:
         """Title, segment and ordinal by document id, of those that exist and that the groups may read."""
@@ -210,21 +221,30 @@ class Catalog:
         }
 
     def find(self, sha256: str, pipeline: str) -> Row | None:
-        if hash((sha256, pipeline)) not in self._made:
+        if hash((sha256, pipeline)) not in self._seen:
             return None
         return self._one("sha256 = ? AND pipeline = ?", sha256, pipeline)
+
+    def find_file(self, source: str, title: str) -> Row | None:
+        """The newest document of that source and title."""
+        if hash((source, title)) not in self._seen:
+            return None
+        return self._one("source = ? AND title = ? ORDER BY create_time DESC", source, title)
 
     def exists(self, document: str) -> bool:
         return bool(self._run("SELECT 1 FROM documents WHERE id = ?", document).fetchall())
 
     def documents(
         self,
-        groups: frozenset[str],
+        groups: frozenset[str] | None,
         condition: Condition | None = None,
         after: tuple[str, str] | None = None,
         limit: int = 0,
     ) -> tuple[Document, ...]:
-        """What the groups may read, by title and id; after: only what is behind that title and id; limit 0: all."""
+        """What the groups may read, by title and id; after: only what is behind that title and id; limit 0: all.
+
+        groups None, as elsewhere: all there is.
+        """
         where, values = self._where(groups, condition)
         if after is not None:
             where, values = f"{where} AND (title, id) > (?, ?)", [*values, *after]
@@ -233,7 +253,7 @@ class Catalog:
 
     def counts(self, groups: frozenset[str] | None) -> tuple[int, int]:
         """Documents and passages that the groups may read; None: all."""
-        where, values = ("true", []) if groups is None else self._where(groups, None)
+        where, values = self._where(groups, None)
         query = f"SELECT count(*), coalesce(sum(passage_count), 0)::BIGINT FROM documents WHERE {where}"  # noqa: S608
         documents, passages = self._run(query, *values).fetchall()[0]
         return documents, passages
@@ -272,11 +292,11 @@ class Catalog:
         found = self._run(f"SELECT segment, ordinal FROM documents WHERE {where}", *values).fetchnumpy()  # noqa: S608
         return Places(np.asarray(found["segment"], np.int32), np.asarray(found["ordinal"], np.int32))
 
-    def _where(self, groups: frozenset[str], condition: Condition | None) -> tuple[str, list[Any]]:
-        numbers = self._acls.readable(groups)
+    def _where(self, groups: frozenset[str] | None, condition: Condition | None) -> tuple[str, list[Any]]:
+        where, values = ("true", []) if groups is None else (_READABLE, [self._acls.readable(groups)])
         if condition is None:
-            return _READABLE, [numbers]
-        return f"{_READABLE} AND ({condition.sql})", [numbers, *condition.values]
+            return where, values
+        return f"{where} AND ({condition.sql})", [*values, *condition.values]
 
     def _one(self, condition: str, *values: Any) -> Row | None:
         return next(iter(self._select(condition, *values)), None)

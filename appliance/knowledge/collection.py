@@ -7,7 +7,7 @@ One writer at a time writes to the disk (`_writing`). What readers see is publis
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from threading import RLock
 
 import structlog
@@ -32,8 +32,8 @@ from appliance.ports import Embedder, Progress
 from appliance.types import (
     Bools,
     Document,
+    Expand,
     FacetCount,
-    Found,
     NewDocument,
     Passage,
     Ranking,
@@ -44,16 +44,18 @@ from appliance.types import (
 log = structlog.get_logger()
 
 _PLAIN = SearchOptions()
-_TRIES = 20
 
 
 class Collection:
-    """Safe to use from many threads. `groups`: documents whose readers share none with them do not exist."""
+    """Safe to use from many threads. `groups`: documents whose readers share none with them are not there. None: all are."""
 
-    def __init__(self, name: str, store: Store, embedders: Embedders, seal_passages: int) -> None:
-        """Raises StoreDamaged, naming the file."""
+    def __init__(
+        self, name: str, store: Store, embedders: Embedders, seal_passages: int, overlap_tokens: int = 0
+    ) -> None:
+        """overlap_tokens: of running text, see `chunk.pieces`. Raises StoreDamaged, naming the file."""
         self.name = name
         self._store, self._embedders, self._seal_passages = store, embedders, seal_passages
+        self._overlap_tokens = overlap_tokens
         self._writing = RLock()
         self._dropped = False
         self._published, amendments = opened(name, store)
@@ -65,7 +67,12 @@ class Collection:
         """Its counts are of what the groups may read; None: of all there is."""
         with self._published.catalog() as catalog:
             documents, passages = catalog.counts(groups)
-        return types.Collection(self.name, documents, passages, self._store.size_bytes, self._store.create_time)
+        return self._described(documents, passages)
+
+    def _described(self, documents: int, passages: int) -> types.Collection:
+        store = self._store
+        embedder = store.manifest.embedder_name
+        return types.Collection(self.name, documents, passages, store.size_bytes, store.create_time, embedder)
 
     def version(self) -> str:
         """Changes with every acknowledged write that may change an answer; never the same for another content."""
@@ -76,8 +83,13 @@ class Collection:
             row = catalog.find(sha256, pipeline)
         return row.document if row else None
 
+    def find_file(self, source: str, title: str) -> Document | None:
+        with self._published.catalog() as catalog:
+            row = catalog.find_file(source, title)
+        return row.document if row else None
+
     def documents(
-        self, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+        self, groups: frozenset[str] | None, condition: str = "", after: str = "", limit: int = 0
     ) -> tuple[tuple[Document, ...], str]:
         """See `ports.Library`. Raises InvalidArgument."""
         if limit < 0:
@@ -119,20 +131,8 @@ class Collection:
 
     def text(self, document: str, span: Span, groups: frozenset[str]) -> str:
         """Raises NotFound, also where the document has no such page or range; StoreDamaged."""
-        page = self.page(document, span.page, groups)
-        if not 0 <= span.start <= span.end <= len(page):
-            raise NotFound(f"Page {span.page} of document {document} has no characters {span.start} to {span.end}.")
-        return page[span.start : span.end]
-
-    def search(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Found:
-        """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
-        for _ in range(_TRIES):
-            version = self.version()
-            ranking = self.rank(query, groups, limit, options)
-            passages = self.show(query, groups, ranking, options)
-            if len(passages) == len(ranking.candidates) or version == self.version():
-                break  # else what was replaced meanwhile is gone, and what replaced it was not seen yet
-        return Found(passages, ranking.facets)
+        row, snapshot = self._published.locate(document, groups)
+        return snapshot.text(row, span)
 
     def rank(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Ranking:
         """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
@@ -158,21 +158,28 @@ class Collection:
         owners = [bytes(document).hex() for document in ranking.candidates["document"]]
         with self._published.catalog() as catalog:
             present, snapshot = catalog.places(owners, groups), self._published.snapshot
+        located = cache(lambda owner: self._published.locate(owner, groups))
+        page = cache(lambda owner, number: self.page(owner, number, groups))
         shown: list[Passage] = []
         marked = view.query_words(query)
         for candidate, owner in zip(ranking.candidates, owners, strict=True):
             if owner not in present:  # deleted since it was ranked, or no longer for these groups
                 continue
             title, segment, ordinal = present[owner]
-            page = partial(self.page, owner, int(candidate["page"]), groups)
+            at_page = partial(page, owner, int(candidate["page"]))
             with suppress(NotFound):  # it went after that
-                found = view.read(candidate, snapshot.unit(segment, ordinal), ordinal, options.expand, page)
+                if options.expand is Expand.PAGE:
+                    row, seen = located(owner)
+                    place = seen.unit(row.segment, row.ordinal), row.ordinal
+                else:
+                    row, place = None, (snapshot.unit(segment, ordinal), ordinal)
+                found = view.read(candidate, *place, options.expand, row, at_page)
                 passage = Passage(
                     f"collections/{self.name}/documents/{owner}",
                     title,
                     view.span(candidate),
                     found.text,
-                    float(candidate["fused"]),
+                    view.score(candidate),
                     snippet(found.text, marked),
                     found.context,
                     view.explanation(candidate, ranking.meaning_weight) if options.explain else None,
@@ -188,13 +195,13 @@ class Collection:
         """
         snapshot, rows = self._published.held()
         passages = sum(row.document.passage_count for row in rows)
-        whole = types.Collection(self.name, len(rows), passages, self._store.size_bytes, self._store.create_time)
-        return whole, (self._to_new(row, snapshot) for row in rows)
+        return self._described(len(rows), passages), (self._to_new(row, snapshot) for row in rows)
 
     def _to_new(self, row: Row, snapshot: Snapshot) -> NewDocument:
         self._check_alive()
         same = NewDocument.__dataclass_fields__.keys() & Document.__dataclass_fields__.keys()
-        return NewDocument(**{name: getattr(row.document, name) for name in same}, pages=snapshot.pages(row))
+        facts = {name: getattr(row.document, name) for name in same}
+        return NewDocument(**facts, pages=snapshot.pages(row), blocks=snapshot.blocks(row))
 
     def pin_files(self) -> Pinned:
         """The files that the collection consists of as of this call, open. Raises NotFound, DiskFull, StoreDamaged."""
@@ -214,7 +221,7 @@ class Collection:
             return present
         while True:
             embedder = self._embedder()
-            entry = intake.to_entry(self.name, new, embedder)
+            entry = intake.to_entry(self.name, new, embedder, self._overlap_tokens)
             with self._writing:
                 self._check_alive()
                 if self._store.manifest.embedder == embedder.identity:
@@ -243,7 +250,7 @@ class Collection:
         self._seal_if_full()
         return document
 
-    def delete(self, document: str, groups: frozenset[str]) -> None:
+    def delete(self, document: str, groups: frozenset[str] | None) -> None:
         """Raises NotFound, DiskFull."""
         with self._writing:
             self._check_alive()
@@ -255,7 +262,7 @@ class Collection:
         self._rewriter.amendments.delete(document)
         self._publish(lambda catalog: catalog.remove([document]), self._published.snapshot.memtable)
 
-    def set_readers(self, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+    def set_readers(self, document: str, readers: frozenset[str], groups: frozenset[str] | None) -> Document:
         """Who may read it, from the next call on. Raises NotFound, InvalidArgument, DiskFull."""
         readers = intake.checked_readers(readers)
         with self._writing:

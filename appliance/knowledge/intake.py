@@ -23,12 +23,12 @@ METADATA_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def to_entry(collection: str, new: NewDocument, embedder: Embedder) -> Entry:
+def to_entry(collection: str, new: NewDocument, embedder: Embedder, overlap_tokens: int = 0) -> Entry:
     """Chunk and embed. Raises DocumentRefused, InvalidArgument, Broken where a vector is not of numbers."""
     readers, metadata = checked_readers(new.readers), checked_metadata(new.metadata)
     if any(_SURROGATE.search(text) for text in (new.title, new.source, *new.pages)):
         raise DocumentRefused("NOT_UNICODE", f"{new.title!a} holds characters that are not Unicode text.")
-    pieces = tuple(chunk.pieces(new.pages, new.blocks, embedder))
+    pieces = tuple(chunk.pieces(new.pages, new.blocks, embedder, overlap_tokens))
     if not pieces:
         raise DocumentRefused("NO_TEXT", f"{new.title} holds no text.")
     document = Document(
@@ -48,7 +48,7 @@ def to_entry(collection: str, new: NewDocument, embedder: Embedder) -> Entry:
         metadata=metadata,
     )
     vectors = embedded([piece.read(new.pages[piece.span.page - 1]) for piece in pieces], embedder)
-    return Entry(document, new.pages, pieces, vectors, new.replaces)
+    return Entry(document, new.pages, pieces, vectors, new.replaces, new.blocks)
 
 
 def embedded(texts: list[str], embedder: Embedder) -> Floats:

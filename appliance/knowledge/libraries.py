@@ -1,5 +1,6 @@
 """`ports.Libraries`: each tenant's library, <directory>/<tenant>/, and what they share: memory, the disk's time."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import structlog
 
 from appliance.errors import ApplianceError, InvalidArgument
 from appliance.knowledge.embedders import Embedders
-from appliance.knowledge.library import NAME, Library
+from appliance.knowledge.library import Forget, Library, nothing
 from appliance.knowledge.storage import durable, upgrade
 from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.resident import Memory
@@ -19,12 +20,15 @@ from appliance.types import ShredProof
 
 log = structlog.get_logger()
 
+_TENANT = re.compile("[a-z0-9][a-z0-9-]{0,62}")
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What all libraries share. hot_bytes: of sections ready to search; cache_bytes: of decrypted pieces read by range.
 
     background_bytes_per_second: of compaction, 0 for no limit. seal_seconds: how old what is in a log only may become.
+    overlap_tokens: of running text, so much is at the start of the next passage as well.
     """
 
     hot_bytes: int
@@ -32,6 +36,7 @@ class Bounds:
     seal_passages: int
     seal_seconds: float
     background_bytes_per_second: int = 0
+    overlap_tokens: int = 0
 
 
 class Libraries:
@@ -45,14 +50,16 @@ class Libraries:
         tenant_keys: TenantKeys,
         embedders: Embedders,
         bounds: Bounds,
+        forget: Forget = nothing,
     ) -> None:
         """keys: where the high-water marks lie, outside of `directory`. Opens no collection yet.
 
-        Raises DiskFull, KeyUnavailable.
+        forget: told from any thread of a collection that is gone, restored or embedded anew. Raises DiskFull,
+        KeyUnavailable.
         """
         self._directory, self._keyring, self._tenant_keys = directory, keyring, tenant_keys
         self._marks = keys / "marks"
-        self._embedders, self._bounds = embedders, bounds
+        self._embedders, self._bounds, self._forget = embedders, bounds, forget
         self._memory = Memory.of(bounds.hot_bytes, bounds.cache_bytes)
         rate = bounds.background_bytes_per_second
         self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
@@ -64,8 +71,10 @@ class Libraries:
 
     def of(self, tenant: str) -> Library:
         """Raises InvalidArgument, DiskFull, KeyUnavailable."""
-        if not NAME.fullmatch(tenant):
-            raise InvalidArgument.of("tenant", "must be 1 to 63 of the characters a-z, 0-9 and -.")
+        if not _TENANT.fullmatch(tenant):
+            raise InvalidArgument.of(
+                "tenant", "must be 1 to 63 of the characters a-z, 0-9 and -, no - first."
+            )
         with self._lock:
             if tenant not in self._open:
                 self._open[tenant] = Library(
@@ -75,13 +84,15 @@ class Libraries:
                     seal_passages=self._bounds.seal_passages,
                     memory=self._memory,
                     pace=self._pace,
+                    overlap_tokens=self._bounds.overlap_tokens,
+                    forget=self._forget,
                 )
             return self._open[tenant]
 
     def open_all(self) -> None:
         """Open every collection of every tenant now, so that `damaged` tells of damage before a user meets it."""
         with durable.disk_errors(self._directory):
-            tenants = sorted(path.name for path in self._directory.iterdir() if NAME.fullmatch(path.name))
+            tenants = sorted(path.name for path in self._directory.iterdir() if _TENANT.fullmatch(path.name))
         for tenant in tenants:
             try:
                 self.of(tenant).collections()
@@ -93,9 +104,9 @@ class Libraries:
         found = {f"{tenant}/{name}": why for tenant, one in self._each() for name, why in one.damaged().items()}
         return {**found, **upgrade.left_over(self._directory)}
 
-    def counts(self) -> tuple[int, int]:
-        """Collections and documents of the tenants in use, whoever may read them."""
-        found = [one for _, library in self._each() for one in library.collections()]
+    def counts(self, tenant: str, groups: frozenset[str]) -> tuple[int, int]:
+        """The tenant's collections, and their documents that the groups may read; a tenant not in use has none."""
+        found = [one for name, library in self._each() if name == tenant for one in library.collections(groups)]
         return len(found), sum(one.document_count for one in found)
 
     def compact_where_due(self) -> None:

@@ -1,15 +1,8 @@
-"""`ports.Library`: the collections of one tenant below one directory, each opened at its first use.
-
-    <name>/           a collection: key.<epoch>, CURRENT, mf/, seg/, wal/ (docs/reference/storage-format.md)
-    .new-<random>/    one being made; the rename to its name is its commit
-    .dropped-<name>/  one being shredded; the rename to this name is the commit, and a start finishes what was begun
+"""`ports.Library`: the collections of one tenant below one directory (folders.py), each opened at its first use.
 
 A damaged collection says so to whoever uses it, and is named by `damaged`; the others serve.
 """
 
-import os
-import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,13 +17,13 @@ from appliance.errors import (
     AlreadyExists,
     ApplianceError,
     BackupRefused,
-    InvalidArgument,
     KeyUnavailable,
     NotFound,
     StoreDamaged,
 )
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.embedders import Embedders
+from appliance.knowledge.folders import Folders
 from appliance.knowledge.storage import durable, key, shred, store
 from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.mark import MarkFile
@@ -39,12 +32,16 @@ from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
 from appliance.knowledge.storage.verify import verify
 from appliance.ports import Embedder, Progress
-from appliance.types import Document, Fault, Found, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
+from appliance.types import Document, Fault, NewDocument, Passage, Ranking, SearchOptions, ShredProof, Span
 
 log = structlog.get_logger()
 
-NAME = re.compile(r"[a-z0-9-]{1,63}")
-_DROPPED = ".dropped-"
+Forget = Callable[[str, str], None]
+"""Told of a tenant and a collection of which nothing that was remembered holds: it went, came, or scores otherwise."""
+
+
+def nothing(tenant: str, collection: str) -> None:
+    """Where nothing is remembered."""
 
 
 class Library:
@@ -59,22 +56,22 @@ class Library:
         seal_passages: int,
         memory: Memory,
         pace: Pace = durable.unpaced,
+        overlap_tokens: int = 0,
+        forget: Forget = nothing,
     ) -> None:
         """Opens no collection yet. memory: of all libraries together. pace: of writing that nobody waits for.
 
-        Raises DiskFull, KeyUnavailable.
+        overlap_tokens: of running text, see `chunk.pieces`. forget: called from any thread. Raises DiskFull,
+        KeyUnavailable.
         """
-        self._directory, self._tenant, self._embedders = directory, tenant, embedders
+        self._tenant, self._embedders, self._forget = tenant, embedders, forget
         self._seal_passages, self._memory, self._pace = seal_passages, memory, pace
+        self._overlap_tokens = overlap_tokens
+        self._folders = Folders(directory, tenant)
         self._lock = Lock()
-        self._keys = RLock()  # one at a time makes, wraps or destroys keys of this tenant
-        self._being_made: dict[Path, str] = {}
         self._opening: dict[str, RLock] = {}
         self._collections: dict[str, Collection] = {}
         self._damaged: dict[str, str] = {}
-        with durable.disk_errors(directory):
-            durable.make_directory(directory)
-        self._finish_what_was_begun()
 
     def create(self, collection: str) -> types.Collection:
         """Raises AlreadyExists, InvalidArgument, DiskFull."""
@@ -84,7 +81,7 @@ class Library:
 
     def require(self, collection: str) -> None:
         """Raises NotFound where there is none of that name."""
-        self._check_exists(collection)
+        self._folders.check_exists(collection)
 
     @contextmanager
     def building(self, collection: str) -> Iterator[Collection]:
@@ -109,40 +106,49 @@ class Library:
         take its place in one instant if it is damaged, or if `replace`. Raises AlreadyExists, BackupRefused where it is
         there and sound, InvalidArgument, DiskFull, KeyUnavailable, StoreDamaged; what was there is there then.
         """
-        with self._staged(collection) as directory:
+        with self._folders.staged(collection, adopts=True) as directory:
             self._check_adoptable(collection, uid, replace)
             fill(directory)
-            with self._opening_of(collection), self._keys:
+            with self._opening_of(collection), self._folders.keys:
                 self._check_adoptable(collection, uid, replace)
                 with self._lock:
                     opened = self._collections.pop(collection, None)
-                put = partial(self._put, directory, collection, backed_up_as)
+                put = partial(self._put, directory, collection, backed_up_as, uid)
                 opened.drop(put) if opened else put()
+        self._forget(self._tenant.name, collection)
         return self.describe(collection)
 
-    def _put(self, directory: Path, name: str, backed_up_as: str) -> None:
+    def _put(self, directory: Path, name: str, backed_up_as: str, uid: bytes) -> None:
         """Files of a backup become the collection, in place of one that may be there and that nobody writes to."""
-        store.adopt(directory, name, backed_up_as, self._tenant)
-        self._load(directory, name)  # reads what is there, and writes nothing
-        with durable.disk_errors(directory):
-            durable.sync_directory(directory)
-            if self._exists(name):
-                durable.exchange(directory, self._directory / name)
-                durable.sync_directory(self._directory)
-                shutil.rmtree(directory, ignore_errors=True)
-            else:
-                self._install(directory, name)
-        store.mark_as_newest(self._directory / name, name, self._tenant)
+        marks, before = MarkFile(self._tenant.marks, uid, self._tenant.keyring), None
+        with suppress(StoreDamaged):
+            before = marks.read()
+        try:
+            store.adopt(directory, name, backed_up_as, self._tenant)
+            self._load(directory, name)  # reads what is there, and writes nothing
+            with durable.disk_errors(directory):
+                durable.sync_directory(directory)
+            with self._folders.swapped(directory, name):
+                store.mark_as_newest(self._folders.of(name), name, self._tenant)
+        except Exception:
+            if before:
+                shutil.rmtree(directory, ignore_errors=True)  # first, where the disk is full
+                with suppress(ApplianceError):
+                    marks.create(before)
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
 
     def _check_adoptable(self, name: str, uid: bytes, replace: bool) -> None:
-        twin = self._named_by(uid)
+        if self._folders.is_going(uid):
+            raise BackupRefused("The collection that was backed up is being shredded; drop it again to finish that.")
+        twin = self._folders.named_by(uid)
         if twin not in ("", name):
             raise AlreadyExists(f"The collection that was backed up is {twin} now; two with its keys cannot be.")
-        if not self._exists(name):
+        if not self._folders.exists(name):
             return
         if not twin:
             with suppress(StoreDamaged):
-                if key.uid_of(self._directory / name):
+                if key.uid_of(self._folders.of(name)):
                     raise AlreadyExists(f"There is a collection {name} already, another than was backed up.")
         if not replace and self._is_sound(name):
             raise BackupRefused(
@@ -161,24 +167,23 @@ class Library:
 
         progress: in files; may raise.
         """
-        self._check_exists(collection)
+        self._folders.check_exists(collection)
         with self._lock:
             live = collection in self._collections
-        data = self._directory.parent.parent
-        return verify(self._directory / collection, collection, self._tenant, data, progress, live)
+        directory = self._folders.of(collection)
+        return verify(directory, collection, self._tenant, directory.parent.parent.parent, progress, live)
 
     def accept_rollback(self, collection: str) -> None:
         """Take the state that the disk holds for the newest, though an older one was put back: what a person decides.
 
         Raises NotFound, StoreDamaged where it is damaged otherwise, DiskFull, KeyUnavailable.
         """
-        self._check_exists(collection)
+        self._folders.check_exists(collection)
         with self._opening_of(collection):
             with self._lock:
                 opened = self._collections.pop(collection, None)
-            if opened:
-                opened.close()
-            store.accept_rollback(self._directory / collection, collection, self._tenant)
+            accept = partial(store.accept_rollback, self._folders.of(collection), collection, self._tenant)
+            opened.drop(accept) if opened else accept()
 
     def export(self, collection: str) -> tuple[types.Collection, Iterator[NewDocument]]:
         """What it is, and all its documents as of this instant, whoever may read them. Raises NotFound, StoreDamaged.
@@ -196,7 +201,7 @@ class Library:
     def collections(self, groups: frozenset[str] | None = None) -> tuple[types.Collection, ...]:
         """By name, without those that are damaged. Counts are of what the groups may read; None: of all there is."""
         found: list[types.Collection] = []
-        for name in self._names():
+        for name in self._folders.names():
             with suppress(StoreDamaged, NotFound):
                 found.append(self.describe(name, groups))
         return tuple(found)
@@ -212,27 +217,38 @@ class Library:
         Raises NotFound, DiskFull, KeyUnavailable, StoreDamaged naming what stands in the way. When it raises, the
         collection is there as before, or is gone and its shredding not finished: drop it again.
         """
-        going = self._directory / f"{_DROPPED}{collection}"
-        if not (NAME.fullmatch(collection) and going.is_dir()):
-            self._check_exists(collection)
-        with self._opening_of(collection), self._keys:
-            if not going.is_dir():
-                self._check_exists(collection)
-                self._withdraw(collection, going)
-            shredded = shred.destroy(going, collection, self._tenant, self._homes())
-        log.info("collection_shredded", tenant=self._tenant.name, collection=collection, uid=shredded.uid)
-        return shred.prove(shredded, self._tenant)
+        return self._drop(collection)[-1]
+
+    def _drop(self, name: str) -> list[ShredProof]:
+        """All of that name: what an earlier attempt left, then what is there."""
+        if name not in self._folders.going().values():
+            self._folders.check_exists(name)
+        try:
+            with self._opening_of(name), self._folders.keys:
+                proofs = self._folders.destroy(name)
+                if not proofs:
+                    self._folders.check_exists(name)
+                if self._folders.exists(name):
+                    self._withdraw(name)
+                    proofs += self._folders.destroy(name)
+                return proofs
+        finally:
+            self._forget(self._tenant.name, name)
 
     def shred(self) -> tuple[ShredProof, ...]:
-        """Every collection, then the tenant's keys; a proof a collection. Raises as `drop`; call it again then."""
+        """Every collection, then the tenant's keys; a proof a collection.
+
+        Raises Busy while one is being made or restored, and as `drop`; call it again then.
+        """
         proofs: list[ShredProof] = []
         while True:
-            names = {path.name.removeprefix(_DROPPED) for path in self._directory.glob(f"{_DROPPED}*")}
-            for name in sorted({*names, *self._names()}):
+            self._folders.check_none_is_made()
+            for name in sorted({*self._folders.going().values(), *self._folders.names()}):
                 with suppress(NotFound):
-                    proofs.append(self.drop(name))
-            with self._keys:
-                if not self._homes():
+                    proofs += self._drop(name)
+            with self._folders.keys:
+                self._folders.check_none_is_made()
+                if not self._folders.names():
                     for epoch in self._tenant.keys.epochs(self._tenant.name):
                         self._tenant.keys.destroy(self._tenant.name, epoch)
                     return tuple(proofs)
@@ -241,31 +257,44 @@ class Library:
         """New keys for the tenant and each of its collections, the old ones destroyed; how many collections.
 
         No data is written anew. Raises DiskFull, KeyUnavailable, StoreDamaged naming a record that cannot be read; both
-        keys are kept then where it stopped, and rotating again goes on.
+        keys are kept then where it stopped, and rotating again goes on. One collection that fails stops no other's.
         """
-        names = self._names()
-        with self._keys:
-            if names or self._being_made:
-                shred.rotate(self._tenant, self._homes())
+        names = self._folders.names()
+        with self._folders.keys:
+            if homes := self._folders.homes():
+                shred.rotate(self._tenant, homes)
+        failures: list[ApplianceError] = []
         for name in names:
-            with suppress(NotFound), self._using(name) as opened, self._keys:
-                opened.rotate()
+            try:
+                with suppress(NotFound), self._using(name) as opened, self._folders.keys:
+                    opened.rotate()
+            except ApplianceError as error:
+                log.error("rotation_failed", tenant=self._tenant.name, collection=name, reason=error.reason)
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return len(names)
 
     def find(self, collection: str, sha256: str, pipeline: str) -> Document | None:
         with self._using(collection) as opened:
             return opened.find(sha256, pipeline)
 
+    def find_file(self, collection: str, source: str, title: str) -> Document | None:
+        with self._using(collection) as opened:
+            return opened.find_file(source, title)
+
     def add(self, collection: str, document: NewDocument) -> Document:
         with self._using(collection) as opened:
             return opened.add(document)
 
-    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+    def set_readers(
+        self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None
+    ) -> Document:
         with self._using(collection) as opened:
             return opened.set_readers(document, readers, groups)
 
     def documents(
-        self, collection: str, groups: frozenset[str], condition: str = "", after: str = "", limit: int = 0
+        self, collection: str, groups: frozenset[str] | None, condition: str = "", after: str = "", limit: int = 0
     ) -> tuple[tuple[Document, ...], str]:
         with self._using(collection) as opened:
             return opened.documents(groups, condition, after, limit)
@@ -278,6 +307,7 @@ class Library:
         """Vectors by another embedder, as `Collection.reembed`. Raises NotFound, Broken, DiskFull, StoreDamaged."""
         with self._using(collection, clears=True) as opened:
             opened.reembed(name, embedder, report)
+        self._forget(self._tenant.name, collection)
 
     def get(self, collection: str, document: str, groups: frozenset[str]) -> Document:
         with self._using(collection) as opened:
@@ -295,7 +325,7 @@ class Library:
         with self._using(collection, clears=True) as opened:
             return opened.text(document, span, groups)
 
-    def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
+    def delete(self, collection: str, document: str, groups: frozenset[str] | None) -> None:
         with self._using(collection) as opened:
             opened.delete(document, groups)
 
@@ -322,17 +352,6 @@ class Library:
                 continue
             except ApplianceError as error:
                 log.warning(failure, tenant=self._tenant.name, collection=name, reason=error.reason, error=str(error))
-
-    def search(
-        self,
-        collection: str,
-        query: str,
-        groups: frozenset[str],
-        limit: int,
-        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
-    ) -> Found:
-        with self._using(collection, clears=True) as opened:
-            return opened.search(query, groups, limit, options)
 
     def rank(
         self,
@@ -385,7 +404,7 @@ class Library:
         except StoreDamaged as error:
             log.error("collection_damaged", collection=name, error=str(error))
             with self._lock:
-                if self._exists(name):  # else it was dropped
+                if self._folders.exists(name):  # else it was dropped
                     self._damaged[name] = str(error)
             raise
         if clears and name in self._damaged:
@@ -396,13 +415,13 @@ class Library:
         with self._lock:
             if name in self._collections:
                 return self._collections[name]
-        self._check_exists(name)
+        self._folders.check_exists(name)
         with self._opening_of(name):
             with self._lock:
                 if name in self._collections:
                     return self._collections[name]
-            self._check_exists(name)
-            opened = self._load(self._directory / name, name)
+            self._folders.check_exists(name)
+            opened = self._load(self._folders.of(name), name)
             with self._lock:
                 self._collections[name] = opened
                 self._damaged.pop(name, None)
@@ -410,57 +429,16 @@ class Library:
 
     def _load(self, directory: Path, name: str) -> Collection:
         files = store.Store(directory, name, self._tenant, self._memory, self._pace)
-        return Collection(name, files, self._embedders, self._seal_passages)
+        return Collection(name, files, self._embedders, self._seal_passages, self._overlap_tokens)
 
     @contextmanager
     def _making(self, name: str) -> Iterator[Path]:
         """A folder that becomes the collection when the context ends well, and is removed when it does not."""
-        if NAME.fullmatch(name):
-            self._check_free(name)
-        with self._staged(name) as making:
+        self._folders.check_free(name)
+        with self._folders.staged(name) as making:
             yield making
-            with self._opening_of(name), self._keys:
-                self._install(making, name)
-
-    @contextmanager
-    def _staged(self, name: str) -> Iterator[Path]:
-        """A folder for a collection of that name, which is removed when the context does not end well."""
-        if not NAME.fullmatch(name):
-            raise InvalidArgument.of("collection_id", "must be 1 to 63 of the characters a-z, 0-9 and -.")
-        making = self._directory / f"{durable.TEMPORARY}{secrets.token_hex(8)}"
-        self._being_made[making] = name
-        try:
-            with durable.disk_errors(making):
-                making.mkdir(mode=0o700)
-            yield making
-        except Exception:
-            self._discard(making)
-            raise
-        finally:
-            with self._keys:
-                del self._being_made[making]
-
-    def _install(self, making: Path, name: str) -> None:
-        made = self._directory / name
-        self._check_free(name)
-        try:
-            with durable.disk_errors(made):
-                making.rename(made)
-                durable.sync_directory(self._directory)
-        except ApplianceError:
-            self._discard(made)
-            raise
-
-    def _check_free(self, name: str) -> None:
-        if (self._directory / name).exists():
-            raise AlreadyExists(f"There is a collection {name} already.")
-
-    def _exists(self, name: str) -> bool:
-        return bool(NAME.fullmatch(name)) and (self._directory / name).is_dir()
-
-    def _check_exists(self, name: str) -> None:
-        if not self._exists(name):
-            raise NotFound(f"There is no collection {name}.")
+            with self._opening_of(name), self._folders.keys:
+                self._folders.install(making, name)
 
     @contextmanager
     def _opening_of(self, name: str) -> Iterator[None]:
@@ -470,62 +448,19 @@ class Library:
         with lock:
             yield
 
-    def _names(self) -> list[str]:
-        with durable.disk_errors(self._directory):
-            return sorted(
-                path.name for path in self._directory.iterdir() if path.is_dir() and NAME.fullmatch(path.name)
-            )
-
     def _create(self, directory: Path, name: str) -> None:
         """The files of an empty collection, under the tenant's key, which the first one makes."""
-        with self._keys:
+        with self._folders.keys:
             if not self._tenant.keys.epochs(self._tenant.name):
-                if self._names():
+                if self._folders.names():
                     raise KeyUnavailable(f"The key of tenant {self._tenant.name} is missing; its collections need it.")
                 self._tenant.keys.add(self._tenant.name)
             store.create(directory, name, self._tenant, self._embedders("", ""))
 
-    def _homes(self) -> dict[Path, str]:
-        """Where key records lie, of collections and of those that are being made."""
-        making = {path: name for path, name in self._being_made.items() if path.is_dir()}
-        return {self._directory / name: name for name in self._names()} | making
-
-    def _named_by(self, uid: bytes) -> str:
-        """The collection of that uid, '' for none."""
-        return next((name for name in self._names() if key.uid_of(self._directory / name) == uid), "")
-
-    def _withdraw(self, name: str, going: Path) -> None:
+    def _withdraw(self, name: str) -> None:
         """Nobody uses the collection from now on, and the next start shreds it. Raises DiskFull, StoreDamaged."""
-        directory = self._directory / name
-
-        def move() -> None:
-            with durable.disk_errors(directory):
-                os.rename(directory, going)
-                durable.sync_directory(self._directory)
-
+        withdraw = partial(self._folders.withdraw, name)
         with self._lock:
             opened = self._collections.pop(name, None)
             self._damaged.pop(name, None)
-        opened.drop(move) if opened else move()
-
-    def _discard(self, directory: Path) -> None:
-        """What was being made and did not come to be, or what a backup replaced."""
-        with suppress(ApplianceError):
-            if (uid := key.uid_of(directory)) and self._named_by(uid) in ("", directory.name):
-                MarkFile(self._tenant.marks, uid, self._tenant.keyring).remove()
-        shutil.rmtree(directory, ignore_errors=True)
-
-    def _finish_what_was_begun(self) -> None:
-        """Collections that were being made or dropped, and keys that were being rotated, when the process died."""
-        with durable.disk_errors(self._directory):
-            paths = sorted(self._directory.iterdir())
-        for path in paths:
-            if path.name.startswith(durable.TEMPORARY):
-                self._discard(path)
-        try:
-            shred.finish(self._tenant, self._homes())
-            for path in paths:
-                if path.name.startswith(_DROPPED):
-                    shred.destroy(path, path.name.removeprefix(_DROPPED), self._tenant, self._homes())
-        except ApplianceError as error:  # the old keys stay; the next start or rotation goes on
-            log.error("rotation_unfinished", tenant=self._tenant.name, reason=error.reason, error=str(error))
+        opened.drop(withdraw) if opened else withdraw()

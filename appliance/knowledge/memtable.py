@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.knowledge.catalog import MEMTABLE
+from appliance.knowledge.catalog import MEMTABLE, Row
 from appliance.knowledge.chunk import Piece
 from appliance.knowledge.index import vectors
 from appliance.knowledge.index.postings import Postings
@@ -85,11 +85,13 @@ class Block:
         entry, piece = self._of(row)
         return piece.span, entry.pages[piece.span.page - 1][piece.span.start : piece.span.end]
 
-    def section(self, row: int) -> tuple[Span, str]:
-        """The section that a passage lies in: its place, and its text."""
+    def around(self, row: int, document: Row | None, characters: int) -> tuple[str, int]:
+        """What a passage stands in, as `search.Unit` says."""
         entry, piece = self._of(row)
-        start, end = piece.section
-        return Span(piece.span.page, start, end), entry.pages[piece.span.page - 1][start:end]
+        page = entry.pages[piece.span.page - 1]
+        first, last = (0, len(page)) if document else piece.section
+        start = max(first, piece.span.start - characters)
+        return page[start : min(last, piece.span.end + characters)], piece.span.start - start
 
     def _of(self, row: int) -> tuple[Entry, Piece]:
         owner = int(self.owners[row])

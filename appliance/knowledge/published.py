@@ -19,6 +19,8 @@ from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.search.rank import Unit
 from appliance.knowledge.storage.record import Entry
+from appliance.types import Span
+from appliance.types import Block
 
 _REMEMBERED = 64
 
@@ -51,6 +53,12 @@ class Snapshot:
             return self.memtable.entry(row.ordinal).pages
         return self.segment(row.segment).pages(row)
 
+    def blocks(self, row: Row) -> tuple[Block, ...]:
+        """What its parser saw of a document. Raises StoreDamaged."""
+        if row.segment == MEMTABLE:
+            return self.memtable.entry(row.ordinal).blocks
+        return self.segment(row.segment).blocks(row)
+
     def page(self, row: Row, page: int) -> str:
         """The text of one page, from 1. Raises NotFound where the document has no such page; StoreDamaged."""
         if not 1 <= page <= row.document.page_count:
@@ -58,6 +66,19 @@ class Snapshot:
         if row.segment == MEMTABLE:
             return self.memtable.entry(row.ordinal).pages[page - 1]
         return self.segment(row.segment).page(row, page)
+
+    def text(self, row: Row, span: Span) -> str:
+        """The text of a span. Raises NotFound where the document has no such page or range; StoreDamaged."""
+        if 1 <= span.page <= row.document.page_count and 0 <= span.start <= span.end:
+            if row.segment == MEMTABLE:
+                page = self.memtable.entry(row.ordinal).pages[span.page - 1]
+                found = page[span.start : span.end] if span.end <= len(page) else None
+            else:
+                found = self.segment(row.segment).text(row, span)
+            if found is not None:
+                return found
+        where = f"Page {span.page} of document {row.document.id}"
+        raise NotFound(f"{where} has no characters {span.start} to {span.end}.")
 
     def entries(self, rows: Iterable[Row]) -> Iterator[Entry]:
         """Documents whole, as their rows say; those of a segment one after another. Raises StoreDamaged."""
@@ -109,8 +130,8 @@ class Published:
             self._places.move_to_end(asked)
             return self._snapshot, self._places[asked]
 
-    def locate(self, document: str, groups: frozenset[str]) -> tuple[Row, Snapshot]:
-        """Raises NotFound."""
+    def locate(self, document: str, groups: frozenset[str] | None) -> tuple[Row, Snapshot]:
+        """groups None: whoever may read it. Raises NotFound."""
         with self._lock:
             row, snapshot = self._catalog.get(document, groups), self._snapshot
         if row is None:

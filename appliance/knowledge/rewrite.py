@@ -6,13 +6,14 @@ are amendments to what segments say, by document, and a rewrite ends only those 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from threading import Lock, RLock
 
 import structlog
 
+from appliance.errors import Busy, StoreDamaged
 from appliance.knowledge import compact
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Row, Weight
 from appliance.knowledge.compact import Groups, Shape
@@ -32,6 +33,9 @@ _LAST_PASSAGES = 256
 """So few may be embedded while writers wait."""
 
 _ROUNDS = 8
+"""So often another pass over what was written meanwhile may leave no less than the passes before."""
+
+_REWRITING_SECONDS = 60.0
 
 
 @dataclass
@@ -52,6 +56,11 @@ class Amendments:
         """
         readers = {document: now for document, now in self.readers.items() if written.get(document) != now}
         return Amendments(self.deleted - (held - written.keys()), readers)
+
+    def of_those(self, held: frozenset[str]) -> "Amendments":
+        """Without documents that lie nowhere any more: a rewrite may come before the log goes that tells of them."""
+        readers = {document: now for document, now in self.readers.items() if document in held}
+        return Amendments(self.deleted & held, readers)
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,27 @@ def opened(name: str, store: Store) -> tuple[Published, Amendments]:
             entries.append(record)
             if record.replaces:
                 amendments.delete(record.replaces)
-    catalog = Catalog(name, {segment.number: segment.parquet() for segment in segments})
+    if amendments.deleted or amendments.readers:
+        in_log = frozenset(entry.document.id for entry in entries)
+        amendments = amendments.of_those(in_log.union(*(segment.document_ids() for segment in segments)))
+    catalog = _catalog(name, segments)
     catalog.add([Row(one.document, MEMTABLE, ordinal, 0, page_bytes(one)) for ordinal, one in enumerate(entries)])
     catalog.remove(sorted(amendments.deleted))
     catalog.set_readers(amendments.readers)
     snapshot = Snapshot(segments, Memtable.of(entries), store.manifest.embedder, store.version)
     return Published(name, catalog, snapshot), amendments
+
+
+def _catalog(name: str, segments: Sequence[Sealed]) -> Catalog:
+    try:
+        return Catalog(name, {segment.number: segment.parquet() for segment in segments})
+    except StoreDamaged:
+        for segment in segments:
+            try:
+                Catalog(name, {segment.number: segment.parquet()})
+            except StoreDamaged as error:
+                raise StoreDamaged(f"{segment.path} is damaged: {error}") from None
+        raise
 
 
 class Rewriter:
@@ -111,12 +135,16 @@ class Rewriter:
             self._replace(frozenset([MEMTABLE]), held, self._write(list(snapshot.entries(rows)), background=False))
 
     def compact(self) -> None:
-        """All that is worth anything. Raises DiskFull, StoreDamaged; the collection is then as it was."""
-        with self._rewriting:
-            with self._writing:
-                self._check_alive()
-                self.seal()
+        """All that is worth anything. Raises DiskFull, StoreDamaged; the collection is then as it was. Raises Busy
+        where somebody rewrites already, which may take hours.
+        """
+        if not self._rewriting.acquire(blocking=False):
+            raise Busy(f"Collection {self._name} is being rewritten already.", _REWRITING_SECONDS)
+        try:
+            self._seal_now()
             self._merge(compact.asked(self._shapes()), background=False)
+        finally:
+            self._rewriting.release()
 
     def compact_if_due(self) -> None:
         """What has become worth it; where somebody rewrites already, nothing. Raises as compact."""
@@ -131,39 +159,57 @@ class Rewriter:
         made: dict[int, list[Written]] = {}
         try:
             with self._rewriting:
-                for _ in range(_ROUNDS):
-                    self._seal_now()
-                    left = self._reembed_missing(made, embedder, report)
-                    if left <= _LAST_PASSAGES:
-                        break
-                with self._writing:
+                least, rounds = self._left(made), 0
+                while rounds < _ROUNDS:
                     self._seal_now()
                     self._reembed_missing(made, embedder, report)
-                    self._switch(made, name, embedder)
+                    left = self._left(made)
+                    if left <= _LAST_PASSAGES and self._switched(made, name, embedder, report):
+                        break
+                    least, rounds = (left, 0) if left < least else (least, rounds + 1)
+                else:
+                    problem = f"Collection {self._name} is written to faster than it can be embedded anew."
+                    raise Busy(problem, _REWRITING_SECONDS)
         except BaseException:
             self._store.discard(written.entry for segments in made.values() for written in segments)
             raise
         log.info("collection_reembedded", collection=self._name, embedder=embedder.identity)
+
+    def _switched(self, made: dict[int, list[Written]], name: str, embedder: Embedder, report: Progress) -> bool:
+        """Embed while nobody writes what is left, and switch; not where it has become much."""
+        with self._writing:
+            self._check_alive()
+            if self._left(made) > _LAST_PASSAGES:
+                return False
+            self.seal()
+            self._reembed_missing(made, embedder, report, background=False)
+            self._switch(made, name, embedder)
+            return True
+
+    def _left(self, made: Mapping[int, list[Written]]) -> int:
+        """How many passages are in no segment that was embedded anew."""
+        snapshot = self._published.snapshot
+        return snapshot.memtable.passages + sum(one.rows for one in snapshot.segments if one.number not in made)
 
     def _seal_now(self) -> None:
         with self._writing:
             self._check_alive()
             self.seal()
 
-    def _reembed_missing(self, made: dict[int, list[Written]], embedder: Embedder, report: Progress) -> int:
-        """Segments beside those that are not in `made` yet; how many passages came to be unmade meanwhile."""
+    def _reembed_missing(
+        self, made: dict[int, list[Written]], embedder: Embedder, report: Progress, *, background: bool = True
+    ) -> None:
+        """Segments beside those that are not in `made` yet."""
         segments = self._published.snapshot.segments
         done, total = 0, sum(segment.rows for segment in segments)
         for segment in segments:
             if segment.number not in made:
-                made[segment.number] = self._reembedded(segment, embedder, partial(_report, report, done, total))
+                entries = self._reembedded(segment, embedder, partial(_report, report, done, total))
+                made[segment.number] = self._write(entries, background=background)
             done += segment.rows
         report.update(done, total)
-        snapshot = self._published.snapshot
-        new = sum(segment.rows for segment in snapshot.segments if segment.number not in made)
-        return new + snapshot.memtable.passages
 
-    def _reembedded(self, segment: Sealed, embedder: Embedder, told: Callable[[int], None]) -> list[Written]:
+    def _reembedded(self, segment: Sealed, embedder: Embedder, told: Callable[[int], None]) -> list[Entry]:
         snapshot, rows = self._published.held([segment.number])
         entries: list[Entry] = []
         for batch in _batches(snapshot.entries(rows)):
@@ -171,9 +217,9 @@ class Rewriter:
             vectors = embedded([text for entry in batch for text in entry.searched()], embedder)
             at = 0
             for entry in batch:
-                entries.append(Entry(entry.document, entry.pages, entry.pieces, vectors[at : at + len(entry.pieces)]))
+                entries.append(replace(entry, vectors=vectors[at : at + len(entry.pieces)]))
                 at += len(entry.pieces)
-        return self._write(entries, background=True)
+        return entries
 
     def _switch(self, made: Mapping[int, list[Written]], name: str, embedder: Embedder) -> None:
         segments = self._published.snapshot.segments
@@ -193,9 +239,13 @@ class Rewriter:
             snapshot, rows = self._published.held(group)
             held = frozenset[str]().union(*(snapshot.segment(number).document_ids() for number in group))
             written = self._write(list(snapshot.entries(rows)), background=background)
-            with self._writing:
-                self._check_alive()
-                self._replace(frozenset(group), held, written)
+            try:
+                with self._writing:
+                    self._check_alive()
+                    self._replace(frozenset(group), held, written)
+            except BaseException:  # another collection may have the name by now, and its folder this one's file
+                self._store.discard(one.entry for one in written)
+                raise
 
     def _write(self, entries: list[Entry], *, background: bool) -> list[Written]:
         """A segment of these documents that is not part of the collection yet; none for no documents."""

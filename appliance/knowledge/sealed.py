@@ -7,18 +7,23 @@
     passages  a record a passage (PASSAGE): its page, [start, end) in code points of the page and in bytes of `text`,
               the same of its section, and where in `strings` its heading and what is repeated before it lie
     strings   UTF-8 of headings and repeated texts, each once
+    blocks    a record a block (BLOCK) that a parser saw: the ordinal of its document, ascending, and where on a page
     postings, positions      inverted_file.py
     vec_i8, vec_f16, graph   vectors.py
 
 In place of owners, passages and strings a segment of an older release has `spans` (SPAN). Everything is little-endian.
+A segment without `blocks` is of documents whose parser saw none, or of an older release.
 Owners, postings, int8 vectors and graph are kept in memory while there is room; rows go to the catalogue; the rest is
 read by range.
 """
 
 import weakref
+from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -31,7 +36,7 @@ from appliance.knowledge.index import inversion, postings, vectors
 from appliance.knowledge.index.postings import Postings
 from appliance.knowledge.storage.record import Entry
 from appliance.knowledge.storage.segment import SegmentFile
-from appliance.types import PLACE, Bools, Floats, Span
+from appliance.types import PLACE, Block, BlockKind, Bools, Floats, Span
 
 _PLACES = ("page", "start", "end", "section_start", "section_end")
 _STRINGS = ("heading_start", "heading_end", "repeated_start", "repeated_end")
@@ -40,6 +45,10 @@ PASSAGE = np.dtype([*((name, "<u4") for name in (*_PLACES, *_STRINGS)), *((name,
 SPAN = np.dtype(
     [("owner", "<u4"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4"), ("text_start", "<u8"), ("text_end", "<u8")]
 )
+BLOCK = np.dtype([("owner", "<u4"), ("page", "<u4"), ("start", "<u4"), ("end", "<u4"), ("kind", "u1"), ("level", "u1")])
+KINDS = (BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.LIST, BlockKind.TABLE, BlockKind.CODE)
+"""By the number that stands for each in BLOCK."""
+_MOST_BYTES = 4  # of a code point in UTF-8
 T = TypeVar("T")
 
 
@@ -70,6 +79,7 @@ def to_sections(entries: Sequence[Entry], rows: Sequence[Row]) -> dict[str, byte
         "owners": np.repeat(np.arange(len(entries), dtype="<u4"), counts).tobytes(),
         "passages": passages.tobytes(),
         "strings": strings,
+        "blocks": _to_blocks(entries),
         **postings.to_sections([row for entry in entries for row in words(entry)]),
         **vectors.to_sections(np.concatenate([entry.vectors for entry in entries])),
     }
@@ -111,6 +121,20 @@ def _to_passages(entries: Sequence[Entry], rows: Sequence[Row]) -> tuple[NDArray
     return np.array(found, PASSAGE), bytes(strings)
 
 
+def _to_blocks(entries: Sequence[Entry]) -> bytes:
+    found = [
+        (owner, block.page, block.start, block.end, KINDS.index(block.kind), block.level)
+        for owner, entry in enumerate(entries)
+        for block in entry.blocks
+    ]
+    return np.array(found, BLOCK).tobytes()
+
+
+def _blocks(found: NDArray[np.void]) -> tuple[Block, ...]:
+    places = found[["kind", "page", "start", "end", "level"]].tolist()
+    return tuple(Block(KINDS[kind], *place) for kind, *place in places)
+
+
 def _byte_offsets(page: str) -> NDArray[np.int64]:
     """Where each code point of a page starts in its UTF-8, and where the last one ends: int64 [len(page) + 1]."""
     if page.isascii():
@@ -118,6 +142,17 @@ def _byte_offsets(page: str) -> NDArray[np.int64]:
     points = np.frombuffer(page.encode("utf-32-le"), "<u4")
     sizes = np.ones(len(points), np.int64) + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _page_place(row: Row, page: int) -> tuple[int, int]:
+    """Where a page of a document, from 1, starts and ends in the text section."""
+    start = row.text_start + sum(row.page_bytes[: page - 1])
+    return start, start + row.page_bytes[page - 1]
+
+
+def _decoded(part: bytes) -> str:
+    """A stretch of UTF-8, less the code points that are cut at its ends."""
+    return part.decode(errors="ignore")
 
 
 def _weakly(file: SegmentFile) -> Callable[[int, int], bytes]:
@@ -184,6 +219,10 @@ class Sealed:
         except (StoreDamaged, ValueError) as error:
             raise StoreDamaged(f"{self._file.path} is damaged: {error}") from None
 
+    @property
+    def path(self) -> Path:
+        return self._file.path
+
     def parquet(self) -> bytes:
         """The catalogue rows of its documents."""
         return self._file.read("rows")
@@ -228,11 +267,16 @@ class Sealed:
         text = self._text(int(found["text_start"]), int(found["text_end"]))
         return Span(int(found["page"]), int(found["start"]), int(found["end"])), text
 
-    def section(self, row: int) -> tuple[Span, str]:
-        """The section that a passage lies in: its place, and its text. Raises StoreDamaged."""
+    def around(self, row: int, document: Row | None, characters: int) -> tuple[str, int]:
+        """What a passage stands in, as `search.Unit` says. Raises StoreDamaged."""
         found = self._passages(np.array([row], np.uint32))[0]
-        text = self._text(int(found["section_text_start"]), int(found["section_text_end"]))
-        return Span(int(found["page"]), int(found["section_start"]), int(found["section_end"])), text
+        first, last = int(found["section_text_start"]), int(found["section_text_end"])
+        if document:
+            first, last = _page_place(document, int(found["page"]))
+        at, margin = int(found["text_start"]), _MOST_BYTES * characters
+        start = max(first, at - margin)
+        read = self._file.read("text", start, min(last, int(found["text_end"]) + margin) - start)
+        return _decoded(read), len(_decoded(read[: at - start]))
 
     def pages(self, row: Row) -> tuple[str, ...]:
         """The text of a document by page. Raises StoreDamaged."""
@@ -240,21 +284,53 @@ class Sealed:
         text = self._file.read("text", row.text_start, ends[-1])
         return tuple(text[start:end].decode() for start, end in pairwise(ends))
 
+    def blocks(self, row: Row) -> tuple[Block, ...]:
+        """What its parser saw of a document. Raises StoreDamaged."""
+        size = BLOCK.itemsize
+
+        def owner(at: int) -> int:
+            return int.from_bytes(self._file.read("blocks", at * size, 4), "little")
+
+        numbers = range(self._file.size("blocks") // size)
+        first, last = (bisect_left(numbers, ordinal, key=owner) for ordinal in (row.ordinal, row.ordinal + 1))
+        return _blocks(np.frombuffer(self._file.read("blocks", first * size, (last - first) * size), BLOCK))
+
     def page(self, row: Row, page: int) -> str:
         """The text of one page, from 1. Raises StoreDamaged."""
-        start = row.text_start + sum(row.page_bytes[: page - 1])
-        return self._text(start, start + row.page_bytes[page - 1])
+        return self._text(*_page_place(row, page))
+
+    def text(self, row: Row, span: Span) -> str | None:
+        """The text of a document's span, None where its page ends before; read from the passage before it on.
+
+        Raises StoreDamaged.
+        """
+        at, end = _page_place(row, span.page)
+        start = 0
+        rows = range(*np.searchsorted(self.owners, np.array([row.ordinal, row.ordinal + 1], np.uint32)).tolist())
+        behind = bisect_right(rows, (span.page, span.start), key=lambda row: self._passage_at(row)[:2])
+        page, known, byte = self._passage_at(rows[behind - 1]) if behind else (0, 0, 0)
+        if page == span.page and known <= span.start:
+            start, at = known, byte
+        text = _decoded(self._file.read("text", at, min(_MOST_BYTES * (span.end - start), end - at)))
+        return text[span.start - start : span.end - start] if len(text) >= span.end - start else None
+
+    def _passage_at(self, row: int) -> tuple[int, int, int]:
+        """The page of a passage, and its start there and in the text section."""
+        found = self._passages(np.array([row], np.uint32))[0]
+        return int(found["page"]), int(found["start"]), int(found["text_start"])
 
     def entries(self, rows: Sequence[Row]) -> Iterator[Entry]:
         """Some of its documents whole, for the segment that follows. Raises StoreDamaged."""
         halves = np.frombuffer(self._file.read("vec_f16"), "<f2").reshape(self.rows, -1)
         passages = self._passages(np.arange(self.rows, dtype=np.uint32))
-        owners = self.owners
+        owners, blocks = self.owners, np.frombuffer(self._file.read("blocks"), BLOCK)
         for row in rows:
             first, last = np.searchsorted(owners, [row.ordinal, row.ordinal + 1])
             pages = self.pages(row)
             pieces = tuple(self._piece(one) for one in passages[first:last])
-            yield Entry(row.document, pages, pieces, halves[first:last].astype(np.float32))
+            seen = slice(*np.searchsorted(blocks["owner"], [row.ordinal, row.ordinal + 1]))
+            vectors_ = halves[first:last].astype(np.float32)
+            yield Entry(row.document, pages, pieces, vectors_, blocks=_blocks(blocks[seen]))
 
     def _passages(self, rows: NDArray[np.uint32]) -> NDArray[np.void]:
         """Their records; a passage of an older segment is its own section."""

@@ -19,6 +19,7 @@ from appliance.knowledge.storage.segment import SegmentFile
 
 _VEC_I8_HEADER = struct.Struct("<8sII")
 _BLOCK_ROWS = 4096
+_BLOCK_BYTES = 1 << 20
 _ROUNDING = 0.51  # of a step of int8; and what float32 makes of it
 
 
@@ -85,20 +86,20 @@ def _owners(file: SegmentFile, entry: SegmentEntry) -> Iterator[str]:
 def _passages(file: SegmentFile, count: int) -> Iterator[str]:
     """Ranges of code points against ranges of bytes, and both against the text."""
     passages = np.frombuffer(file.read("passages"), PASSAGE)
-    text, strings = np.frombuffer(file.read("text"), np.uint8), file.size("strings")
+    text_bytes, strings = file.size("text"), file.size("strings")
     if len(passages) != count:
         yield f"there are {len(passages)} of {count}."
-    begins = np.concatenate([[0], np.cumsum((text & 0xC0) != 0x80)])  # code points that begin before each byte
     for start, end, points_start, points_end in (
         ("text_start", "text_end", "start", "end"),
         ("section_text_start", "section_text_end", "section_start", "section_end"),
     ):
         first, last = passages[start].astype(np.int64), passages[end].astype(np.int64)
-        if (first > last).any() or (last > len(text)).any():
+        if (first > last).any() or (last > text_bytes).any():
             yield f"{start} and {end} do not lie in the text, one after the other."
             continue
         points = passages[points_end].astype(np.int64) - passages[points_start]
-        if (begins[last] - begins[first] != points).any() or not _at_code_points(text, first, last):
+        (before_first, first_whole), (before_last, last_whole) = _code_points(file, first), _code_points(file, last)
+        if (before_last - before_first != points).any() or not (first_whole & last_whole).all():
             yield f"{start} and {end} are not the bytes of {points_start} and {points_end}."
     inside = (passages["section_text_start"] <= passages["text_start"]) & (
         passages["text_end"] <= passages["section_text_end"]
@@ -111,10 +112,22 @@ def _passages(file: SegmentFile, count: int) -> Iterator[str]:
     file.read("strings").decode()
 
 
-def _at_code_points(text: NDArray[np.uint8], *places: NDArray[np.int64]) -> bool:
-    """Whether no place is in the middle of a character."""
-    padded = np.append(text, np.uint8(0))
-    return all(((padded[at] & 0xC0) != 0x80).all() for at in places)
+def _code_points(file: SegmentFile, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """How many code points begin before each of these bytes of the text, and whether it is in the middle of none."""
+    order = np.argsort(places)
+    ascending, size = places[order], file.size("text")
+    counts, whole = np.zeros(len(places), np.int64), np.ones(len(places), np.bool_)
+    before = 0
+    for start in range(0, size, _BLOCK_BYTES):
+        block = np.frombuffer(file.read("text", start, min(_BLOCK_BYTES, size - start)), np.uint8)
+        begins = (block & 0xC0) != 0x80
+        here = order[slice(*np.searchsorted(ascending, [start, start + len(block)]))]
+        sums = np.concatenate([[0], np.cumsum(begins, dtype=np.int32)])
+        counts[here] = before + sums[places[here] - start]
+        whole[here] = begins[places[here] - start]
+        before += int(sums[-1])
+    counts[places == size] = before
+    return counts, whole
 
 
 def _postings(file: SegmentFile, count: int) -> Iterator[str]:

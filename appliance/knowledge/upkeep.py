@@ -20,6 +20,7 @@ class Upkeep:
         """Read and check every byte. The job fails with StoreDamaged where something is damaged. Raises NotFound."""
         library = self._libraries.of(tenant)
         library.require(collection)
+        self.forget(tenant, collection)
 
         def work(progress: Progress) -> None:
             found = library.verify(collection, progress)
@@ -27,12 +28,16 @@ class Upkeep:
             if found:
                 raise StoreDamaged(f"{len(found)} of the collection's files are damaged; first {found[0].file}.")
 
-        return self._jobs.start_in_thread("verify", f"collections/{collection}", "files", work)
+        return self._jobs.start_in_thread("verify", f"collections/{collection}", "files", work, tenant)
 
     def faults(self, tenant: str, collection: str) -> tuple[Fault, ...]:
         """What the last verification found. Raises NotFound."""
         self._libraries.of(tenant).require(collection)
         return self._faults.get((tenant, collection), ())
+
+    def forget(self, tenant: str, collection: str) -> None:
+        """What was found is of a collection that is no more, or is to be found anew. From any thread."""
+        self._faults.pop((tenant, collection), None)
 
     def reembed(self, tenant: str, collection: str, model: str) -> Job:
         """Vectors of that embedder beside the present ones, then in their place. Raises NotFound."""
@@ -42,7 +47,7 @@ class Upkeep:
         def work(progress: Progress) -> None:
             library.reembed(collection, model, embedder, progress)
 
-        return self._jobs.start_in_thread("reembed", f"collections/{collection}", "passages", work)
+        return self._jobs.start_in_thread("reembed", f"collections/{collection}", "passages", work, tenant)
 
     def _keep(self, key: tuple[str, str], found: tuple[Fault, ...]) -> None:
         self._faults.pop(key, None)

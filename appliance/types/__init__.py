@@ -37,6 +37,7 @@ from appliance.types.ingest import Extracted, FileOutcome, FileState
 from appliance.types.jobs import Job, JobState
 from appliance.types.knowledge import (
     CANDIDATE,
+    COLLECTION_NAME,
     PLACE,
     AnswerMode,
     AskFinish,
@@ -81,6 +82,7 @@ from appliance.types.models import (
 
 __all__ = [
     "CANDIDATE",
+    "COLLECTION_NAME",
     "EVERYONE",
     "MAX_STOPS",
     "MAX_STOP_CHARACTERS",

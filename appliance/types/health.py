@@ -13,7 +13,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that an admin may have to know, as seen at `since`."""
+    """One thing that an admin may have to know, as seen at `since`. tenant: whose the subject is, '' of the box."""
 
     code: str
     severity: Severity
@@ -23,6 +23,7 @@ class Finding:
     since: datetime
     detail: str = ""
     impacts_serving: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class HealthReport:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The box at a glance."""
+    """The box at a glance, as a caller sees it: collections of its tenant, and documents that it may read."""
 
     version: str
     uptime_seconds: float

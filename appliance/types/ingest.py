@@ -36,3 +36,4 @@ class FileOutcome:
     size_bytes: int = 0
     job: str = ""
     time: datetime | None = None
+    tenant: str = ""

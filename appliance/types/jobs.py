@@ -19,7 +19,7 @@ class JobState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Long work. `total` 0: not known yet."""
+    """Long work. `total` 0: not known yet. tenant: whose it is, '' of the box."""
 
     id: str
     kind: str
@@ -33,7 +33,12 @@ class Job:
     error_reason: str = ""
     error_message: str = ""
     end_time: datetime | None = None
+    tenant: str = ""
 
     @property
     def name(self) -> str:
         return f"jobs/{self.id}"
+
+    def shown_to(self, tenant: str) -> bool:
+        """What the box does for itself is shown to every tenant."""
+        return self.tenant in ("", tenant)

@@ -12,6 +12,9 @@ from appliance.types.access import EVERYONE
 from appliance.types.arrays import Floats
 from appliance.types.inference import Finish, Text
 
+COLLECTION_NAME = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+"""A regular expression."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -94,13 +97,14 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """document_count, passage_count: of what the asking principal may read."""
+    """document_count, passage_count: of what the asking principal may read. embedder: '' for the built-in."""
 
     id: str
     document_count: int
     passage_count: int
     size_bytes: int
     create_time: datetime
+    embedder: str = ""
 
     @property
     def name(self) -> str:

@@ -37,6 +37,7 @@ from appliance.types import (
     ModelStatus,
     Principal,
     Role,
+    SearchTally,
     Text,
     Timings,
     Usage,
@@ -145,8 +146,9 @@ async def serving(data_dir: Path, limits: Limits = Limits()) -> AsyncIterator[Ht
     def salt(tenant: str) -> bytes:
         return tenant.encode()
 
-    async def scrape() -> tuple[str, bytes]:
-        return CONTENT_TYPE, metrics.render({"writer": EngineStats(running=2, pages_total=8, pages_used=2)})
+    async def scrape(tenant: str) -> tuple[str, bytes]:
+        engines = {"writer": EngineStats(running=2, pages_total=8, pages_used=2)}
+        return CONTENT_TYPE, metrics.render(engines, searches=[SearchTally(tenant, tenant, 1, 0, 0)])
 
     shelves = OneLibrary(library)
     asker = Asker(shelves, LibraryRetriever(library), embedder, measured, PlainComposer(), salt, lambda tenant: False)

@@ -32,7 +32,7 @@ from appliance.errors import (
     SelfTestFailed,
     StoreDamaged,
 )
-from appliance.types import AppScope, Text
+from appliance.types import AppScope, Principal, Role, Text
 from tests.api.http_box import STOP, HttpBox, eventually, serving
 
 HELLO = {"model": "writer", "messages": [{"role": "user", "content": "Good morning."}]}
@@ -343,6 +343,13 @@ async def test_metrics_are_told_as_a_scraper_reads_them(served: HttpBox) -> None
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert 'appliance_request_success_total{finished_reason="stop",model_name="writer"} 1.0' in answer.text
     assert 'appliance_kv_cache_usage_perc{model_name="writer"} 0.25' in answer.text
+
+
+async def test_metrics_of_collections_are_those_of_the_tenant_of_the_key(served: HttpBox) -> None:
+    token = served.keys.create(Principal("rival", "prometheus", Role.APP), [AppScope.METRICS])[1]
+    async with served.http(token) as client:
+        answer = await client.get("/metrics")
+    assert 'appliance_knowledge_searches_total{collection="rival"} 1.0' in answer.text
 
 
 async def test_small_pieces_are_sent_at_once(served: HttpBox) -> None:

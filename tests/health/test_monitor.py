@@ -12,6 +12,7 @@ from appliance.health.findings import (
     MODEL_REFUSED,
     MODEL_RESTARTING,
     SANDBOX_UNAVAILABLE,
+    STORE_DAMAGED,
     Declared,
 )
 from appliance.health.monitor import Monitor
@@ -107,6 +108,51 @@ def test_setting_a_kind_leaves_exactly_its_subjects() -> None:
     assert found == {("", ""), ("models/b", "3"), ("models/c", "4")}
     monitor.set(MODEL_REFUSED, {})
     assert monitor.raised() == {SANDBOX_UNAVAILABLE}
+
+
+def test_what_is_a_tenants_own_is_named_to_that_tenant_alone() -> None:
+    monitor = Monitor()
+    places = {
+        ("acme", "collections/board"): "/data/acme",
+        ("acme", "collections/pay"): "",
+        ("rival", "collections/x"): "/y",
+    }
+    monitor.set_of_tenants(STORE_DAMAGED, places)
+    monitor.raise_(MODEL_FAILED, "models/tiny", "It died 5 times.")
+    subjects = {
+        tenant: [finding.subject for finding in monitor.report(tenant).findings]
+        for tenant in ("acme", "rival", "third")
+    }
+    assert subjects == {
+        "acme": ["collections/board", "collections/pay", "", "models/tiny"],
+        "rival": ["", "collections/x", "models/tiny"],
+        "third": ["", "models/tiny"],
+    }
+    report = monitor.report("third")
+    assert report.severity is Severity.CRITICAL
+    assert report.findings[0].title == "A collection of another tenant is damaged on disk and is not opened"
+    assert not {"acme", "rival", "board"} & set(str(report).replace("/", " ").replace("'", " ").split())
+    assert len(monitor.report().findings) == 4
+    monitor.set_of_tenants(STORE_DAMAGED, {("rival", "collections/x"): "/y"})
+    assert [finding.code for finding in monitor.report("acme").findings] == ["STORE_DAMAGED", "MODEL_FAILED"]
+    monitor.set_of_tenants(STORE_DAMAGED, {})
+    assert codes(monitor.report("third")) == ["MODEL_FAILED"]
+
+
+def test_collections_of_one_name_in_two_tenants_are_two_findings() -> None:
+    monitor = Monitor()
+    monitor.set_of_tenants(STORE_DAMAGED, {("acme", "collections/a"): "1", ("rival", "collections/a"): "2"})
+    assert [(one.tenant, one.detail) for one in monitor.report().findings] == [("acme", "1"), ("rival", "2")]
+    monitor.clear(STORE_DAMAGED, "collections/a", "acme")
+    assert [one.tenant for one in monitor.report().findings] == ["rival"]
+
+
+async def test_a_watcher_of_a_tenant_sees_what_its_report_says() -> None:
+    monitor = Monitor()
+    async with aclosing(monitor.watch("acme")) as reports:  # type: ignore[type-var]
+        assert await following(reports) == OK
+        monitor.raise_(STORE_DAMAGED, "collections/x", "/y", "rival")
+        assert [finding.subject for finding in (await following(reports)).findings] == [""]
 
 
 async def test_a_watcher_sees_the_present_state_and_then_each_change() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from appliance.errors import (
 )
 from appliance.infer import encoders as encoders_module
 from appliance.infer.encoders import EncoderOptions, Encoders
+from appliance.infer.imported_embedder import ImportedEmbedder
 from appliance.models.store import ModelStore
 from appliance.types import ModelFile, ModelKind, ModelState, ModelStatus
 from appliance.vault.keyring import FileKeyring
+from tests.fakes import WordEmbedder
 from tests.onnx_models import WORTH, write_embedder, write_glutton, write_reranker
 
 EMBEDDING, RERANKER = ModelKind.EMBEDDING, ModelKind.RERANKER
@@ -96,6 +99,15 @@ async def test_an_imported_embedder_gives_unit_vectors_in_the_order_of_the_texts
     assert found.rows[1, garden] == pytest.approx(3**-0.5)  # beside the two tokens of the frame
     np.testing.assert_array_equal(found.rows[:4], found.rows[20:])
     assert bench.state(name) == (ModelState.READY, "")
+
+
+async def test_a_model_loads_though_every_thread_of_the_process_waits_for_it(bench: Bench) -> None:
+    name, loop = bench.add(write_embedder(bench.root / "words")), asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(2))
+    embedder = ImportedEmbedder(bench.encoders, bench.store.get(name), WordEmbedder(), loop)
+    async with asyncio.timeout(60):
+        found = await asyncio.gather(*(asyncio.to_thread(embedder.embed, ["badge"]) for _ in range(2)))
+    assert [rows.shape for rows in found] == [(1, len(WORDS))] * 2
 
 
 async def test_an_imported_reranker_scores_in_the_order_of_the_texts(bench: Bench) -> None:

@@ -13,12 +13,24 @@ import pytest_asyncio
 
 from appliance.config import Config
 from appliance.errors import DiskFull, DocumentRefused, InvalidArgument, NotFound, SandboxUnavailable, StoreDamaged
-from appliance.ingest.pipeline import COPIES, KEPT_JOBS, PIPELINE, Ingest
+from appliance.ingest.pipeline import COPIES, KEPT_JOBS, PIPELINE, STORED_FOR_OTHERS, Ingest
 from appliance.ingest.sources import Folder
 from appliance.jobs import JobRunner
 from appliance.ports import Extractor
 from appliance.sandbox.extractor import LockedExtractor
-from appliance.types import EVERYONE, BlockKind, Document, Extracted, FileOutcome, FileState, Job, JobState, NewDocument
+from appliance.types import (
+    EVERYONE,
+    BlockKind,
+    Document,
+    Extracted,
+    FileOutcome,
+    FileState,
+    Job,
+    JobState,
+    NewDocument,
+    Principal,
+    Role,
+)
 from tests import pdf_files
 from tests.fakes import MemoryLibrary, OneLibrary
 
@@ -26,6 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMITS = Config(data_dir=Path("/nowhere"), parse_memory_mib=128, document_max_mib=1)
 EVERYBODY = frozenset({EVERYONE})
+OPERATOR = Principal("clinic", "olga", Role.OPERATOR)
 
 
 @dataclass
@@ -82,8 +95,8 @@ class Bench:
     def write(self, name: str, content: bytes | str) -> None:
         (self.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
-    async def start(self, readers: frozenset[str] = EVERYBODY) -> Job:
-        return await self.ingest.start("clinic", str(self.folder), "handbook", readers)
+    async def start(self, readers: frozenset[str] = EVERYBODY, caller: Principal = OPERATOR) -> Job:
+        return await self.ingest.start(caller, str(self.folder), "handbook", readers)
 
     async def wait(self, job: Job) -> Job:
         async for state in self.jobs.watch(job.id):
@@ -92,7 +105,7 @@ class Bench:
 
     async def run(self) -> tuple[Job, dict[str, FileOutcome]]:
         job = await self.wait(await self.start())
-        return job, {outcome.path: outcome for outcome in self.ingest.files(job.id)}
+        return job, {outcome.path: outcome for outcome in self.ingest.files("clinic", job.id)}
 
     def titles(self) -> list[str]:
         return [document.title for document in self.library.documents("handbook", EVERYBODY)]
@@ -167,7 +180,7 @@ async def test_a_document_knows_where_it_came_from(bench: Bench) -> None:
     (bench.folder / "sub").mkdir()
     bench.write("sub/manual.pdf", pdf_files.text_pdf())
     job = await bench.wait(await bench.start(readers=frozenset({"role:operator"})))
-    (outcome,) = bench.ingest.files(job.name)
+    (outcome,) = bench.ingest.files("clinic", job.name)
     (document,) = bench.library.documents("handbook", frozenset({"role:operator"}))
     assert document.name == outcome.document
     assert (document.title, document.page_count, document.pipeline) == ("sub/manual.pdf", 3, PIPELINE)
@@ -206,11 +219,53 @@ async def test_a_file_that_is_there_for_other_readers_is_not_called_a_duplicate(
     await plain.run()
     [stored] = plain.library.documents("handbook", EVERYBODY)
     job = await plain.wait(await plain.start(readers=frozenset({"role:admin", "user:ann"})))
-    [outcome] = plain.ingest.files(job.id)
+    [outcome] = plain.ingest.files("clinic", job.id)
     assert (outcome.state, outcome.reason) == (FileState.QUARANTINED, "READERS_DIFFER")
-    assert outcome.document == stored.name
-    assert outcome.detail == ("The stored document is for everyone. Delete it first, or ingest with those readers.")
+    assert (outcome.document, outcome.detail) == (stored.name, STORED_FOR_OTHERS)
     assert plain.library.documents("handbook", EVERYBODY) == (stored,)
+
+
+@pytest.mark.parametrize(
+    ("caller", "named"),
+    [
+        (OPERATOR, False),
+        (Principal("clinic", "ann", Role.OPERATOR), True),
+        (Principal("clinic", "olga", Role.OPERATOR, frozenset({"group:hr"})), True),
+        (Principal("clinic", "root", Role.ADMIN), True),
+    ],
+)
+async def test_who_holds_a_copy_of_a_file_learns_nothing_of_a_document_that_is_not_for_him(
+    plain: Bench, caller: Principal, named: bool
+) -> None:
+    plain.write("a.txt", "Pay.")
+    secret = frozenset({"group:hr", "user:ann"})
+    await plain.wait(await plain.start(secret))
+    [stored] = plain.library.documents("handbook", secret)
+    found: list[FileOutcome] = []
+    for readers in (EVERYBODY, secret):
+        job = await plain.wait(await plain.start(readers, caller))
+        found += plain.ingest.files("clinic", job.id)
+    assert [outcome.state for outcome in found] == [FileState.QUARANTINED, FileState.DUPLICATE]
+    assert [outcome.document for outcome in found] == [stored.name if named else ""] * 2
+    [refused] = plain.ingest.quarantined("clinic")
+    assert (refused.reason, refused.document) == ("READERS_DIFFER", found[0].document)
+    assert not any(reader in refused.detail for reader in secret)
+
+
+async def test_what_became_of_files_is_told_to_their_own_tenant_only(plain: Bench) -> None:
+    plain.write("a.txt", "One.")
+    (plain.folder / "b.txt").symlink_to("/etc/passwd")
+    job = await plain.wait(await plain.start())
+    assert job.tenant == "clinic"
+    for asked in (job.id, job.name):
+        assert len(plain.ingest.files("clinic", asked)) == 2
+        with pytest.raises(NotFound) as of_another:
+            plain.ingest.files("rival", asked)
+        assert str(of_another.value) == f"There is no record of the files of {job.name}."
+    assert [outcome.path for outcome in plain.ingest.quarantined("clinic")] == ["b.txt"]
+    assert plain.ingest.quarantined("rival") == plain.ingest.quarantined("") == ()
+    again = Ingest(plain.config, OneLibrary(plain.library), PlainExtractor(), plain.jobs)
+    assert (len(again.quarantined("clinic")), again.quarantined("rival")) == (1, ())
 
 
 async def test_equal_files_for_different_readers_in_two_jobs_at_once_are_never_called_duplicates(plain: Bench) -> None:
@@ -218,7 +273,7 @@ async def test_equal_files_for_different_readers_in_two_jobs_at_once_are_never_c
     jobs = [await plain.start(readers=frozenset({reader})) for reader in ("role:admin", "role:operator")]
     for job in jobs:
         await plain.wait(job)
-    outcomes = [outcome for job in jobs for outcome in plain.ingest.files(job.id)]
+    outcomes = [outcome for job in jobs for outcome in plain.ingest.files("clinic", job.id)]
     assert {(outcome.state, outcome.reason) for outcome in outcomes} == {
         (FileState.COMMITTED, ""),
         (FileState.QUARANTINED, "READERS_DIFFER"),
@@ -289,8 +344,8 @@ async def test_refusals_are_remembered_newest_first_and_after_a_restart(plain: B
     (plain.folder / "b.txt").symlink_to("/etc/passwd")
     await plain.run()
     again = Ingest(plain.config, OneLibrary(plain.library), PlainExtractor(), plain.jobs)
-    assert [outcome.path for outcome in again.quarantined()] == ["b.txt", "a.txt"]
-    assert [outcome.reason for outcome in plain.ingest.quarantined()] == ["LINK", "LINK"]
+    assert [outcome.path for outcome in again.quarantined("clinic")] == ["b.txt", "a.txt"]
+    assert [outcome.reason for outcome in plain.ingest.quarantined("clinic")] == ["LINK", "LINK"]
 
 
 async def test_a_file_swapped_during_ingest_is_stored_as_it_was_hashed_or_refused(plain: Bench) -> None:
@@ -316,7 +371,7 @@ async def test_an_empty_folder_is_no_error(plain: Bench) -> None:
 async def test_a_single_file_is_taken(plain: Bench) -> None:
     plain.write("a.txt", "One.")
     plain.write("b.txt", "Two.")
-    job = await plain.ingest.start("clinic", str(plain.folder / "b.txt"), "handbook", EVERYBODY)
+    job = await plain.ingest.start(OPERATOR, str(plain.folder / "b.txt"), "handbook", EVERYBODY)
     await plain.wait(job)
     assert plain.titles() == ["b.txt"]
     (document,) = plain.library.documents("handbook", EVERYBODY)
@@ -328,9 +383,9 @@ async def test_a_single_file_is_taken(plain: Bench) -> None:
 
 async def test_a_bad_path_starts_no_job(plain: Bench) -> None:
     with pytest.raises(InvalidArgument):
-        await plain.ingest.start("clinic", "folder", "handbook", EVERYBODY)
+        await plain.ingest.start(OPERATOR, "folder", "handbook", EVERYBODY)
     with pytest.raises(NotFound):
-        await plain.ingest.start("clinic", "/no/such/folder", "handbook", EVERYBODY)
+        await plain.ingest.start(OPERATOR, "/no/such/folder", "handbook", EVERYBODY)
     assert plain.jobs.list() == ()
     assert plain.library.collections() == ()
 
@@ -340,16 +395,16 @@ async def test_the_boxs_own_data_cannot_be_ingested(plain: Bench) -> None:
     keys.mkdir()
     (keys / "private.txt").write_text("secret")
     with pytest.raises(InvalidArgument, match=r"path: .*/keys lies in the box's own data directory"):
-        await plain.ingest.start("clinic", str(keys), "handbook", EVERYBODY)
+        await plain.ingest.start(OPERATOR, str(keys), "handbook", EVERYBODY)
     assert plain.jobs.list() == ()
-    job = await plain.ingest.start("clinic", str(plain.config.data_dir.parent), "handbook", EVERYBODY)
+    job = await plain.ingest.start(OPERATOR, str(plain.config.data_dir.parent), "handbook", EVERYBODY)
     await plain.wait(job)
-    assert [(outcome.path, outcome.reason) for outcome in plain.ingest.files(job.id)] == [("data", "OWN_DATA")]
+    assert [(one.path, one.reason) for one in plain.ingest.files("clinic", job.id)] == [("data", "OWN_DATA")]
 
 
 async def test_files_of_an_unknown_job_are_not_found(plain: Bench) -> None:
     with pytest.raises(NotFound, match="jobs/none"):
-        plain.ingest.files("none")
+        plain.ingest.files("clinic", "none")
 
 
 async def test_outcomes_are_kept_for_the_newest_jobs(plain: Bench) -> None:
@@ -357,8 +412,8 @@ async def test_outcomes_are_kept_for_the_newest_jobs(plain: Bench) -> None:
     for job in jobs:
         await plain.wait(job)
     with pytest.raises(NotFound):
-        plain.ingest.files(jobs[0].id)
-    assert plain.ingest.files(jobs[1].id) == ()
+        plain.ingest.files("clinic", jobs[0].id)
+    assert plain.ingest.files("clinic", jobs[1].id) == ()
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
@@ -398,7 +453,7 @@ async def test_cancelling_even_twice_stops_at_the_next_file_and_keeps_what_is_co
     go_on.set()
     ended = await plain.wait(job)
     assert ended.state is JobState.CANCELLED
-    assert [outcome.path for outcome in plain.ingest.files(job.id)] == ["0.txt", "1.txt", "2.txt"]
+    assert [outcome.path for outcome in plain.ingest.files("clinic", job.id)] == ["0.txt", "1.txt", "2.txt"]
     assert plain.titles() == ["0.txt", "1.txt", "2.txt"]
 
 
@@ -416,7 +471,7 @@ async def test_cancelling_kills_the_children_that_read_ahead(bench: Bench, locke
         child.suspend()  # else it might end before it is killed
     bench.jobs.cancel(job.id)
     assert (await bench.wait(job)).state is JobState.CANCELLED
-    assert bench.ingest.files(job.id) == ()
+    assert bench.ingest.files("clinic", job.id) == ()
     await until(lambda: below_us() == zygotes)
     bench.write("a.pdf", pdf_files.text_pdf())
     _, files = await bench.run()

@@ -17,6 +17,7 @@ from appliance.ports import Embedder
 from appliance.types import EVERYONE, Document, NewDocument
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
+from tests.searching import search
 
 ALL = frozenset({EVERYONE})
 
@@ -68,7 +69,7 @@ class Shelf:
 
     def search(self, query: str, groups: frozenset[str] = ALL, limit: int = 10) -> list[str]:
         """The texts that are found, best first."""
-        return [passage.text for passage in self.library.search("handbook", query, groups, limit).passages]
+        return [passage.text for passage in search(self.library, "handbook", query, groups, limit).passages]
 
     def contents(self, groups: frozenset[str] = ALL) -> dict[str, tuple[str, ...]]:
         """Every document's pages by its id."""

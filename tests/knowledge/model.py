@@ -27,6 +27,7 @@ from appliance.types import EVERYONE, Leg, MetadataValue, SearchOptions
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import new_document
+from tests.searching import search
 
 COLLECTION = "model"
 STEPS = 50
@@ -210,7 +211,7 @@ class Model(RuleBasedStateMachine):
         self, groups: frozenset[str], query: str, by: frozenset[Leg], condition: str, readable: dict[str, Known]
     ) -> None:
         options = SearchOptions(condition, by, facets=("tag", "media_type"))
-        found = self.library.search(COLLECTION, query, groups, 500, options)
+        found = search(self.library, COLLECTION, query, groups, 100, options)
         texts = {passage.document.rpartition("/")[2]: passage.text for passage in found.passages}
         holding = {one for one, known in readable.items() if set(query.split()) & set(known.text.split())}
         assert texts.items() <= {(one, known.text) for one, known in readable.items()}

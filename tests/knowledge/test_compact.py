@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.errors import DiskFull
+from appliance.errors import Busy, DiskFull
 from appliance.knowledge.compact import DEAD_RATIO, Shape, asked, due
 from appliance.knowledge.storage.record import Entry
 from tests.knowledge.conftest import ALL, Shelf, new_document
@@ -123,6 +123,15 @@ def test_a_collection_that_is_compacted_already_is_left_alone(make_shelf: Callab
     with shelf.collection._rewriter._rewriting:
         shelf.library.compact_where_due()
     assert len(list((shelf.files / "seg").iterdir())) == 4
+
+
+def test_a_collection_that_is_rewritten_already_says_so_instead_of_holding_a_thread(shelf: Shelf) -> None:
+    shelf.delete(shelf.add("Badges expire."))
+    with shelf.collection._rewriter._rewriting, pytest.raises(Busy, match="handbook is being rewritten") as caught:
+        shelf.compact()
+    assert caught.value.retry_after_seconds > 1
+    shelf.compact()
+    assert not list((shelf.files / "wal").iterdir())
 
 
 def test_compaction_changes_nothing_that_a_reader_sees(shelf: Shelf) -> None:

@@ -19,6 +19,7 @@ from appliance.types import EVERYONE, Document, Expand, Floats, Leg, MetadataVal
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, new_document
 from tests.knowledge.test_crash import Died, Disk, die
+from tests.searching import search
 
 ANN, BOB = frozenset({"user:ann"}), frozenset({"user:bob"})
 STATES: list[Callable[[Shelf], object]] = [lambda shelf: None, Shelf.compact, Shelf.reopen]
@@ -239,7 +240,7 @@ def test_metadata_is_kept_filtered_by_and_counted(shelf: Shelf, state: Callable[
     assert titles(shelf, "year >= 2026 AND public = true") == ["a"]
     assert titles(shelf, 'dept IN ("it", "board")') == ["b"]
     options = SearchOptions("year > 2000", facets=("dept", "year", "public", "media_type", "none"))
-    found = shelf.library.search("handbook", "badges", ALL, 5, options)
+    found = search(shelf.library, "handbook", "badges", ALL, 5, options)
     counts = {name: {one.value: one.documents for one in counted} for name, counted in found.facets.items()}
     assert counts == {
         "dept": {"Größe": 1, "it": 1},
@@ -344,7 +345,7 @@ def test_the_section_of_a_passage_and_its_headings_are_kept(shelf: Shelf) -> Non
         assert (section.start, section.end) == piece.section
         assert around == page[section.start : section.end]
     options = SearchOptions(expand=Expand.SECTION)
-    (hit, *_) = shelf.library.search("handbook", "badges expire", ALL, 1, options).passages
+    (hit, *_) = search(shelf.library, "handbook", "badges expire", ALL, 1, options).passages
     assert "90 days" in hit.context
     assert "schließen" not in hit.context
 
@@ -451,7 +452,7 @@ def assert_of(shelf: Shelf, embedder: WordEmbedder, found: list[str]) -> None:
     for unit in shelf.collection._published.snapshot.units:
         texts = [unit.piece(row).read(unit.passage(row)[1].rjust(unit.piece(row).span.end)) for row in range(unit.rows)]
         assert np.allclose(unit.vectors(np.arange(unit.rows, dtype=np.uint32)), embedder.embed(texts), atol=1e-3)
-    by_meaning = shelf.library.search("handbook", "badge", ALL, 50, SearchOptions(legs=frozenset({Leg.MEANING})))
+    by_meaning = search(shelf.library, "handbook", "badge", ALL, 50, SearchOptions(legs=frozenset({Leg.MEANING})))
     assert sorted(passage.text for passage in by_meaning.passages) == found
 
 
@@ -603,7 +604,7 @@ def test_a_line_of_ten_megabytes_is_a_document(shelf: Shelf, monkeypatch: pytest
     document = shelf.add(line)
     shelf.compact()
     assert shelf.library.text("handbook", document.id, Span(1, len(line) - 6, len(line)), ALL) == "badge "
-    (hit,) = shelf.library.search("handbook", "badge", ALL, 1).passages
+    (hit,) = search(shelf.library, "handbook", "badge", ALL, 1).passages
     assert hit.text == line[hit.span.start : hit.span.end]
 
 
@@ -619,7 +620,7 @@ def test_a_hundred_thousand_documents_of_one_byte(tmp_path: Path) -> None:
     assert library.describe("handbook", ALL).document_count == 100_000
     page, after = library.documents("handbook", ALL, limit=3)
     assert [one.title for one in page] == ["000000", "000001", "000002"]
-    assert len(library.search("handbook", "b", ALL, 10).passages) == 10
+    assert len(search(library, "handbook", "b", ALL, 10).passages) == 10
     library.delete("handbook", page[0].id, ALL)
     assert shelf.reopen().describe("handbook", ALL).document_count == 99_999
     assert shelf.library.documents("handbook", ALL, after=after, limit=1)[0][0].title == "000003"

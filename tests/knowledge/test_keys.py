@@ -1,5 +1,6 @@
 """Tenants, keys at every level, what is left when one is destroyed, and the layout of the release before."""
 
+import errno
 import json
 import shutil
 import tarfile
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import ApplianceError, DiskFull, InvalidArgument, KeyUnavailable, NotFound, StoreDamaged
+from appliance.errors import ApplianceError, Busy, DiskFull, InvalidArgument, KeyUnavailable, NotFound, StoreDamaged
 from appliance.knowledge.libraries import Libraries
-from appliance.knowledge.storage import key, store, upgrade
+from appliance.knowledge.storage import key, shred, store, upgrade
 from appliance.knowledge.storage.manifest import ManifestStore
 from appliance.knowledge.storage.tenant import Tenant
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, new_document, open_libraries
+from tests.searching import search
 
 
 class Box:
@@ -84,7 +86,7 @@ def test_tenants_have_collections_of_the_same_name_and_nothing_of_one_another(bo
     acme = box.libraries.of("acme")
     for call in (
         lambda: acme.documents("secret", ALL),
-        lambda: acme.search("secret", "nobody", ALL, 3),
+        lambda: search(acme, "secret", "nobody", ALL, 3),
         lambda: acme.drop("secret"),
         lambda: acme.verify("secret"),
         lambda: acme.drop("../rival/secret"),
@@ -321,6 +323,164 @@ def test_a_shredding_that_another_record_stands_in_the_way_of_is_finished_later(
     assert box.texts("acme", "damaged") == [("Badges expire.",)]
 
 
+def full(*_: object) -> None:
+    raise DiskFull("No space is left.")
+
+
+def files_of(box: Box) -> list[str]:
+    """What is left of collections of tenant acme."""
+    folder = box.root / "knowledge" / "acme"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def kept_proofs(box: Box) -> list[dict[str, object]]:
+    """The statements, each signed by the box."""
+    keyring = FileKeyring.open(box.root / "vault", box.root / "none")
+    kept = [json.loads(path.read_bytes()) for path in sorted((box.root / "vault" / "proofs").iterdir())]
+    for proof in kept:
+        keyring.verify(proof["statement"].encode(), bytes.fromhex(proof["signature"]))
+    return [json.loads(proof["statement"]) for proof in kept]
+
+
+def test_a_name_that_was_given_anew_while_its_shredding_was_unfinished_is_shredded_with_it(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.add("acme", "handbook", "Old.")
+    acme = box.libraries.of("acme")
+    with monkeypatch.context() as patch:
+        patch.setattr(FileTenantKeys, "add", full)
+        with pytest.raises(DiskFull):
+            acme.drop("handbook")
+    box.add("acme", "handbook", "New.")
+    uid = key.uid_of(box.root / "knowledge" / "acme" / "handbook").hex()
+    proof = acme.drop("handbook")
+    assert json.loads(proof.statement)["uid"] == uid
+    assert acme.collections() == ()
+    assert len({stated["uid"] for stated in kept_proofs(box)}) == 2
+    with pytest.raises(NotFound):
+        acme.drop("handbook")
+
+
+@pytest.mark.parametrize("room_for_a_note", [True, False])
+def test_a_full_disk_keeps_neither_the_keys_nor_the_files_of_what_is_dropped(
+    box: Box, monkeypatch: pytest.MonkeyPatch, room_for_a_note: bool
+) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.add("acme", "second", "Keys do not.")
+    acme = box.libraries.of("acme")
+    with monkeypatch.context() as patch:
+        patch.setattr(FileTenantKeys, "add", full)
+        if not room_for_a_note:
+            patch.setattr(shred, "_write_note", full)
+        with pytest.raises(DiskFull):
+            acme.drop("handbook")
+    left = [name for name in files_of(box) if not name.startswith("second/")]
+    assert [Path(name).name for name in left] == (["shredding"] if room_for_a_note else [])
+    proof = acme.drop("handbook")
+    assert json.loads(proof.statement)["collection"] == "handbook"
+    assert (json.loads(proof.statement)["files_removed"] > 0) is room_for_a_note
+    assert box.texts("acme", "second") == [("Keys do not.",)]
+
+
+def test_a_damaged_record_of_another_collection_keeps_nothing_of_what_is_dropped_also_at_a_start(box: Box) -> None:
+    box.add("acme", "damaged", "Badges expire.")
+    for name in ("handbook", "second"):
+        box.add("acme", name, "Keys do not.")
+    box.libraries.close()
+    knowledge = box.root / "knowledge" / "acme"
+    (knowledge / "damaged" / "key.1").write_bytes(b"damaged")
+    acme = box.open().of("acme")
+    with pytest.raises(StoreDamaged, match=r"damaged/key\.1"):
+        acme.drop("handbook")
+    (knowledge / "second").rename(knowledge / ".dropped-second")  # as where the process died there
+    for _ in range(2):
+        box.open().of("acme")
+        left = [name for name in files_of(box) if not name.startswith("damaged/")]
+        assert {Path(name).name for name in left} == {"shredding"}
+        assert len(left) == 2
+    assert box.keys.epochs("acme") == (1, 2, 3)
+    box.libraries.of("acme").drop("damaged")
+    box.open().of("acme")
+    assert files_of(box) == []
+    assert [stated["collection"] for stated in kept_proofs(box)] == ["damaged", "handbook", "second"]
+    assert len(box.keys.epochs("acme")) == 1
+
+
+def test_the_proof_of_a_drop_that_a_crash_interrupted_is_kept_by_the_start_that_finishes_it(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Died
+
+    box.add("acme", "handbook", "Badges expire.")
+    box.add("acme", "second", "Keys do not.")
+    directory = box.root / "knowledge" / "acme" / "handbook"
+    owner = Tenant(
+        "acme", FileKeyring.open(box.root / "vault", box.root / "none"), box.keys, box.root / "vault" / "marks"
+    )
+    fingerprint = store.load_key(directory, "handbook", owner).fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileTenantKeys, "destroy", die)
+        with pytest.raises(Died):
+            box.libraries.of("acme").drop("handbook")
+    box.open().of("acme")
+    (stated,) = kept_proofs(box)
+    assert (stated["collection"], stated["key_fingerprint"]) == ("handbook", fingerprint)
+    assert stated["tenant_epochs_destroyed"] == [1]
+    assert stated["files_removed"] != 0
+    assert box.keys.epochs("acme") == (2,)
+
+
+def test_a_file_that_cannot_be_removed_is_named_and_no_proof_is_given(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+
+    def stuck(path: Path, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.knowledge.storage.shred.shutil.rmtree", stuck)
+        with pytest.raises(StoreDamaged, match="Input/output"):
+            box.libraries.of("acme").drop("handbook")
+    assert not (box.root / "vault" / "proofs").exists()
+
+
+def test_a_mark_stays_where_a_live_collection_has_it(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    box.libraries.close()
+    knowledge = box.root / "knowledge" / "acme"
+    shutil.copytree(knowledge / "handbook", knowledge / ".dropped-gone")
+    box.open().of("acme")
+    assert box.texts("acme", "handbook") == [("Badges expire.",)]
+
+
+def test_a_tenant_is_not_shredded_while_a_collection_of_it_is_being_made(box: Box) -> None:
+    box.add("acme", "handbook", "Badges expire.")
+    acme = box.libraries.of("acme")
+    with acme.building("second"), pytest.raises(Busy, match="being made"):
+        acme.shred()
+    assert box.texts("acme", "handbook") == [("Badges expire.",)]
+    assert len(acme.shred()) == 2
+
+
+def test_one_damaged_collection_stops_the_rotation_of_no_other(box: Box) -> None:
+    for name in ("a", "damaged", "z"):
+        box.add("acme", name, "Badges expire.")
+    box.libraries.close()
+    knowledge = box.root / "knowledge" / "acme"
+    (knowledge / "damaged" / "CURRENT").write_bytes(b"damaged")
+    acme = box.open().of("acme")
+    with pytest.raises(StoreDamaged, match="damaged/CURRENT"):
+        acme.rotate()
+    assert [key.epochs(knowledge / name) for name in ("a", "damaged", "z")] == [[2], [1], [2]]
+    box.open()
+    assert box.texts("acme", "z") == [("Badges expire.",)]
+
+
 # --- the layout of format version 1, as the release before wrote it
 
 
@@ -340,7 +500,7 @@ def test_collections_of_version_1_become_the_default_tenants(tmp_path: Path) -> 
     for _ in range(2):
         for name in ("handbook", "default"):
             assert box.texts("default", name) == WAS
-            assert box.libraries.of("default").search(name, "badges expire", ALL, 1).passages[0].text == WAS[0][0]
+            assert search(box.libraries.of("default"), name, "badges expire", ALL, 1).passages[0].text == WAS[0][0]
             assert box.libraries.of("default").verify(name) == ()
         box.open()
     assert [path.name for path in (box.root / "knowledge").iterdir()] == ["default"]

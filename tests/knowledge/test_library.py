@@ -23,6 +23,7 @@ from appliance.knowledge.storage import durable
 from appliance.types import Floats, Span
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
+from tests.searching import search
 
 PAGES = ("Badges expire after 90 days. Größe zählt.", "", "На третьей странице 日本語 too.")
 
@@ -63,7 +64,7 @@ def test_everything_is_the_same_from_the_memtable_from_a_segment_and_after_reope
 
     def seen() -> list[object]:
         texts = [shelf.library.text("handbook", document.id, span, ALL) for span in spans]
-        found = shelf.library.search("handbook", "Badges expire", ALL, 5).passages
+        found = search(shelf.library, "handbook", "Badges expire", ALL, 5).passages
         hits = [(hit.document, hit.span, hit.text) for hit in found]
         return [shelf.contents(), shelf.library.get("handbook", document.id, ALL), texts, hits]
 
@@ -82,7 +83,7 @@ def test_a_passage_is_the_text_of_its_span(shelf: Shelf) -> None:
     changes: list[Callable[[], object]] = [lambda: None, shelf.compact]
     for change in changes:
         change()
-        hits = shelf.library.search("handbook", "Badges странице", ALL, 5).passages
+        hits = search(shelf.library, "handbook", "Badges странице", ALL, 5).passages
         assert len(hits) == 2
         for hit in hits:
             document = hit.document.rpartition("/")[2]
@@ -134,7 +135,7 @@ def test_a_document_of_one_huge_page_is_stored_and_read_by_passage(shelf: Shelf)
     document = shelf.add(page)
     shelf.compact()
     assert shelf.library.pages("handbook", document.id, ALL) == (page,)
-    hit = shelf.library.search("handbook", "badges expire", ALL, 1).passages[0]
+    hit = search(shelf.library, "handbook", "badges expire", ALL, 1).passages[0]
     assert hit.text == page[hit.span.start : hit.span.end]
 
 
@@ -169,7 +170,7 @@ def test_unknown_names_are_not_found(shelf: Shelf) -> None:
         lambda: shelf.library.delete("handbook", "f" * 32, ALL),
         lambda: shelf.library.documents("none", ALL),
         lambda: shelf.library.add("none", new_document("Badges.")),
-        lambda: shelf.library.search("none", "badges", ALL, 1),
+        lambda: search(shelf.library, "none", "badges", ALL, 1),
         lambda: shelf.library.drop("none"),
     ):
         with pytest.raises(NotFound):
@@ -225,7 +226,7 @@ def test_a_drop_that_failed_before_it_was_committed_changes_nothing(
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr("appliance.knowledge.library.os.rename", full)
+        patch.setattr("appliance.knowledge.folders.os.rename", full)
         with pytest.raises(DiskFull):
             shelf.library.drop("handbook")
     other = shelf.add("Doors close.")
@@ -323,7 +324,7 @@ def test_a_damaged_collection_is_named_and_the_others_serve(shelf: Shelf) -> Non
     with pytest.raises(StoreDamaged, match="handbook/wal"):
         shelf.add("Doors close.")
     assert [collection.id for collection in library.collections()] == ["second"]
-    assert library.search("second", "keys", ALL, 1).passages
+    assert search(library, "second", "keys", ALL, 1).passages
     assert list(library.damaged()) == ["handbook"]
     assert str(shelf.file("wal")) in library.damaged()["handbook"]
     flip(shelf.file("wal"), 100)

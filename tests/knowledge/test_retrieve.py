@@ -1,6 +1,8 @@
 """Search in pages that stand still, in a reranker's order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,13 +17,14 @@ from appliance.types import (
     Encoded,
     Expand,
     Found,
+    Passage,
     Principal,
     Ranking,
     Role,
     SearchOptions,
 )
 from tests.fakes import WordEncoders
-from tests.knowledge.conftest import ALL, Shelf
+from tests.knowledge.conftest import ALL, Shelf, new_document
 
 ANN = Principal("default", "ann", Role.APP)
 SECRET = frozenset({"role:admin"})
@@ -81,9 +84,9 @@ async def test_pages_together_are_the_whole_ranking_each_passage_once(desk: Desk
     first = await desk.page(3)
     assert len(first.passages) == 3
     texts = [*said(first), *await desk.rest(first.next_page)]
-    assert texts == [
-        passage.text for passage in desk.shelf.library.search("handbook", "badges expire day", ALL, 100).passages
-    ]
+    ranking = desk.shelf.library.rank("handbook", "badges expire day", ALL, 100)
+    shown = desk.shelf.library.show("handbook", "badges expire day", ALL, ranking)
+    assert texts == [passage.text for passage in shown]
     assert len(set(texts)) == 10
     assert desk.libraries.asked[0] == "default"
 
@@ -266,27 +269,37 @@ def ranking(candidates: int) -> Ranking:
     return Ranking(np.zeros(candidates, CANDIDATE), 0.5, {}, np.zeros((candidates, 384), np.float32))
 
 
-def test_kept_rankings_are_bounded_in_number_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_rankings_are_bounded_in_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     kept = Kept(clock)
-    first = kept.put(("ann",), ranking(1000))
-    monkeypatch.setattr(retrieve, "KEPT_RANKINGS", 3)
-    others = [kept.put(("ann",), ranking(10)) for _ in range(2)]
-    assert kept.get(first, ("ann",)) is not None
-    kept.put(("ann",), ranking(10))
-    assert len(kept) == 3
-    with pytest.raises(InvalidArgument):
-        kept.get(others[0], ("ann",))
+    first, second = (kept.put(("ann",), ranking(1000)) for _ in range(2))
     kept.get(first, ("ann",))
-    monkeypatch.setattr(retrieve, "KEPT_BYTES", 100 * CANDIDATE.itemsize)
+    monkeypatch.setattr(retrieve, "KEPT_BYTES", 2000 * CANDIDATE.itemsize)
     last = kept.put(("ann",), ranking(50))
-    assert len(kept) == 1
-    assert kept.used_bytes == 50 * CANDIDATE.itemsize
+    assert len(kept) == 2
+    assert 1050 * CANDIDATE.itemsize < kept.used_bytes < 2000 * CANDIDATE.itemsize
     assert kept.get(last, ("ann",)).vectors.size == 0
+    with pytest.raises(InvalidArgument, match="has expired"):
+        kept.get(second, ("ann",))
     clock.now += 601
     kept.put(("ann",), ranking(1))
     assert len(kept) == 1
-    assert kept.used_bytes == CANDIDATE.itemsize
+    assert kept.used_bytes < 20 * CANDIDATE.itemsize + 1024
+    monkeypatch.setattr(retrieve, "KEPT_BYTES", 10 * CANDIDATE.itemsize + 50_000)
+    for _ in range(100):
+        kept.put(("ann",), ranking(0))
+    assert len(kept) < 60
+
+
+def test_a_tenant_with_many_rankings_pushes_out_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieve, "KEPT_BYTES", 500 * CANDIDATE.itemsize)
+    kept = Kept(Clock())
+    mine = kept.put(("acme", "ann"), ranking(100))
+    others = [kept.put(("other", f"user{number}"), ranking(50)) for number in range(30)]
+    assert len(kept.get(mine, ("acme", "ann")).candidates) == 100
+    with pytest.raises(InvalidArgument, match="has expired"):
+        kept.get(others[0], ("other", "user0"))
+    assert len(kept.get(others[-1], ("other", "user29")).candidates) == 50
 
 
 def test_everyone_is_a_group_of_every_caller() -> None:
@@ -298,3 +311,66 @@ async def test_a_search_of_one_page_has_the_same_first_page_and_no_next(desk: De
     alone = await desk.page(paged=False)
     assert said(alone) == said(first)
     assert (bool(first.next_page), alone.next_page) == (True, "")
+
+
+class Meddling(OneLibrary):
+    """Runs `meddle` before passages are shown the first time, and notes what each showing asks for."""
+
+    def __init__(self, shelf: Shelf, meddle: Callable[[], object]) -> None:
+        super().__init__(shelf)
+        self.meddle, self.shown = meddle, list[SearchOptions]()
+
+    def of(self, tenant: str) -> Library:
+        library = self.shelf.library
+
+        class Shown:
+            rank = library.rank
+
+            def show(_, collection: str, query: str, groups: frozenset[str], *rest: Any) -> tuple[Passage, ...]:  # noqa: N805
+                if not self.shown:
+                    self.meddle()
+                self.shown.append(rest[1])
+                return library.show(collection, query, groups, *rest)
+
+        return cast(Library, Shown())
+
+
+@pytest.mark.parametrize("reranker", ["", "judge"])
+async def test_what_is_replaced_between_ranking_and_reading_is_found_as_it_is_now(shelf: Shelf, reranker: str) -> None:
+    old = shelf.add("Badges expire after 90 days.")
+    for number in range(5):
+        shelf.add(f"Doors close at {number}.")
+    new = replace(new_document("Badges expire after 30 days."), replaces=old.id)
+    libraries = Meddling(shelf, lambda: shelf.library.add("handbook", new))
+    retriever = Retriever(libraries, WordEncoders())
+    found = await retriever.search(ANN, "handbook", "badges expire", 1, SearchOptions(reranker=reranker, paged=False))
+    assert said(found) == ["Badges expire after 30 days."]
+
+
+async def test_what_is_deleted_between_ranking_and_reading_leaves_a_full_page(shelf: Shelf) -> None:
+    made = [shelf.add(f"Badges expire on day {number}.") for number in range(4)]
+    libraries = Meddling(shelf, lambda: [shelf.delete(document) for document in made[:2]])
+    found = await Retriever(libraries, WordEncoders()).search(ANN, "handbook", "badges expire day", 3)
+    assert sorted(said(found)) == ["Badges expire on day 2.", "Badges expire on day 3."]
+    assert found.next_page == ""
+
+
+async def test_a_reranker_reads_no_wider_text_than_the_passages(shelf: Shelf) -> None:
+    shelf.add("Badges expire.")
+    libraries = Meddling(shelf, lambda: None)
+    options = SearchOptions(reranker="judge", expand=Expand.PAGE, explain=True)
+    found = await Retriever(libraries, WordEncoders()).search(ANN, "handbook", "Badges", 3, options)
+    assert [one.expand for one in libraries.shown] == [Expand.NONE, Expand.PAGE]
+    assert [passage.context for passage in found.passages] == ["Badges expire."]
+
+
+async def test_a_passages_score_is_the_rerankers_where_there_is_one(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieve, "RERANKED", 2)
+    desk = Desk(shelf, 3, Backwards())
+    found = (await desk.page(3, reranker="judge", explain=True)).passages
+    reranked = [passage.explanation and passage.explanation.reranked for passage in found]
+    fused = [passage.explanation and passage.explanation.fused for passage in found]
+    assert [passage.score for passage in found] == [*reranked[:2], fused[2]]
+    assert [passage.score for passage in (await desk.page(3)).passages] == sorted(fused, reverse=True)  # type: ignore[type-var]

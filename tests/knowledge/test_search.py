@@ -16,6 +16,7 @@ from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages
 from appliance.ports import Embedder
 from appliance.types import EVERYONE, Bools, Document, Expand, FacetCount, Floats, Leg, SearchOptions
 from tests.knowledge.conftest import ALL, Shelf, new_document
+from tests.searching import search
 
 SECRET = frozenset({"role:admin"})
 MEANING, WORDS = 1.0, 0.0
@@ -86,7 +87,7 @@ def test_a_query_without_words_or_of_one_endless_word_finds_something_or_nothing
 def test_no_more_than_the_limit_comes_back_best_first(shelf: Shelf) -> None:
     for number in range(20):
         shelf.add("badges " * number + f"expire {number}")
-    passages = shelf.library.search("handbook", "badges", ALL, 7).passages
+    passages = search(shelf.library, "handbook", "badges", ALL, 7).passages
     assert len(passages) == 7
     scores = [passage.score for passage in passages]
     assert scores == sorted(scores, reverse=True)
@@ -94,7 +95,7 @@ def test_no_more_than_the_limit_comes_back_best_first(shelf: Shelf) -> None:
 
 def test_a_passage_carries_the_name_and_title_of_its_document(shelf: Shelf) -> None:
     document = shelf.add("Badges expire.", title="badges.md")
-    (passage,) = shelf.library.search("handbook", "badges", ALL, 3).passages
+    (passage,) = search(shelf.library, "handbook", "badges", ALL, 3).passages
     assert (passage.document, passage.title) == (document.name, "badges.md")
 
 
@@ -105,8 +106,8 @@ def test_scores_compare_across_memtable_and_segments(make_shelf: Callable[..., S
         whole.add(text)
         parts.add(text)
     assert len(list((parts.files / "seg").iterdir())) == 4
-    wanted = whole.library.search("handbook", "badge expires", ALL, 15).passages
-    found = parts.library.search("handbook", "badge expires", ALL, 15).passages
+    wanted = search(whole.library, "handbook", "badge expires", ALL, 15).passages
+    found = search(parts.library, "handbook", "badge expires", ALL, 15).passages
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=2e-3)
 
 
@@ -126,7 +127,7 @@ def test_no_score_tells_what_words_are_in_a_document_that_may_not_be_read(
                 state(shelf)
                 shelf.delete(document)
         state(shelf)
-        found = shelf.library.search("handbook", "badges merger", ALL, 5).passages
+        found = search(shelf.library, "handbook", "badges merger", ALL, 5).passages
         scores.append({passage.text: passage.score for passage in found})
     assert scores[0] == scores[1] == scores[2]
 
@@ -138,17 +139,17 @@ def test_a_caller_who_may_read_all_of_a_segment_is_searched_for_without_a_filter
     secret = shelf.add("Doors close.", readers=SECRET)
     shelf.compact()
     filters: list[object] = []
-    search = SegmentVectors.search
+    nearest = SegmentVectors.search
 
     def watched(index: SegmentVectors, query: Floats, allowed: Bools | None, k: int) -> object:
         filters.append(None if allowed is None else allowed.tolist())
-        return search(index, query, allowed, k)
+        return nearest(index, query, allowed, k)
 
     monkeypatch.setattr(SegmentVectors, "search", watched)
     shelf.search("badges")
     shelf.search("badges", ALL | SECRET)
     assert filters == [[True, False], None]
-    assert secret.name in [hit.document for hit in shelf.library.search("handbook", "doors", ALL | SECRET, 1).passages]
+    assert secret.name in [hit.document for hit in search(shelf.library, "handbook", "doors", ALL | SECRET, 1).passages]
 
 
 def test_a_document_with_the_words_of_the_query_beats_one_without(shelf: Shelf) -> None:
@@ -203,7 +204,7 @@ def add(shelf: Shelf, text: str, readers: frozenset[str] = ALL, **metadata: str 
 
 
 def texts(shelf: Shelf, query: str, groups: frozenset[str] = ALL, limit: int = 10, **options: Any) -> list[str]:
-    found = shelf.library.search("handbook", query, groups, limit, SearchOptions(**options))
+    found = search(shelf.library, "handbook", query, groups, limit, SearchOptions(**options))
     return [passage.text for passage in found.passages]
 
 
@@ -225,9 +226,11 @@ def test_facets_count_what_may_be_read_and_passes_the_filter(shelf: Shelf) -> No
     for year in (2020.0, 2026.0, 2026.0):
         add(shelf, f"Badges of {year} {len(shelf.contents())}", year=year)
     add(shelf, "Badges expire in secret.", SECRET, year=2026.0)
-    found = shelf.library.search("handbook", "badges", ALL, 1, SearchOptions(facets=("year",)))
+    found = search(shelf.library, "handbook", "badges", ALL, 1, SearchOptions(facets=("year",)))
     assert found.facets == {"year": (FacetCount("2026", 2), FacetCount("2020", 1))}
-    filtered = shelf.library.search("handbook", "badges", ALL, 1, SearchOptions(facets=("year",), filter="year < 2026"))
+    filtered = search(
+        shelf.library, "handbook", "badges", ALL, 1, SearchOptions(facets=("year",), filter="year < 2026")
+    )
     assert filtered.facets == {"year": (FacetCount("2020", 1),)}
     with pytest.raises(InvalidArgument, match="facets: must be at most 16"):
         texts(shelf, "badges", facets=("year",) * 17)
@@ -248,7 +251,7 @@ def test_an_explanation_tells_each_legs_rank_and_score_and_how_they_add_up(shelf
     shelf.add("Badges expire after ninety days.")
     shelf.add("Doors close at night.")
     state(shelf)
-    first, second = shelf.library.search("handbook", "badges expire", ALL, 2, SearchOptions(explain=True)).passages
+    first, second = search(shelf.library, "handbook", "badges expire", ALL, 2, SearchOptions(explain=True)).passages
     assert first.explanation
     assert second.explanation
     assert (first.explanation.words.rank, first.explanation.meaning.rank) == (1, 1)
@@ -257,7 +260,7 @@ def test_an_explanation_tells_each_legs_rank_and_score_and_how_they_add_up(shelf
     assert first.explanation.fused == first.score > second.score
     assert second.score == pytest.approx(second.explanation.meaning_weight * second.explanation.meaning.score, abs=1e-6)
     assert first.explanation.reranked is None
-    assert shelf.library.search("handbook", "badges", ALL, 1).passages[0].explanation is None
+    assert search(shelf.library, "handbook", "badges", ALL, 1).passages[0].explanation is None
 
 
 def test_ranks_of_a_leg_are_counted_over_all_units(make_shelf: Callable[..., Shelf]) -> None:
@@ -265,7 +268,7 @@ def test_ranks_of_a_leg_are_counted_over_all_units(make_shelf: Callable[..., She
     for number in range(14):
         shelf.add(f"badge number{number}" + " badge" * number)
     options = SearchOptions(explain=True, legs=frozenset({Leg.WORDS}))
-    found = shelf.library.search("handbook", "badge", ALL, 14, options).passages
+    found = search(shelf.library, "handbook", "badge", ALL, 14, options).passages
     assert [passage.explanation and passage.explanation.words.rank for passage in found] == [*range(1, 15)]
 
 
@@ -294,7 +297,7 @@ def test_a_passage_is_shown_with_its_section_or_its_page_and_never_with_another_
     state(shelf)
 
     def context(expand: Expand) -> str:
-        found = shelf.library.search("handbook", "badges expire ninety days", ALL, 1, SearchOptions(expand=expand))
+        found = search(shelf.library, "handbook", "badges expire ninety days", ALL, 1, SearchOptions(expand=expand))
         (passage,) = found.passages
         assert "ninety days" in passage.text
         return passage.context
@@ -315,7 +318,7 @@ def test_the_context_of_a_passage_is_bounded_with_the_passage_in_it() -> None:
 
 def test_a_passage_carries_its_headings_and_a_snippet(shelf: Shelf) -> None:
     shelf.add("# Access\n\n## Badges\n\n" + "Nothing is said here. " * 40 + "A badge expires after ninety days.")
-    found = shelf.library.search("handbook", "when do badges expire", ALL, 5).passages
+    found = search(shelf.library, "handbook", "when do badges expire", ALL, 5).passages
     passage = next(passage for passage in found if "ninety" in passage.text)
     assert "Access" in passage.heading
     assert "A badge expires after ninety days." in passage.snippet.text
@@ -361,7 +364,7 @@ def test_a_phrase_that_only_others_may_read_is_nowhere(shelf: Shelf) -> None:
 @pytest.mark.parametrize("limit", [-1, 0, 1001])
 def test_a_limit_out_of_bounds_is_refused(shelf: Shelf, limit: int) -> None:
     with pytest.raises(InvalidArgument, match="limit: must be between 1 and 1000"):
-        texts(shelf, "badges", limit=limit)
+        shelf.library.rank("handbook", "badges", ALL, limit)
 
 
 def test_a_query_whose_vector_is_no_number_is_searched_by_its_words(
@@ -405,6 +408,17 @@ def test_a_ranking_is_shown_after_compaction_and_without_what_was_deleted_or_rev
         assert [passage.text for passage in shown] == left
         assert [passage.context for passage in shown] == left
     assert shelf.library.show("handbook", "badges expire", frozenset({EVERYONE + "!"}), ranking) == ()
+
+
+def test_where_no_word_tells_passages_apart_meaning_orders_them(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        shelf.add(f"{'badge ' * number}door {number}", title="same")
+    monkeypatch.setattr(rank, "meaning_weight", lambda text, tokens: 0.0)
+    found = search(shelf.library, "handbook", "guard", ALL, 9, SearchOptions(explain=True)).passages
+    assert {passage.score for passage in found} == {0.0}
+    assert [passage.explanation and passage.explanation.meaning.rank for passage in found] == [*range(1, 10)]
 
 
 @given(st.lists(st.integers(0, 20), max_size=700), st.integers(1, 60))

@@ -29,6 +29,7 @@ from appliance.types import EVERYONE, NewDocument, PassphraseCost
 from appliance.vault import FileKeyring
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
 from tests.knowledge.test_crash import Died, Disk, die, run_full
+from tests.searching import search
 
 WORDS = "correct horse battery staple"
 CHEAP = PassphraseCost(memory_kib=8, passes=1, lanes=1)
@@ -112,7 +113,7 @@ def test_who_may_not_read_a_document_here_may_not_read_it_there(
     import_from(other, path, "copy")
 
     def found(groups: frozenset[str]) -> set[str]:
-        return {passage.title for passage in other.library.search("copy", "Salaries are secret.", groups, 9).passages}
+        return {passage.title for passage in search(other.library, "copy", "Salaries are secret.", groups, 9).passages}
 
     assert "b" not in found(ALL)
     assert "b" in found(frozenset({"user:ann"}))

@@ -108,7 +108,7 @@ class FileOutcome(_message.Message):
     """"PDF_ENCRYPTED" """
     detail: _builtins.str
     document: _builtins.str
-    """the document's resource name, of the first copy where it is a duplicate"""
+    """The document's resource name, of the first copy where it is stored already: if the caller may read or administer it."""
     sha256: _builtins.str
     size_bytes: _builtins.int
     job: _builtins.str

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class IngestServiceStub:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined.
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class IngestServiceStub:
 
 
 class IngestServiceServicer:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined.
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
     """
 
     def IngestFolder(self, request, context):
@@ -104,7 +106,8 @@ def add_IngestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined.
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IngestServiceStub:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined."""
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +44,9 @@ class IngestServiceStub:
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined."""
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestFolder: _aio.UnaryUnaryMultiCallable[_ingest_pb2.IngestFolderRequest, _ingest_pb2.IngestFolderResponse]  # type: ignore[assignment]
@@ -53,7 +57,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Files that were refused, of all jobs, newest first."""
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined."""
+    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
+    tenant.
+    """
 
     @_abc_1.abstractmethod
     def IngestFolder(

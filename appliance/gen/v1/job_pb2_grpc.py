@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """The one shape of long work: ingest, model import, compaction.
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
     """
 
     def __init__(self, channel):
@@ -58,7 +59,8 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """The one shape of long work: ingest, model import, compaction.
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
     """
 
     def GetJob(self, request, context):
@@ -120,7 +122,8 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """The one shape of long work: ingest, model import, compaction.
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """The one shape of long work: ingest, model import, compaction."""
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,7 +45,9 @@ class JobServiceStub:
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """The one shape of long work: ingest, model import, compaction."""
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -55,7 +59,9 @@ class JobServiceAsyncStub(JobServiceStub):
     """What the job has done so far stays; it stops at the next file."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The one shape of long work: ingest, model import, compaction."""
+    """The one shape of long work: ingest, model import, verification. A caller meets the jobs of its own tenant, and those
+    of the box itself.
+    """
 
     @_abc_1.abstractmethod
     def GetJob(

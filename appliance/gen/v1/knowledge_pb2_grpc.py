@@ -121,6 +121,16 @@ class KnowledgeServiceStub:
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.FromString,
                 _registered_method=True)
+        self.AcceptRollback = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/AcceptRollback',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackResponse.FromString,
+                _registered_method=True)
+        self.ShredTenant = channel.unary_unary(
+                '/appliance.v1.KnowledgeService/ShredTenant',
+                request_serializer=appliance_dot_v1_dot_knowledge__pb2.ShredTenantRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_knowledge__pb2.ShredTenantResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/appliance.v1.KnowledgeService/Search',
                 request_serializer=appliance_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
@@ -249,6 +259,20 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcceptRollback(self, request, context):
+        """Takes what the disk holds for the newest state of a collection that refuses to open because an older one was put back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShredTenant(self, request, context):
+        """Destroys every collection of the caller's tenant, then the tenant's own keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Search(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -349,6 +373,16 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.RestoreCollection,
                     request_deserializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.SerializeToString,
+            ),
+            'AcceptRollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptRollback,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackResponse.SerializeToString,
+            ),
+            'ShredTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShredTenant,
+                    request_deserializer=appliance_dot_v1_dot_knowledge__pb2.ShredTenantRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_knowledge__pb2.ShredTenantResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -822,6 +856,60 @@ class KnowledgeService:
             '/appliance.v1.KnowledgeService/RestoreCollection',
             appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionRequest.SerializeToString,
             appliance_dot_v1_dot_knowledge__pb2.RestoreCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptRollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/AcceptRollback',
+            appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.AcceptRollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShredTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.KnowledgeService/ShredTenant',
+            appliance_dot_v1_dot_knowledge__pb2.ShredTenantRequest.SerializeToString,
+            appliance_dot_v1_dot_knowledge__pb2.ShredTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

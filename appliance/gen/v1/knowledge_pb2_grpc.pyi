@@ -61,6 +61,10 @@ class KnowledgeServiceStub:
     BackupCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.BackupCollectionRequest, _knowledge_pb2.BackupCollectionResponse]
     """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it."""
     RestoreCollection: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RestoreCollectionRequest, _knowledge_pb2.RestoreCollectionResponse]
+    AcceptRollback: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.AcceptRollbackRequest, _knowledge_pb2.AcceptRollbackResponse]
+    """Takes what the disk holds for the newest state of a collection that refuses to open because an older one was put back."""
+    ShredTenant: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ShredTenantRequest, _knowledge_pb2.ShredTenantResponse]
+    """Destroys every collection of the caller's tenant, then the tenant's own keys."""
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
     Ask: _grpc.UnaryStreamMultiCallable[_knowledge_pb2.AskRequest, _knowledge_pb2.AskResponse]
     """Sends the passages first, then text, then verified citations, then finish: a reader sees the sources before the claim."""
@@ -98,6 +102,10 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     BackupCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.BackupCollectionRequest, _knowledge_pb2.BackupCollectionResponse]  # type: ignore[assignment]
     """A consistent copy of a collection's encrypted files, while it is written to; this box's keys open it."""
     RestoreCollection: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RestoreCollectionRequest, _knowledge_pb2.RestoreCollectionResponse]  # type: ignore[assignment]
+    AcceptRollback: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.AcceptRollbackRequest, _knowledge_pb2.AcceptRollbackResponse]  # type: ignore[assignment]
+    """Takes what the disk holds for the newest state of a collection that refuses to open because an older one was put back."""
+    ShredTenant: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ShredTenantRequest, _knowledge_pb2.ShredTenantResponse]  # type: ignore[assignment]
+    """Destroys every collection of the caller's tenant, then the tenant's own keys."""
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_knowledge_pb2.AskRequest, _knowledge_pb2.AskResponse]  # type: ignore[assignment]
     """Sends the passages first, then text, then verified citations, then finish: a reader sees the sources before the claim."""
@@ -234,6 +242,22 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.RestoreCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.RestoreCollectionResponse, _abc.Awaitable[_knowledge_pb2.RestoreCollectionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AcceptRollback(
+        self,
+        request: _knowledge_pb2.AcceptRollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.AcceptRollbackResponse, _abc.Awaitable[_knowledge_pb2.AcceptRollbackResponse]]:
+        """Takes what the disk holds for the newest state of a collection that refuses to open because an older one was put back."""
+
+    @_abc_1.abstractmethod
+    def ShredTenant(
+        self,
+        request: _knowledge_pb2.ShredTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ShredTenantResponse, _abc.Awaitable[_knowledge_pb2.ShredTenantResponse]]:
+        """Destroys every collection of the caller's tenant, then the tenant's own keys."""
 
     @_abc_1.abstractmethod
     def Search(

@@ -56,7 +56,7 @@ class Finding(_message.Message):
     """"SANDBOX_UNAVAILABLE", stable for ever"""
     severity: Global___Severity.ValueType
     subject: _builtins.str
-    """"models/qwen3-14b-q4" """
+    """"models/qwen3-14b-q4"; empty where it is another tenant's"""
     title: _builtins.str
     detail: _builtins.str
     remedy: _builtins.str
@@ -121,7 +121,9 @@ class GetStatusResponse(_message.Message):
     """the worst visible finding"""
     model_count: _builtins.int
     collection_count: _builtins.int
+    """of the caller's tenant"""
     document_count: _builtins.int
+    """of those, what the caller may read"""
     memory_used_bytes: _builtins.int
     """of the daemon and its workers"""
     memory_total_bytes: _builtins.int

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from sys import getsizeof
+from threading import RLock
 
 from appliance.knowledge.answer.inquiry import Inquiry
 from appliance.types import AskFinish, AskPiece, Citation, Passage, Passages, Text
@@ -33,11 +34,12 @@ Place = tuple[str, str]
 
 
 class AnswerCache:
-    """The answers used last, within bytes and entries. Belongs to one event loop."""
+    """The answers used last, within bytes and entries. Safe to use from many threads."""
 
     def __init__(self, max_bytes: int, max_entries: int = MAX_ENTRIES) -> None:
         """max_bytes 0: it keeps nothing."""
         self._max_bytes, self._max_entries = max_bytes, max_entries
+        self._lock = RLock()
         self._secret = secrets.token_bytes(32)
         self._answers: OrderedDict[tuple[Place, bytes], _Answer] = OrderedDict()
         self.size_bytes = 0
@@ -48,14 +50,15 @@ class AnswerCache:
     def get(self, inquiry: Inquiry, version: str) -> tuple[AskPiece, ...]:
         """The pieces of the answer to the same inquiry, or none; answers of another version are forgotten."""
         key = self._key(inquiry)
-        found = self._answers.get(key)
-        if found is None:
-            return ()
-        if found.version != version:
-            self._forget_older(key[0], version)
-            return ()
-        self._answers.move_to_end(key)
-        return found.pieces
+        with self._lock:
+            found = self._answers.get(key)
+            if found is None:
+                return ()
+            if found.version != version:
+                self._forget_older(key[0], version)
+                return ()
+            self._answers.move_to_end(key)
+            return found.pieces
 
     def put(self, inquiry: Inquiry, version: str, pieces: Sequence[AskPiece]) -> None:
         """Keep an answer, from Passages to AskFinish, unless it was drawn or is larger than all the room."""
@@ -63,20 +66,23 @@ class AnswerCache:
         answer = _Answer(kept, version, sum(PIECE_BYTES + sum(map(getsizeof, _texts(piece))) for piece in kept))
         if not deterministic(inquiry) or answer.size_bytes > self._max_bytes:
             return
-        self._drop(key)
-        self._answers[key] = answer
-        self.size_bytes += answer.size_bytes
-        while self.size_bytes > self._max_bytes or len(self._answers) > self._max_entries:
-            self._drop(next(iter(self._answers)))
+        with self._lock:
+            self._drop(key)
+            self._answers[key] = answer
+            self.size_bytes += answer.size_bytes
+            while self.size_bytes > self._max_bytes or len(self._answers) > self._max_entries:
+                self._drop(next(iter(self._answers)))
 
     def discard(self, inquiry: Inquiry) -> None:
         """Forget the answer to an inquiry."""
-        self._drop(self._key(inquiry))
+        with self._lock:
+            self._drop(self._key(inquiry))
 
     def forget(self, tenant: str, collection: str) -> None:
         """Forget every answer from a collection: what was destroyed must not be in memory either."""
-        for key in [key for key in self._answers if key[0] == (tenant, collection)]:
-            self._drop(key)
+        with self._lock:
+            for key in [key for key in self._answers if key[0] == (tenant, collection)]:
+                self._drop(key)
 
     def _forget_older(self, place: Place, version: str) -> None:
         for key in [key for key, answer in self._answers.items() if key[0] == place and answer.version != version]:

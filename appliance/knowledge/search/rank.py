@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.knowledge.catalog import Row
 from appliance.knowledge.chunk import Piece
 from appliance.knowledge.index.lexical import K1, Phrase, Statistics, Term, parse, to_statistics
 from appliance.knowledge.index.postings import Postings
@@ -72,8 +73,11 @@ class Unit(Protocol):
     def passage(self, row: int) -> tuple[Span, str]:
         """Where a passage stands in its document, and its text. Raises StoreDamaged."""
 
-    def section(self, row: int) -> tuple[Span, str]:
-        """The section that it lies in: its place, and its text. Raises StoreDamaged."""
+    def around(self, row: int, document: Row | None, characters: int) -> tuple[str, int]:
+        """Its section, or its page where the document's catalogue row is given, and where in that the passage starts.
+
+        Of what is longer, no less than so many characters on either side of the passage. Raises StoreDamaged.
+        """
 
     def piece(self, row: int) -> Piece:
         """The passage in its surroundings. Raises StoreDamaged."""
@@ -208,7 +212,7 @@ def candidates(units: Sequence[Unit], readable: Callable[[Unit], Bools], query: 
         _ranks(meaning, np.concatenate([part.by_meaning for part in parts])),
         query.meaning_weight,
     )
-    return found.take(np.argsort(-fused, kind="stable")[:limit])
+    return found.take(np.lexsort((-meaning, -fused))[:limit])  # where no word tells them apart, meaning does
 
 
 def _rows(unit: Unit, readable: Bools) -> Bools | None:

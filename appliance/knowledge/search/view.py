@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import InvalidArgument
+from appliance.knowledge.catalog import Row
 from appliance.knowledge.index.analysis import words
 from appliance.knowledge.index.lexical import MAX_QUERY_TERMS
 from appliance.knowledge.search import rank
@@ -80,23 +81,23 @@ class Reading:
     context: str
 
 
-def read(candidate: np.void, unit: Unit, ordinal: int, expand: Expand, page: Callable[[], str]) -> Reading:
-    """A candidate's passage in the unit that its document lies in. page: reads the passage's page.
+def read(
+    candidate: np.void, unit: Unit, ordinal: int, expand: Expand, document: Row | None, page: Callable[[], str]
+) -> Reading:
+    """A candidate's passage in the unit that its document lies in.
 
-    Where the document was cut anew since, the passage is what the page holds at its span. Raises StoreDamaged.
+    document: its catalogue row, for Expand.PAGE alone. page: reads the passage's page; where the document was cut anew
+    since, the passage is what that holds at its span. Raises StoreDamaged.
     """
     row, at = _row(candidate, unit, ordinal), span(candidate)
-    whole = page() if row is None or expand is Expand.PAGE else ""
     if row is None:
-        text, heading = whole[at.start : at.end], ""
-    else:
-        text, heading = unit.passage(row)[1], unit.piece(row).heading
+        whole = page()
+        return Reading(whole[at.start : at.end], "", "" if expand is Expand.NONE else bounded(whole, at.start, at.end))
+    text, heading = unit.passage(row)[1], unit.piece(row).heading
     if expand is Expand.NONE:
         return Reading(text, heading, "")
-    if row is None or expand is Expand.PAGE:
-        return Reading(text, heading, bounded(whole, at.start, at.end))
-    section, around = unit.section(row)
-    return Reading(text, heading, bounded(around, at.start - section.start, at.end - section.start))
+    around, start = unit.around(row, document, CONTEXT_CHARACTERS)
+    return Reading(text, heading, bounded(around, start, start + at.end - at.start))
 
 
 def _row(candidate: np.void, unit: Unit, ordinal: int) -> int | None:
@@ -113,6 +114,12 @@ def _same(places: NDArray[np.void], candidate: np.void) -> Bools:
     for name in ("page", "start", "end"):
         same &= places[name] == candidate[name]
     return same
+
+
+def score(candidate: np.void) -> float:
+    """The reranker's where one read the passage, else the fused one."""
+    reranked = float(candidate["reranked"])
+    return float(candidate["fused"]) if math.isnan(reranked) else reranked
 
 
 def explanation(candidate: np.void, meaning_weight: float) -> Explanation:

@@ -23,7 +23,7 @@ from appliance.knowledge.storage import durable
 from appliance.knowledge.storage.record import from_micros, to_micros
 from appliance.knowledge.storage.tenant import Tenant
 
-_PREFIX = "key."
+PREFIX = "key."
 _VERSION = 2
 _HEAD = struct.Struct(">4sHH16sQII")
 _RECORD_BYTES = _HEAD.size + 61
@@ -85,7 +85,7 @@ def load(directory: Path, name: str, tenant: Tenant, epoch: int) -> CollectionKe
 def epochs(directory: Path) -> list[int]:
     """Of the records that are there, ascending, also of those that are damaged. Raises StoreDamaged."""
     with durable.disk_errors(directory):
-        names = [path.name.removeprefix(_PREFIX) for path in directory.glob(f"{_PREFIX}*")]
+        names = [path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -125,7 +125,7 @@ def uid_of(directory: Path) -> bytes:
 
 
 def path_of(directory: Path, epoch: int) -> Path:
-    return directory / f"{_PREFIX}{epoch}"
+    return directory / f"{PREFIX}{epoch}"
 
 
 def _is_zeros(path: Path) -> bool:

@@ -15,6 +15,7 @@ is the high-water mark's to tell (mark.py).
 
 import hashlib
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -90,19 +91,34 @@ class ManifestStore:
     key: CollectionKey
 
     def commit(self, manifest: Manifest) -> bytes:
-        """Make it the current one, durable on return; its sha256. The others are unlinked, also where it fails.
+        """Make it the current one, durable on return; its sha256. The others are unlinked then.
 
-        Raises DiskFull.
+        Raises DiskFull. Which is the current one is left open then, and every one that may be is kept.
         """
+        folder, name = self.directory / "mf", str(manifest.generation)
+        self._settle()
         raw = self._seal(manifest)
         digest = hashlib.sha256(raw)
+        durable.write_file(folder / name, raw)
         try:
-            durable.write_file(self.directory / "mf" / str(manifest.generation), raw)
-            durable.write_file(self.directory / "CURRENT", f"{manifest.generation} {digest.hexdigest()}\n".encode())
-        finally:
-            with suppress(ApplianceError):
-                durable.remove_all_but(self.directory / "mf", frozenset({current(self.directory)[0]}))
+            durable.write_file(self.directory / "CURRENT", f"{name} {digest.hexdigest()}\n".encode())
+        except BaseException:
+            with suppress(ApplianceError, OSError):
+                if current(self.directory)[0] != name:
+                    (folder / name).unlink()
+            raise
+        with suppress(ApplianceError):  # opening does it, too
+            durable.remove_all_but(folder, frozenset({name}))
         return digest.digest()
+
+    def _settle(self) -> None:
+        """A commit that failed left open which manifest is current: from here on it is the one that CURRENT names."""
+        with durable.disk_errors(self.directory):
+            several = len(os.listdir(self.directory / "mf")) > 1
+            if several:
+                durable.sync_directory(self.directory)
+        if several:
+            durable.remove_all_but(self.directory / "mf", frozenset({current(self.directory)[0]}))
 
     def load(self) -> tuple[Manifest, bytes]:
         """The current one, and its sha256. Raises StoreDamaged, naming the file."""

@@ -1,7 +1,7 @@
 """The high-water mark of a collection: how far it had come, kept outside its directory, so that an older state of the
 directory that somebody puts back is told from the present one.
 
-    <data>/keys/marks/<uid>   two slots of 512 bytes, written by turns in place; the sound one with the higher count
+    <data>/keys/marks/<uid>   two slots of 4 KiB, written by turns in place; the sound one with the higher count
                               holds. A slot: magic "AKHW", version u16, zeros u16, uid 16, count u64, generation u64,
                               next seq u64, sha256 of the manifest 32, Ed25519 signature 64 over all before, zeros
 
@@ -21,7 +21,7 @@ from appliance.errors import StoreDamaged
 from appliance.knowledge.storage import durable
 from appliance.ports import Keyring
 
-SLOT_BYTES = 512
+SLOT_BYTES = 4096  # what a disk writes, or tears, as one
 _VERSION = 1
 _BODY = struct.Struct(">4sHH16sQQQ32s")
 _SIGNATURE_BYTES = 64
@@ -58,8 +58,8 @@ class MarkFile:
         """Durable on return, in place of one that is there. Raises DiskFull."""
         with self._lock, durable.disk_errors(self.path):
             durable.make_directory(self.path.parent)
+            durable.write_file(self.path, bytes(SLOT_BYTES) + self._seal(mark, 1))
             self._count = 1
-            durable.write_file(self.path, bytes(SLOT_BYTES) + self._seal(mark))
 
     def read(self) -> Mark:
         """Raises StoreDamaged, naming the file, where it is missing or both slots are damaged."""
@@ -75,8 +75,9 @@ class MarkFile:
     def write(self, mark: Mark) -> None:
         """Durable on return. After `create` or `read`. Raises DiskFull, StoreDamaged."""
         with self._lock, durable.disk_errors(self.path):
-            self._count += 1
-            durable.overwrite(self.path, self._seal(mark), self._count % 2 * SLOT_BYTES)
+            count = self._count + 1
+            durable.overwrite(self.path, self._seal(mark, count), count % 2 * SLOT_BYTES)
+            self._count = count  # not before: a write that is tried again must not go to the slot that holds
 
     def remove(self) -> None:
         """Durable on return. Raises DiskFull, StoreDamaged."""
@@ -85,8 +86,8 @@ class MarkFile:
                 os.unlink(self.path)
                 durable.sync_directory(self.path.parent)
 
-    def _seal(self, mark: Mark) -> bytes:
-        counts = (self._count, mark.generation, mark.next_seq)
+    def _seal(self, mark: Mark, count: int) -> bytes:
+        counts = (count, mark.generation, mark.next_seq)
         body = _BODY.pack(b"AKHW", _VERSION, 0, self._uid, *counts, mark.digest)
         return (body + self._keyring.sign(body)).ljust(SLOT_BYTES, b"\0")
 

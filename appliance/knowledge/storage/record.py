@@ -7,7 +7,8 @@ cannot be said.
     added     kind 1 (u8)  length of JSON (u32)  JSON  text  spans  vectors        of older logs; read, not written
 
 JSON holds the document's fields; `pages`, the UTF-8 length of each page in `text`; `replaces`, the document that is
-gone in the same instant; `strings`, the distinct headings and repeated texts. `pieces` is int32 [n, 7]: page, start,
+gone in the same instant; `strings`, the distinct headings and repeated texts; `blocks`, what its parser saw, each as
+[kind, page, start, end, level]. `pieces` is int32 [n, 7]: page, start,
 end, start and end of the section, and which of `strings` are its heading and what is repeated; `spans` is int32 [n, 3],
 its first three. `vectors` is float16 [n, dimension]. Integers outside arrays are big-endian, arrays little-endian.
 """
@@ -23,7 +24,7 @@ import numpy as np
 
 from appliance.errors import StoreDamaged
 from appliance.knowledge.chunk import Piece
-from appliance.types import Document, Floats, Span
+from appliance.types import Block, BlockKind, Document, Floats, Span
 
 _HEAD = struct.Struct(">BI")
 _ADDED_BEFORE, _DELETED, _READERS, _ADDED = 1, 2, 3, 4
@@ -34,7 +35,7 @@ _COLUMNS = {_ADDED_BEFORE: 3, _ADDED: 7}
 class Entry:
     """One whole document as it is stored. vectors: float32 [len(pieces), dimension], each value exact in float16.
 
-    replaces: the document that is gone from the instant that this one is there.
+    replaces: the document that is gone from the instant that this one is there. blocks: what its parser saw.
     """
 
     document: Document
@@ -42,6 +43,7 @@ class Entry:
     pieces: tuple[Piece, ...]
     vectors: Floats
     replaces: str = ""
+    blocks: tuple[Block, ...] = ()
 
     def passages(self) -> list[str]:
         """The text of each piece."""
@@ -82,7 +84,7 @@ def encode(record: Record) -> bytes:
     texts = [page.encode() for page in record.pages]
     strings = distinct(record.pieces)
     facts = {"pages": [len(text) for text in texts], "replaces": record.replaces, "strings": list(strings)}
-    head = _json(document_to_json(record.document) | facts)
+    head = _json(document_to_json(record.document) | facts | {"blocks": blocks_to_json(record.blocks)})
     pieces = [
         (one.span.page, one.span.start, one.span.end, *one.section, strings[one.heading], strings[one.repeated])
         for one in record.pieces
@@ -113,12 +115,13 @@ def _decode_added(payload: bytes, columns: int) -> Entry:
         pages.append(payload[at : at + length].decode())
         at += length
     replaces, strings = facts.pop("replaces", ""), facts.pop("strings", [])
+    blocks = tuple(Block(BlockKind(kind), *place) for kind, *place in facts.pop("blocks", []))
     document = document_from_json(facts)
     count = document.passage_count
     numbers = np.frombuffer(payload, "<i4", count * columns, at).reshape(count, columns).tolist()
     vectors = np.frombuffer(payload, "<f2", -1, at + count * columns * 4).reshape(count, -1).astype(np.float32)
     pieces = tuple(_to_piece(row, strings, pages) for row in numbers)
-    return Entry(document, tuple(pages), pieces, vectors, replaces)
+    return Entry(document, tuple(pages), pieces, vectors, replaces, blocks)
 
 
 def _to_piece(numbers: Sequence[int], strings: Sequence[str], pages: Sequence[str]) -> Piece:
@@ -127,6 +130,11 @@ def _to_piece(numbers: Sequence[int], strings: Sequence[str], pages: Sequence[st
         return Piece(span, (0, len(pages[span.page - 1])), "", "")
     start, end, heading, repeated = numbers[3:]
     return Piece(span, (start, end), strings[heading], strings[repeated])
+
+
+def blocks_to_json(blocks: Iterable[Block]) -> list[list[Any]]:
+    """Each as [kind, page, start, end, level]."""
+    return [[block.kind.value, block.page, block.start, block.end, block.level] for block in blocks]
 
 
 def distinct(pieces: Iterable[Piece]) -> dict[str, int]:

@@ -49,11 +49,15 @@ class Resident:
             with self._lock:
                 if (held := self._held.get(key)) is not None:
                     return held[0]  # type: ignore[no-any-return]
-            value = load()
-            with self._lock:
-                self._loading.pop(key, None)
-                self._keep(key, value, size_bytes)
-            return value
+            try:
+                value = load()
+                with self._lock:
+                    self._keep(key, value, size_bytes)
+                return value
+            finally:
+                with self._lock:
+                    if self._loading.get(key) is loading:
+                        del self._loading[key]
 
     def holds(self, key: Key) -> bool:
         with self._lock:
@@ -77,6 +81,8 @@ class Resident:
 
     def _keep(self, key: Key, value: object, size_bytes: int) -> None:
         self._drop_gone()
+        _, replaced_bytes = self._held.pop(key, (None, 0))  # two threads may have loaded it, one after a failure
+        self._used_bytes -= replaced_bytes
         self._held[key] = (value, size_bytes)
         self._used_bytes += size_bytes
         while self._used_bytes > self._capacity_bytes and len(self._held) > 1:

@@ -241,9 +241,10 @@ class SegmentFile:
 
 
 def _let_go(descriptor: int, memory: Memory, file_id: bytes) -> None:
-    """A segment that nobody holds: its file is closed, and what was kept of it ready to use is free."""
+    """A segment that nobody holds: its file is closed, and nothing of what was decrypted of it is kept."""
     os.close(descriptor)
     memory.hot.forget(file_id)
+    memory.chunks.forget(file_id)
 
 
 def _nonce(number: int) -> bytes:

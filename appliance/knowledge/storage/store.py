@@ -88,8 +88,8 @@ def mark_as_newest(directory: Path, name: str, tenant: Tenant) -> None:
     """Raises StoreDamaged, DiskFull, KeyUnavailable."""
     secret = load_key(directory, name, tenant)
     found, digest = ManifestStore(directory, tenant.keyring, secret).load()
-    first_seq = found.wals[0].first_seq if found.wals else found.next_seq
-    MarkFile(tenant.marks, secret.collection, tenant.keyring).create(Mark(found.generation, digest, first_seq))
+    mark = Mark(found.generation, digest, _first_seq(found))
+    MarkFile(tenant.marks, secret.collection, tenant.keyring).create(mark)
 
 
 def _branch_off(directory: Path, secret: CollectionKey, tenant: Tenant) -> None:
@@ -103,7 +103,10 @@ class Store:
     """One collection's files, opened. One writer at a time; segments may be read from many threads."""
 
     def __init__(self, directory: Path, name: str, tenant: Tenant, memory: Memory, pace: Pace = unpaced) -> None:
-        """pace: of what is written in the background. Raises StoreDamaged, naming the file; KeyUnavailable."""
+        """pace: of what is written in the background.
+
+        Raises StoreDamaged, naming the file; KeyUnavailable; DiskFull where the disk cannot be synced.
+        """
         self._directory, self._name, self._tenant, self._keyring = directory, name, tenant, tenant.keyring
         self._memory, self._pace = memory, pace
         self._key = load_key(directory, name, tenant)
@@ -111,7 +114,10 @@ class Store:
         self.manifest, self._digest = self._manifests.load()
         self._marks = MarkFile(tenant.marks, self._key.collection, self._keyring)
         self._mark = self._marks.read()
-        self._mark.check(directory / "CURRENT", Mark(self.manifest.generation, self._digest, 0))
+        found = Mark(self.manifest.generation, self._digest, max(self._mark.next_seq, _first_seq(self.manifest)))
+        self._mark.check(directory / "CURRENT", found)
+        with durable.disk_errors(directory):  # a writer may have died between its rename and its sync
+            durable.sync_directory(directory)
         self.create_time = self._key.create_time
         self._generation = self.manifest.generation
         self._uncertain: set[str] = set()  # files that failed commits named, relative to the directory
@@ -122,9 +128,9 @@ class Store:
         self._open: tuple[WalEntry, WalWriter] | None = None
         self._next_seq = self.manifest.next_seq
         self._unsealed_since: float | None = None
+        if found != self._mark or self._marks.is_torn:
+            self._write_mark(found)
         self._remove_strays()
-        if self._marks.is_torn:
-            self._write_mark(self._mark)
 
     @property
     def uid(self) -> bytes:
@@ -245,12 +251,16 @@ class Store:
             self._destroy_spare_keys()
 
     def discard(self, segments: Iterable[SegmentEntry]) -> None:
-        """Unlink segments that were written and are not to be part of the collection."""
+        """Unlink segments that were written and are not to be part of the collection.
+
+        The next commit unlinks those that a failed one named: the disk may hold that one's manifest.
+        """
+        kept = _files(self.manifest) | self._uncertain
         for entry in segments:
             self._written.pop(entry.file_id, None)
-            if entry.file_id not in {other.file_id for other in self.manifest.segments}:
+            if (name := f"seg/{entry.layout.file}") not in kept:
                 with suppress(OSError):
-                    (self._directory / "seg" / entry.layout.file).unlink()
+                    (self._directory / name).unlink()
 
     def rotate(self) -> None:
         """A new collection key in place of the present one, which is destroyed: file keys are wrapped anew, no data is.
@@ -391,6 +401,11 @@ class Store:
             with suppress(OSError):
                 path.unlink()
         key.destroy_all_but(self._directory, self._key.epoch)
+
+
+def _first_seq(named: Manifest) -> int:
+    """Of the first record that its segments do not hold, whether or not it was written."""
+    return named.wals[0].first_seq if named.wals else named.next_seq
 
 
 def _files(named: Manifest) -> frozenset[str]:

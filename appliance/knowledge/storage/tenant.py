@@ -17,6 +17,11 @@ class Tenant:
     marks: Path
 
     @property
+    def proofs(self) -> Path:
+        """The directory in which the proofs of shredding are kept."""
+        return self.marks.parent / "proofs"
+
+    @property
     def epoch(self) -> int:
         """Of the newest key. Raises KeyUnavailable where there is none."""
         if epochs := self.keys.epochs(self.name):

@@ -118,6 +118,8 @@ class WalReader:
         Raises StoreDamaged, naming the file and the place.
         """
         with durable.disk_errors(self.path), open(self.path, "rb", buffering=0) as file:
+            if end_bytes is None:  # its writer may have died before a sync, and a manifest will say that this is there
+                os.fdatasync(file.fileno())
             stop = os.fstat(file.fileno()).st_size if end_bytes is None else end_bytes
             if durable.read_at(file.fileno(), HEADER_BYTES, 0) != self._wal.header:
                 raise StoreDamaged(f"{self.path} is damaged: its header is not the one that was written.")

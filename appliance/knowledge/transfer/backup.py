@@ -13,6 +13,7 @@ A backup holds the collection's key as the tenant's key wraps it, and nothing th
 destroyed or replaced (rotated), the backup is destroyed with it.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,9 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import AlreadyExists, BackupRefused, NotFound, StoreDamaged
+from appliance.errors import AlreadyExists, BackupRefused, Busy, NotFound, StoreDamaged
 from appliance.knowledge.library import Library
-from appliance.knowledge.storage import durable
+from appliance.knowledge.storage import durable, key
 from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.record import to_micros
 from appliance.ports import Keyring, Progress
@@ -40,6 +41,7 @@ _NAME = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9.]{0,79}/)?[a-zA-Z0-9][a-zA-Z0-9.]{
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_STATEMENT_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,26 @@ def backup(library: Library, tenant: str, collection: str, folder: Path, keyring
     """Copy the collection as it is at this instant into a new folder, or into that of an earlier backup of it.
 
     progress: in bytes; may raise, and then an earlier backup stays as it was. Raises NotFound, AlreadyExists (another
-    folder of that name), BackupRefused (a backup of something else), DiskFull, StoreDamaged.
+    folder of that name), BackupRefused (a backup of something else), Busy (another backup into it goes on, or keys are
+    rotated all the time), DiskFull, StoreDamaged.
     """
-    with library.pin_files(collection) as pinned:
-        uid = pinned.collection.hex()
-        _prepare(folder, tenant, uid, keyring)
-        tell = _Tally(progress, sum(pinned.sizes.values()))
-        files = {name: _copy_out(pinned, name, folder / FILES, tell) for name in sorted(pinned.sizes)}
-        _see_that_it_lives(library, collection, pinned)  # else what was read of its key may be what drop left
-        time = to_micros(datetime.now(UTC))
-        statement = Statement(collection, tenant, uid, pinned.generation, time, files)
-        durable.write_file(folder / STATEMENT, _sign(statement, keyring))
-    keep = frozenset(file.sha256 for file in files.values())
-    durable.remove_all_but(folder / FILES, keep)
+    for _ in range(_TRIES):
+        with library.pin_files(collection) as pinned:
+            _prepare(folder)
+            with _opened(folder) as top, _opened(FILES, top, folder) as inside:
+                _take(top, folder, fcntl.LOCK_EX)
+                _refuse_what_is_none(top, inside, folder, tenant, pinned.collection.hex(), keyring)
+                tell = _Tally(progress, sum(pinned.sizes.values()))
+                files = {name: _copy_out(pinned, name, folder / FILES, tell) for name in sorted(pinned.sizes)}
+                if not _has_that_key(library, collection, pinned):
+                    continue
+                time = to_micros(datetime.now(UTC))
+                statement = Statement(collection, tenant, pinned.collection.hex(), pinned.generation, time, files)
+                durable.write_file(folder / STATEMENT, _sign(statement, keyring))
+                keep = frozenset(file.sha256 for file in files.values())
+                durable.remove_all_but(folder / FILES, keep)
+                return
+    raise Busy(f"The keys of collection {collection} were rotated whenever it was copied.")
 
 
 def restore(
@@ -99,13 +108,16 @@ def restore(
 
     collection: a name that is free, while the one that was backed up is gone: two with the same keys cannot live side
     by side; or its own name, where it is damaged, or with `replace`. progress: in bytes; may raise, and then everything
-    is as before. Raises NotFound (of the folder), AlreadyExists, InvalidArgument, BackupRefused, DiskFull.
+    is as before. Raises NotFound (of the folder), AlreadyExists, InvalidArgument, BackupRefused, Busy (a backup into the
+    folder goes on), DiskFull, StoreDamaged (this box's disk fails).
     """
     with _opened(folder) as top, _opened(FILES, top, folder) as files:
+        _take(top, folder, fcntl.LOCK_SH)
         statement = _read_statement(top, folder, keyring)
         if statement.tenant != tenant:
             raise BackupRefused(f"{folder} is a backup of another tenant.")
-        _refuse_strangers(top, files, folder)
+        if stranger := _stranger(top, files):
+            raise BackupRefused(f"{folder} holds {stranger!r}, which is no part of the backup.")
         tell = _Tally(progress, statement.size_bytes)
 
         def fill(directory: Path) -> None:
@@ -115,17 +127,27 @@ def restore(
         try:
             library.adopt(collection, statement.collection, bytes.fromhex(statement.uid), fill, replace=replace)
         except StoreDamaged as error:
+            if isinstance(error.__cause__, OSError):  # this box's own disk
+                raise
             raise BackupRefused(
                 f"{folder} is what this box wrote, and does not open any more: its collection or tenant was shredded,"
                 f" or their keys were rotated since. {error}"
             ) from None
 
 
-def _see_that_it_lives(library: Library, collection: str, pinned: Pinned) -> None:
-    """Raises NotFound."""
+def _has_that_key(library: Library, collection: str, pinned: Pinned) -> bool:
+    """Whether what was read of its key record is what lies there: else it may be what a rotation or a drop left.
+
+    Raises NotFound.
+    """
     with library.pin_files(collection) as present:
         if present.collection != pinned.collection:
             raise NotFound(f"The collection {collection} was deleted while it was backed up.")
+        return _key_records(present) == _key_records(pinned)
+
+
+def _key_records(pinned: Pinned) -> dict[str, bytes]:
+    return {name: b"".join(pinned.pieces(name)) for name in pinned.sizes if name.startswith(key.PREFIX)}
 
 
 class _Tally:
@@ -143,18 +165,29 @@ class _Tally:
 # --- writing
 
 
-def _prepare(folder: Path, tenant: str, uid: str, keyring: Keyring) -> None:
-    """Make the folder, or see that it holds an earlier backup, or the start of one, and nothing else."""
+def _prepare(folder: Path) -> None:
+    """Make the folder, where it is not there."""
     with durable.disk_errors(folder):
         durable.make_directory(folder / FILES)
-    with _opened(folder) as top, _opened(FILES, top, folder):
-        present = set(os.listdir(top))
-        if strangers := {name for name in present - {STATEMENT, FILES} if not name.startswith(durable.TEMPORARY)}:
-            raise AlreadyExists(f"{folder} holds {min(strangers)!r}, which is no part of a backup.")
-        if STATEMENT in present:
-            earlier = _read_statement(top, folder, keyring)
-            if (earlier.tenant, earlier.uid) != (tenant, uid):
-                raise BackupRefused(f"{folder} holds a backup of another collection, {earlier.collection}.")
+
+
+def _take(top: int, folder: Path, mode: int) -> None:
+    """Nobody else writes into the folder until its descriptor is closed. Raises Busy."""
+    with durable.disk_errors(folder):
+        try:
+            fcntl.flock(top, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"Another backup or restore uses {folder} just now.") from None
+
+
+def _refuse_what_is_none(top: int, inside: int, folder: Path, tenant: str, uid: str, keyring: Keyring) -> None:
+    """See that the folder holds an earlier backup, or the start of one, and nothing else."""
+    if stranger := _stranger(top, inside):
+        raise AlreadyExists(f"{folder} holds {stranger!r}, which is no part of a backup.")
+    if STATEMENT in os.listdir(top):
+        earlier = _read_statement(top, folder, keyring)
+        if (earlier.tenant, earlier.uid) != (tenant, uid):
+            raise BackupRefused(f"{folder} holds a backup of another collection, {earlier.collection}.")
 
 
 def _copy_out(pinned: Pinned, name: str, files: Path, tell: _Tally) -> Copied:
@@ -257,12 +290,14 @@ def _parse(facts: dict[str, Any], path: Path) -> Statement:
     return Statement(**facts | {"files": files})
 
 
-def _refuse_strangers(top: int, files: int, folder: Path) -> None:
-    """What a later backup left that was cut short lies under a digest or a temporary name, and is not read."""
+def _stranger(top: int, files: int) -> str:
+    """The first name that no backup gives, "" for none.
+
+    What a backup left that was cut short lies under a digest or a temporary name.
+    """
     names = {f"{name}" for name in os.listdir(top)} - {STATEMENT, FILES}
     names |= {f"{FILES}/{name}" for name in os.listdir(files) if not _DIGEST.fullmatch(name)}
-    if strangers := {name for name in names if not Path(name).name.startswith(durable.TEMPORARY)}:
-        raise BackupRefused(f"{folder} holds {min(strangers)!r}, which is no part of the backup.")
+    return min((name for name in names if not Path(name).name.startswith(durable.TEMPORARY)), default="")
 
 
 def _copy_in(files: int, folder: Path, file: Copied, target: Path, tell: _Tally) -> None:

@@ -7,7 +7,8 @@
       …        text: the pages, one after another
     3 end      JSON: sha256, hexadecimal, of all records before this one
 
-Times are microseconds since 1970, UTC; readers are sorted; a block is [kind, page, start, end, level]. Nothing here is
+Times are microseconds since 1970, UTC; readers are sorted; a block is [kind, page, start, end, level], level 1 to 9 for
+a heading and else 0; blocks are in order, hold something, lie inside their page and do not overlap. Nothing here is
 trusted because it was authenticated: who exported a file knew its passphrase, and may still have made it by hand.
 """
 
@@ -21,11 +22,13 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from appliance.errors import ArchiveRefused
-from appliance.knowledge.storage.record import from_micros, to_micros
+from appliance.knowledge.storage.record import blocks_to_json, from_micros, to_micros
 from appliance.types import Block, BlockKind, MetadataValue, NewDocument
 
 _RECORD = struct.Struct(">BII")
 _HEADER, _DOCUMENT, _END = 1, 2, 3
+_MAX_BLOCKS = 1 << 18  # of a document, as ingest takes
+_MAX_LEVEL = 9
 _FIELDS: Mapping[str, type] = {
     "title": str,
     "media_type": str,
@@ -127,7 +130,7 @@ class ContentReader:
 
 def _to_json(document: NewDocument) -> dict[str, Any]:
     facts = {name: getattr(document, name) for name in _FIELDS}
-    blocks = [[block.kind.value, block.page, block.start, block.end, block.level] for block in document.blocks]
+    blocks = blocks_to_json(document.blocks)
     own = {"readers": sorted(document.readers), "metadata": dict(document.metadata), "blocks": blocks}
     assert document.create_time, "what is exported was stored at some time"
     return facts | own | {"create_time": to_micros(document.create_time)}
@@ -151,7 +154,7 @@ def _to_document(facts: dict[str, Any], text: bytes) -> NewDocument:
         "pages": pages,
         "readers": frozenset(facts["readers"]),
         "metadata": {name: _to_value(value) for name, value in facts["metadata"].items()},
-        "blocks": tuple(_to_block(block, pages) for block in facts["blocks"]),
+        "blocks": tuple(_to_blocks(facts["blocks"], pages)),
         "create_time": from_micros(facts["create_time"]),
     }
     return NewDocument(**facts | parsed)
@@ -170,14 +173,21 @@ def _to_pages(lengths: list[Any], text: bytes) -> tuple[str, ...]:
     return tuple(pages)
 
 
-def _to_block(fields: list[Any], pages: tuple[str, ...]) -> Block:
-    kind, *numbers = fields
-    page, start, end, level = numbers
-    if not all(type(number) is int for number in numbers) or level < 0:
+def _to_blocks(found: list[Any], pages: tuple[str, ...]) -> Iterator[Block]:
+    if len(found) > _MAX_BLOCKS:
         raise ValueError
-    if not 1 <= page <= len(pages) or not 0 <= start <= end <= len(pages[page - 1]):
-        raise ValueError
-    return Block(BlockKind(kind), page, start, end, level)
+    last = (1, 0)
+    for kind, *numbers in found:
+        page, start, end, level = numbers
+        if not all(type(number) is int for number in numbers):
+            raise ValueError
+        block = Block(BlockKind(kind), page, start, end, level)
+        if not (1 <= level <= _MAX_LEVEL if block.kind is BlockKind.HEADING else level == 0):
+            raise ValueError
+        if not (page <= len(pages) and last <= (page, start) and start < end <= len(pages[page - 1])):
+            raise ValueError
+        yield block
+        last = (page, end)
 
 
 def _to_value(value: Any) -> MetadataValue:

@@ -48,7 +48,7 @@ class Transfers:
         if os.path.lexists(target):
             raise AlreadyExists(f"There is a file {target} already.")
         work = partial(export.export, library, collection, target, passphrase, self._keyring, cost=self._cost)
-        return self._jobs.start_in_thread("export", f"collections/{collection}", "documents", work)
+        return self._jobs.start_in_thread("export", f"collections/{collection}", "documents", work, tenant)
 
     def import_(self, tenant: str, collection: str, path: str, passphrase: str) -> Job:
         """A new collection of what was exported. Raises NotFound, InvalidArgument. The job counts documents, and fails
@@ -57,7 +57,7 @@ class Transfers:
         work = partial(
             export.import_, self._libraries.of(tenant), collection, self._present(path), passphrase, self._keyring
         )
-        return self._jobs.start_in_thread("import", f"collections/{collection}", "documents", work)
+        return self._jobs.start_in_thread("import", f"collections/{collection}", "documents", work, tenant)
 
     def backup(self, tenant: str, collection: str, path: str) -> Job:
         """The collection's encrypted files into a new folder, or what is new of them into that of an earlier backup.
@@ -65,7 +65,7 @@ class Transfers:
         """
         library, target = self._library(tenant, collection), self._new(path)
         work = partial(backup.backup, library, tenant, collection, target, self._keyring)
-        return self._jobs.start_in_thread("backup", f"collections/{collection}", "bytes", work)
+        return self._jobs.start_in_thread("backup", f"collections/{collection}", "bytes", work, tenant)
 
     def restore(self, tenant: str, collection: str, path: str, *, replace: bool = False) -> Job:
         """A collection of what was backed up, under a name that is free, or in place of itself where it is damaged, or
@@ -74,7 +74,7 @@ class Transfers:
         """
         library, folder = self._libraries.of(tenant), self._present(path)
         work = partial(backup.restore, library, tenant, collection, folder, self._keyring, replace=replace)
-        return self._jobs.start_in_thread("restore", f"collections/{collection}", "bytes", work)
+        return self._jobs.start_in_thread("restore", f"collections/{collection}", "bytes", work, tenant)
 
     def _library(self, tenant: str, collection: str) -> Library:
         library = self._libraries.of(tenant)
