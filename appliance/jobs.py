@@ -1,8 +1,10 @@
 """The one runner of long work.
 
 A job is an asyncio task and a frozen snapshot of what it says of itself. Ended jobs are kept until `KEEP_ENDED` newer
-ones have ended, so that a client that comes back later still learns how its job went. Work that blocks has threads of its own: it
-may hold them for hours, and waits there for what needs the process's other threads.
+ones have ended, so that a client that comes back later still learns how its job went.
+
+Work that blocks has threads of its own: it may hold them for hours, and wait in them for what needs the process's other
+threads.
 """
 
 import asyncio

@@ -158,6 +158,10 @@ class MemoryLibrary:
         held = (document for document, _ in self._documents(collection).values())
         return next((one for one in held if (one.sha256, one.pipeline) == (sha256, pipeline)), None)
 
+    def find_file(self, collection: str, source: str, title: str) -> Document | None:
+        held = (document for document, _ in self._documents(collection).values())
+        return next((one for one in held if (one.source, one.title) == (source, title)), None)
+
     def add(self, collection: str, document: NewDocument) -> Document:
         held, spans = self._documents(collection), self._spans(document.pages)
         if not spans:
@@ -177,6 +181,7 @@ class MemoryLibrary:
             readers=document.readers,
             create_time=EPOCH,
         )
+        held.pop(document.replaces, None)
         held[made.id] = (made, document.pages)
         return made
 

@@ -36,6 +36,12 @@ class Acls:
         assert found is not None, "a document has an access list that was let go"
         return found
 
+    def copy(self) -> "Acls":
+        """For `readers` alone: as they are now, whatever becomes of these."""
+        copied = Acls()
+        copied._sets = list(self._sets)
+        return copied
+
     def readable(self, groups: Iterable[str]) -> list[int]:
         """The numbers of the sets that hold any of the groups."""
         return sorted({number for group in groups for number in self._by_reader.get(group, ())})

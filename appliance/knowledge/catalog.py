@@ -9,9 +9,11 @@ media_type, source and so on, and metadata in three maps: texts, numbers, flags.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import Timer
 from typing import Any
 
 import duckdb
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import StoreDamaged
+from appliance.errors import InvalidArgument
 from appliance.knowledge.acls import Acls
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.storage.record import from_micros, to_micros
@@ -28,7 +31,9 @@ MEMTABLE = 0
 """The segment number of documents that are in no segment yet."""
 
 FACET_VALUES = 20
+QUERY_SECONDS = 5.0
 _KEPT_ASIDE = 256
+_PLACES_BYTES = 4096  # their own objects, and the filter that they are kept under
 _INSERTED_ROWS = 1024
 _FACET_COLUMNS = ("media_type", "source")
 
@@ -79,6 +84,10 @@ class Places:
     segments: NDArray[np.int32]
     ordinals: NDArray[np.int32]
 
+    @property
+    def size_bytes(self) -> int:
+        return self.segments.nbytes + self.ordinals.nbytes + _PLACES_BYTES
+
     def mask(self, segment: int, first_ordinal: int, count: int) -> NDArray[np.bool_]:
         """bool [count]: which of a segment's documents from `first_ordinal` on are among these."""
         ordinals = self.ordinals[self.segments == segment] - first_ordinal
@@ -96,7 +105,7 @@ class Weight:
 
 
 class Catalog:
-    """Not safe to use from many threads: its collection locks. `stage` alone may run beside reads."""
+    """Not safe to use from many threads: its collection locks. Beside all else may run `stage`, and every Instant."""
 
     def __init__(self, collection: str, parquets: Mapping[int, bytes]) -> None:
         """The rows of each segment by its number. Raises StoreDamaged."""
@@ -234,44 +243,12 @@ class Catalog:
     def exists(self, document: str) -> bool:
         return bool(self._run("SELECT 1 FROM documents WHERE id = ?", document).fetchall())
 
-    def documents(
-        self,
-        groups: frozenset[str] | None,
-        condition: Condition | None = None,
-        after: tuple[str, str] | None = None,
-        limit: int = 0,
-    ) -> tuple[Document, ...]:
-        """What the groups may read, by title and id; after: only what is behind that title and id; limit 0: all.
-
-        groups None, as elsewhere: all there is.
-        """
-        where, values = self._where(groups, condition)
-        if after is not None:
-            where, values = f"{where} AND (title, id) > (?, ?)", [*values, *after]
-        limited = f" LIMIT {limit:d}" if limit else ""
-        return tuple(row.document for row in self._select(f"{where} ORDER BY title, id{limited}", *values))
-
     def counts(self, groups: frozenset[str] | None) -> tuple[int, int]:
         """Documents and passages that the groups may read; None: all."""
         where, values = self._where(groups, None)
         query = f"SELECT count(*), coalesce(sum(passage_count), 0)::BIGINT FROM documents WHERE {where}"  # noqa: S608
         documents, passages = self._run(query, *values).fetchall()[0]
         return documents, passages
-
-    def facet(self, field: str, groups: frozenset[str], condition: Condition | None) -> tuple[FacetCount, ...]:
-        """The FACET_VALUES commonest values of a column or of metadata, over what the groups may read."""
-        where, values = self._where(groups, condition)
-        of = {field: field} if field in _FACET_COLUMNS else {name: f"{name}[?]" for name in _MAPS}
-        bound = [] if field in _FACET_COLUMNS else [field]
-        found: list[FacetCount] = []
-        for expression in of.values():
-            query = (
-                f"SELECT {expression} AS value, count(*) FROM documents WHERE {where} GROUP BY value"  # noqa: S608
-                f" HAVING value IS NOT NULL ORDER BY count(*) DESC, value LIMIT {FACET_VALUES}"
-            )
-            rows = self._run(query, *bound, *values).fetchall()
-            found += [FacetCount(_shown(value), documents) for value, documents in rows]
-        return tuple(sorted(found, key=lambda count: (-count.documents, count.value))[:FACET_VALUES])
 
     def of_segment(self, segment: int) -> tuple[Row, ...]:
         """In the order of their ordinals."""
@@ -286,11 +263,15 @@ class Catalog:
         )
         return {segment: Weight(*counts) for segment, *counts in self._run(query, list(changed)).fetchall()}
 
-    def readable(self, groups: frozenset[str], condition: Condition | None = None) -> Places:
-        """Where the documents lie that the groups may read."""
+    def instant(
+        self, groups: frozenset[str] | None, condition: Condition | None = None, facets: Sequence[str] = ()
+    ) -> "Instant":
+        """What the groups may read and the condition holds of, as it is now. Facets: the fields to count values of."""
+        self._flush()
         where, values = self._where(groups, condition)
-        found = self._run(f"SELECT segment, ordinal FROM documents WHERE {where}", *values).fetchnumpy()  # noqa: S608
-        return Places(np.asarray(found["segment"], np.int32), np.asarray(found["ordinal"], np.int32))
+        asks = "filter" if condition else "facets" if facets else ""
+        row = partial(_row, self._collection, self._acls.copy())
+        return Instant(self._connection.cursor(), where, values, row, tuple(dict.fromkeys(facets)), asks)
 
     def _where(self, groups: frozenset[str] | None, condition: Condition | None) -> tuple[str, list[Any]]:
         where, values = ("true", []) if groups is None else (_READABLE, [self._acls.readable(groups)])
@@ -303,20 +284,98 @@ class Catalog:
 
     def _select(self, condition: str, *values: Any) -> tuple[Row, ...]:
         query = f"SELECT {_NAMES}, segment, acl FROM documents WHERE {condition}"  # noqa: S608  (our own text)
-        return tuple(map(self._row, self._run(query, *values).fetchall()))
+        row = partial(_row, self._collection, self._acls)
+        return tuple(map(row, self._run(query, *values).fetchall()))
 
     def _run(self, query: str, *values: Any) -> duckdb.DuckDBPyConnection:
         self._flush()
         return self._connection.execute(query, list(values))
 
-    def _row(self, values: Sequence[Any]) -> Row:
-        facts = dict(zip((*_SHARED, "segment", "acl"), values, strict=True))
-        place = {name: facts.pop(name) for name in ("segment", "ordinal", "text_start")}
-        page_bytes = tuple(facts.pop("page_bytes"))
-        metadata = {name: value for column in _MAPS for name, value in facts.pop(column).items()}
-        readers = self._acls.readers(facts.pop("acl"))
-        facts |= {"readers": readers, "metadata": metadata, "create_time": from_micros(facts["create_time"])}
-        return Row(Document(collection=self._collection, **facts), **place, page_bytes=page_bytes)
+
+class Instant:
+    """A part of the catalogue as it was at one instant, while its collection changes: a transaction of DuckDB's.
+
+    It is made under the collection's lock and used by one thread without it, as a context. What a caller chooses, a
+    filter or facets, is interrupted after QUERY_SECONDS in all, and InvalidArgument names it.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        where: str,
+        values: list[Any],
+        row: Callable[[Sequence[Any]], Row],
+        facets: tuple[str, ...],
+        asks: str,
+    ) -> None:
+        """connection: of its own. asks: the field that is to blame where it takes too long, '' for none."""
+        self._connection, self._where, self._values, self._to_row = connection, where, values, row
+        self._facets, self._asks = facets, asks
+        self._timer = Timer(QUERY_SECONDS, connection.interrupt)
+        connection.execute("BEGIN TRANSACTION")
+        connection.execute("SELECT 1 FROM documents LIMIT 0")  # it sees what there is at its first statement
+
+    def __enter__(self) -> "Instant":
+        if self._asks:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._asks:
+            self._timer.cancel()
+            self._timer.join()  # so that it never interrupts what is closed
+        self._connection.close()
+
+    def places(self) -> Places:
+        """Where the documents lie."""
+        found = self._run("SELECT segment, ordinal FROM documents WHERE {where}").fetchnumpy()
+        return Places(np.asarray(found["segment"], np.int32), np.asarray(found["ordinal"], np.int32))
+
+    def documents(self, after: tuple[str, str] | None = None, limit: int = 0) -> tuple[Document, ...]:
+        """By title and id; after: only what is behind that title and id; limit 0: all."""
+        behind, place = (" AND (title, id) > (?, ?)", after) if after is not None else ("", ())
+        limited = f" LIMIT {limit:d}" if limit else ""
+        query = f"SELECT {_NAMES}, segment, acl FROM documents WHERE {{where}}{behind} ORDER BY title, id{limited}"  # noqa: S608
+        return tuple(self._to_row(values).document for values in self._run(query, after=place).fetchall())
+
+    def facets(self) -> dict[str, tuple[FacetCount, ...]]:
+        """By field, the FACET_VALUES commonest values of a column or of metadata."""
+        if len(self._facets) > 0 and self._asks == "filter":
+            self._run("CREATE TEMP TABLE passing AS SELECT rowid AS row FROM documents WHERE {where}")
+            self._where, self._values = "rowid IN (SELECT row FROM passing)", []  # the condition is looked at once
+        return {field: self._facet(field) for field in self._facets}
+
+    def _facet(self, field: str) -> tuple[FacetCount, ...]:
+        of, bound = ([field], []) if field in _FACET_COLUMNS else ([f"{name}[?]" for name in _MAPS], [field])
+        found: list[FacetCount] = []
+        for expression in of:
+            query = (
+                f"SELECT {expression} AS value, count(*) FROM documents WHERE {{where}} GROUP BY value"  # noqa: S608
+                f" HAVING value IS NOT NULL ORDER BY count(*) DESC, value LIMIT {FACET_VALUES}"
+            )
+            rows = self._run(query, before=bound).fetchall()
+            found += [FacetCount(_shown(value), documents) for value, documents in rows]
+        return tuple(sorted(found, key=lambda count: (-count.documents, count.value))[:FACET_VALUES])
+
+    def _run(
+        self, query: str, before: Sequence[Any] = (), after: Sequence[Any] = ()
+    ) -> duckdb.DuckDBPyConnection:
+        """before, after: the values on either side of those of `where`."""
+        try:
+            return self._connection.execute(query.format(where=self._where), [*before, *self._values, *after])
+        except duckdb.InterruptException:
+            problem = f"takes longer than {QUERY_SECONDS:g} seconds here; ask for less in one call."
+            raise InvalidArgument.of(self._asks, problem) from None
+
+
+def _row(collection: str, acls: Acls, values: Sequence[Any]) -> Row:
+    facts = dict(zip((*_SHARED, "segment", "acl"), values, strict=True))
+    place = {name: facts.pop(name) for name in ("segment", "ordinal", "text_start")}
+    page_bytes = tuple(facts.pop("page_bytes"))
+    metadata = {name: value for column in _MAPS for name, value in facts.pop(column).items()}
+    readers = acls.readers(facts.pop("acl"))
+    facts |= {"readers": readers, "metadata": metadata, "create_time": from_micros(facts["create_time"])}
+    return Row(Document(collection=collection, **facts), **place, page_bytes=page_bytes)
 
 
 _READABLE = "acl IN (SELECT unnest(?::INTEGER[]))"

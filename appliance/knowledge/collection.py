@@ -96,24 +96,10 @@ class Collection:
             raise InvalidArgument.of("limit", "must not be negative.")
         parsed, asked = _condition(condition), (self.name, condition)
         place = keyset.place(after, asked) if after else None
-        with self._published.catalog() as catalog:
-            found = catalog.documents(groups, parsed, place, limit and limit + 1)
+        found = self._published.documents(groups, parsed, place, limit and limit + 1)
         if not limit or len(found) <= limit:
             return found, ""
         return found[:limit], keyset.token(found[limit - 1].title, found[limit - 1].id, asked)
-
-    def facets(
-        self, fields: Sequence[str], groups: frozenset[str], condition: Condition | None = None
-    ) -> Mapping[str, tuple[FacetCount, ...]]:
-        """By field, the commonest values first, of what the groups may read. Raises InvalidArgument.
-
-        fields: media_type, source, or names of metadata; who may read is no field.
-        """
-        for field in fields:
-            if not intake.METADATA_NAME.fullmatch(field) or field == "readers":
-                raise InvalidArgument.of("facets", "each must be media_type, source, or a name of metadata.")
-        with self._published.catalog() as catalog:
-            return {field: catalog.facet(field, groups, condition) for field in fields}
 
     def get(self, document: str, groups: frozenset[str]) -> Document:
         """Raises NotFound."""
@@ -137,11 +123,10 @@ class Collection:
     def rank(self, query: str, groups: frozenset[str], limit: int, options: SearchOptions = _PLAIN) -> Ranking:
         """Raises InvalidArgument, EmbedderChanged, StoreDamaged."""
         condition = view.condition_of(limit, options)
-        facets = self.facets(options.facets, groups, condition) if options.facets else {}
         while True:
             embedder = self._embedder()
             asked = Query.asked(query, options.legs, embedder)
-            snapshot, places = self._published.pin(groups, condition)
+            snapshot, places, facets = self._published.pin(groups, condition, options.facets)
             if snapshot.embedder == embedder.identity:
                 break  # else all was embedded anew since the query was
 

@@ -5,7 +5,7 @@ for milliseconds only, and whoever took a snapshot keeps seeing what was there.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,10 +19,10 @@ from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.search.rank import Unit
 from appliance.knowledge.storage.record import Entry
-from appliance.types import Span
+from appliance.types import Document, FacetCount, Span
 from appliance.types import Block
 
-_REMEMBERED = 64
+_REMEMBERED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,40 @@ class Published:
         with self._lock:
             change(self._catalog)
             self._snapshot = snapshot
-            self._places.clear()
+            self._places = OrderedDict()  # who computes places of the former snapshot keeps them with that
 
-    def pin(self, groups: frozenset[str], condition: Condition | None = None) -> tuple[Snapshot, Places]:
-        """What there is, and where in it lies what the groups may read."""
+    def pin(
+        self, groups: frozenset[str], condition: Condition | None = None, facets: Sequence[str] = ()
+    ) -> tuple[Snapshot, Places, Mapping[str, tuple[FacetCount, ...]]]:
+        """What there is, where in it lies what the groups may read, and the counts of some fields' values over that.
+
+        Raises InvalidArgument where the condition or the facets take too long; nobody waits for them.
+        """
         asked = groups, condition
         with self._lock:
-            if asked not in self._places:
-                self._places[asked] = self._catalog.readable(groups, condition)
-                if len(self._places) > _REMEMBERED:
-                    self._places.popitem(last=False)
-            self._places.move_to_end(asked)
-            return self._snapshot, self._places[asked]
+            snapshot, remembered = self._snapshot, self._places
+            places = remembered.get(asked)
+            if places is not None and not facets:
+                remembered.move_to_end(asked)
+                return snapshot, places, {}
+            instant = self._catalog.instant(groups, condition, facets)
+        with instant:
+            counts = instant.facets()
+            places = places or instant.places()
+        with self._lock:
+            remembered[asked] = places
+            while len(remembered) > 1 and sum(one.size_bytes for one in remembered.values()) > _REMEMBERED_BYTES:
+                remembered.popitem(last=False)
+        return snapshot, places, counts
+
+    def documents(
+        self, groups: frozenset[str] | None, condition: Condition | None, after: tuple[str, str] | None, limit: int
+    ) -> tuple[Document, ...]:
+        """See `Instant.documents`. Raises InvalidArgument."""
+        with self._lock:
+            instant = self._catalog.instant(groups, condition)
+        with instant:
+            return instant.documents(after, limit)
 
     def locate(self, document: str, groups: frozenset[str] | None) -> tuple[Row, Snapshot]:
         """groups None: whoever may read it. Raises NotFound."""

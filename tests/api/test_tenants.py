@@ -20,6 +20,9 @@ from appliance.errors import AlreadyExists, ApplianceError, NotFound
 from appliance.gen.v1 import ingest_pb2, job_pb2, knowledge_pb2, telemetry_pb2
 from appliance.health.findings import STORE_DAMAGED
 from appliance.health.monitor import Monitor
+from appliance.jobs import JobRunner
+from appliance.knowledge.transfer.jobs import Transfers
+from appliance.knowledge.upkeep import Upkeep
 from appliance.ports import Progress
 from appliance.types import Principal, Role, Severity, Status
 from appliance.vault.keyring import FileKeyring
@@ -179,4 +182,27 @@ def test_counts_are_of_what_a_caller_may_read_in_its_own_tenant(tmp_path: Path) 
     assert libraries.counts("rival", THEIRS.groups) == (2, 1)
     assert libraries.counts("stranger", THEIRS.groups) == (0, 0)
     assert not (tmp_path / "knowledge" / "stranger").exists()
+    libraries.close()
+
+
+async def test_long_work_on_a_collection_is_a_job_of_its_tenant(tmp_path: Path) -> None:
+    embedder, jobs, data = WordEmbedder(), JobRunner(), tmp_path / "data"
+    libraries = open_libraries(data, embedder)
+    keyring = FileKeyring.open(data / "vault", data / "knowledge")
+    libraries.of("clinic").create("board")
+    upkeep = Upkeep(libraries, lambda name, identity: embedder, jobs)
+    transfers = Transfers(libraries, keyring, jobs, data)
+    (tmp_path / "there").touch()
+    started = [
+        upkeep.verify("clinic", "board"),
+        upkeep.reembed("clinic", "board", ""),
+        transfers.export("clinic", "board", f"{tmp_path}/new", "correct horse battery"),
+        transfers.import_("clinic", "copy", f"{tmp_path}/there", "correct horse battery"),
+        transfers.backup("clinic", "board", f"{tmp_path}/backup"),
+        transfers.restore("clinic", "copy", f"{tmp_path}/there"),
+    ]
+    for job in started:
+        jobs.cancel(job.id)
+    assert [job.tenant for job in started] == ["clinic"] * 6
+    await jobs.stop()
     libraries.close()

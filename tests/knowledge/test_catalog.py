@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import StoreDamaged
+from appliance.errors import InvalidArgument, StoreDamaged
+from appliance.knowledge import catalog as catalogue
 from appliance.knowledge.acls import Acls
 from appliance.knowledge.catalog import FACET_VALUES, MEMTABLE, Catalog, Row, Weight, to_parquet
 from appliance.knowledge.chunk import Piece
-from appliance.knowledge.search.filter import parse
+from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.storage.record import (
     Deletion,
     Entry,
@@ -28,7 +30,7 @@ from appliance.knowledge.storage.record import (
     encode,
     to_stored_precision,
 )
-from appliance.types import EVERYONE, Document, Span
+from appliance.types import EVERYONE, Document, FacetCount, Span
 
 ALL = frozenset({EVERYONE})
 
@@ -177,8 +179,20 @@ def catalog() -> Catalog:
     return made
 
 
+def listed(catalog: Catalog, groups: frozenset[str], **which: Any) -> tuple[Document, ...]:
+    with catalog.instant(groups) as seen:
+        return seen.documents(**which)
+
+
+def facet(
+    catalog: Catalog, field: str, groups: frozenset[str] = ALL, condition: Condition | None = None
+) -> tuple[FacetCount, ...]:
+    with catalog.instant(groups, condition, [field, field]) as seen:
+        return seen.facets()[field]
+
+
 def names(catalog: Catalog, groups: frozenset[str]) -> list[str]:
-    return [document.id for document in catalog.documents(groups)]
+    return [document.id for document in listed(catalog, groups)]
 
 
 def test_a_document_exists_only_for_its_readers(catalog: Catalog) -> None:
@@ -224,15 +238,15 @@ def test_access_lists_are_found_by_any_of_their_readers(made: list[frozenset[str
 
 def test_a_listing_goes_on_behind_the_last_one_shown(catalog: Catalog) -> None:
     everyone = frozenset({"everyone", "role:admin", "user:ann"})
-    assert [one.title for one in catalog.documents(everyone, limit=2)] == ["four", "one"]
-    assert [one.title for one in catalog.documents(everyone, after=("one", "b"))] == ["three", "two"]
-    assert [one.title for one in catalog.documents(everyone, after=("one", ""), limit=1)] == ["one"]
-    assert catalog.documents(everyone, after=("two", "b")) == ()
+    assert [one.title for one in listed(catalog, everyone, limit=2)] == ["four", "one"]
+    assert [one.title for one in listed(catalog, everyone, after=("one", "b"))] == ["three", "two"]
+    assert [one.title for one in listed(catalog, everyone, after=("one", ""), limit=1)] == ["one"]
+    assert listed(catalog, everyone, after=("two", "b")) == ()
 
 
 def test_facets_count_what_may_be_read_and_passes_the_filter(catalog: Catalog) -> None:
     def counted(field: str, groups: frozenset[str] = ALL, condition: str = "") -> dict[str, int]:
-        found = catalog.facet(field, groups, parse(condition) if condition else None)
+        found = facet(catalog, field, groups, parse(condition) if condition else None)
         return {count.value: count.documents for count in found}
 
     assert counted("by") == {"ann": 2}
@@ -248,17 +262,55 @@ def test_of_many_values_a_facet_names_the_commonest() -> None:
     for number in range(60):
         tags = {"tag": f"t{number % 30:02}" if number < 40 else "often", "odd": number % 2 == 1}
         catalog.add([Row(document(str(number), metadata=tags), MEMTABLE, number, 0, ())])
-    found = catalog.facet("tag", ALL, None)
+    found = facet(catalog, "tag")
     assert [(found[0].value, found[0].documents), found[1].documents, len(found)] == [("often", 20), 2, FACET_VALUES]
-    assert [(one.value, one.documents) for one in catalog.facet("odd", ALL, None)] == [("false", 30), ("true", 30)]
+    assert [(one.value, one.documents) for one in facet(catalog, "odd")] == [("false", 30), ("true", 30)]
 
 
 def test_places_give_the_readable_documents_of_a_stretch(catalog: Catalog) -> None:
-    places = catalog.readable(frozenset({EVERYONE, "user:ann"}))
+    with catalog.instant(frozenset({EVERYONE, "user:ann"})) as seen:
+        places = seen.places()
     assert places.mask(3, 0, 3).tolist() == [True, False, True]
     assert places.mask(3, 1, 2).tolist() == [False, True]
     assert places.mask(MEMTABLE, 0, 2).tolist() == [True, False]
     assert places.mask(9, 0, 1).tolist() == [False]
+
+
+def test_an_instant_stays_as_it_was_whatever_is_written_meanwhile(catalog: Catalog) -> None:
+    groups = frozenset({EVERYONE, "user:ann"})
+    before = listed(catalog, groups)
+    with catalog.instant(groups, parse('title != "x"'), ["by"]) as seen:
+        catalog.remove(["a"])
+        catalog.add([Row(document("new"), MEMTABLE, 9, 0, ())])
+        for number in range(99):  # so that access lists are let go, and their numbers given anew
+            catalog.set_readers({"b": frozenset({f"user:{number}"})})
+        catalog.stage([Row(document("c"), 8, 0, 0, (1,))])
+        catalog.move()
+        assert seen.documents() == before
+        assert len(seen.places().segments) == len(before)
+        assert 8 not in seen.places().segments
+        assert sum(count.documents for count in seen.facets()["by"]) <= len(before)
+    assert {one.id for one in listed(catalog, groups)} == ({one.id for one in before} - {"a", "b"}) | {"new"}
+
+
+@pytest.mark.parametrize(("condition", "facets", "blamed"), [("by : *", [], "filter"), ("", ["by"], "facets")])
+def test_what_takes_too_long_is_ended_by_name_and_the_catalogue_goes_on(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, condition: str, facets: list[str], blamed: str
+) -> None:
+    rows = [Row(document(f"{number}", metadata={"by": f"{number}"}), MEMTABLE, number, 0, ()) for number in range(9000)]
+    catalog.add(rows)
+    monkeypatch.setattr(catalogue, "QUERY_SECONDS", 1e-3)
+    with (
+        catalog.instant(ALL, parse(condition) if condition else None, facets) as seen,
+        pytest.raises(InvalidArgument, match=f"{blamed}: takes longer than"),
+    ):
+        for _ in range(9999):
+            seen.facets()
+            seen.places()
+    monkeypatch.undo()
+    assert len(listed(catalog, ALL, limit=10)) == 10
+    with catalog.instant(ALL) as seen:  # which nobody chose, and nothing ends
+        assert len(seen.places().segments) > 9000
 
 
 def test_a_moved_document_keeps_all_but_its_place_and_a_deleted_one_stays_deleted(catalog: Catalog) -> None:

@@ -527,6 +527,20 @@ def test_a_collection_of_version_1_that_is_damaged_is_told_and_the_others_are_up
     assert box.texts("default", "handbook") == WAS
 
 
+def test_a_collection_of_version_1_is_upgraded_though_keys_were_rotated_since_a_first_attempt(tmp_path: Path) -> None:
+    root = version_1(tmp_path / "box")
+    current = root / "knowledge" / "handbook" / "CURRENT"
+    raw = current.read_bytes()
+    current.write_bytes(b"damaged")
+    box = Box(root)
+    assert list(box.libraries.damaged()) == ["default/handbook"]
+    box.libraries.rotate("default")
+    (root / "knowledge" / ".v1-handbook" / "CURRENT").write_bytes(raw)
+    box.open()
+    assert box.libraries.damaged() == {}
+    assert box.texts("default", "handbook") == WAS
+
+
 def test_a_manifest_of_a_newer_release_is_refused_by_its_version(box: Box) -> None:
     box.add("acme", "handbook", "Badges expire.")
     box.libraries.close()

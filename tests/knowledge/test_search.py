@@ -28,7 +28,7 @@ STATES = [lambda shelf: None, Shelf.reopen, Shelf.compact]
 def leg(shelf: Shelf, text: str, meaning: float, groups: frozenset[str] = ALL, limit: int = 10) -> list[str]:
     """What one leg finds alone."""
     collection = shelf.collection
-    snapshot, places = collection._published.pin(groups)
+    snapshot, places, _ = collection._published.pin(groups)
     query = replace(Query.of(text, shelf.embedder.embed([text])[0], 0), meaning_weight=meaning)
     hits = best_passages(
         snapshot.units, lambda unit: places.mask(unit.number, unit.first_ordinal, unit.documents), query, limit

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import ApplianceError, ArchiveRefused, InvalidArgument, NotFound, PassphraseWrong
+from appliance.errors import ApplianceError, ArchiveRefused, DocumentRefused, InvalidArgument, NotFound, PassphraseWrong
 from appliance.knowledge.storage.durable import NewFile
+from appliance.knowledge.transfer import content as content_format
 from appliance.knowledge.transfer.archive import CHUNK_BYTES, HEAD_BYTES, TAG_BYTES, ArchiveReader, ArchiveWriter
 from appliance.knowledge.transfer.content import ContentReader, ContentWriter, Header
 from appliance.types import Block, BlockKind, NewDocument, PassphraseCost
@@ -339,6 +340,22 @@ def test_counts_that_do_not_hold_are_refused() -> None:
             documents_of(to_content(parts))
     with pytest.raises(ArchiveRefused, match="not what its end says"):
         documents_of(content_of([DOCUMENT]).replace(b"badges.md", b"wedges.md"))
+
+
+@pytest.mark.parametrize("lengths", [(1, (1 << 32) - 1, 0), (1, 2, 1), (2, (64 << 20) + 1, 0), (2, 2, (1 << 30) + 1)])
+def test_a_record_that_says_that_it_is_huge_is_not_read(lengths: tuple[int, int, int]) -> None:
+    header = content_of([DOCUMENT])
+    kind, head_bytes, text_bytes = next(records(header))
+    before = b"" if lengths[0] == kind else header[: 9 + len(head_bytes) + len(text_bytes)]
+    with pytest.raises(ArchiveRefused, match="longer than an export writes"):
+        documents_of(before + struct.pack(">BII", *lengths))
+
+
+def test_a_document_that_could_not_be_imported_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(content_format._MAX_BYTES, 2, (1 << 16, 4))
+    with pytest.raises(DocumentRefused, match="longer than an exported file can hold") as refused:
+        content_of([DOCUMENT])
+    assert refused.value.file_reason == "TOO_LARGE"
 
 
 def test_what_follows_the_end_is_refused(tmp_path: Path) -> None:

@@ -1,16 +1,28 @@
 """A collection's files in a folder, as of one instant, and back: whole, of this box and tenant, or refused by name."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
-from appliance.errors import AlreadyExists, BackupRefused, Cancelled, DiskFull, InvalidArgument, NotFound, StoreDamaged
+from appliance.errors import (
+    AlreadyExists,
+    BackupRefused,
+    Busy,
+    Cancelled,
+    DiskFull,
+    InvalidArgument,
+    NotFound,
+    StoreDamaged,
+)
+from appliance.knowledge.storage import durable, store
 from appliance.knowledge.transfer import backup
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
 from tests.knowledge.test_crash import Died, Disk, die, run_full
@@ -404,6 +416,153 @@ def test_a_cancelled_backup_leaves_the_one_before_it(filled: Shelf, tmp_path: Pa
         assert folders(filled) == []
     restore(filled, folder)
     assert whole(filled) == before
+
+
+class Meanwhile(Told):
+    """Something happens after each update, so many times."""
+
+    def __init__(self, happens: Callable[[], object], times: int = 1) -> None:
+        super().__init__()
+        self._happens, self._times = happens, times
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        if done and done == total and self._times:
+            self._times -= 1
+            self._happens()
+        super().update(done, total, note)
+
+
+def test_a_backup_during_which_keys_are_rotated_is_copied_again_and_can_be_restored(
+    filled: Shelf, tmp_path: Path
+) -> None:
+    before = whole(filled)
+    filled.library.create("other")
+    meanwhile: list[Callable[[], object]] = [filled.library.rotate, partial(filled.library.drop, "other")]
+    for number, happens in enumerate(meanwhile):
+        folder = back_up(filled, tmp_path / f"backup-{number}", Meanwhile(happens))
+        lose(filled)
+        restore(filled, folder)
+        assert whole(filled) == before
+
+
+def test_a_backup_during_which_keys_are_rotated_all_the_time_is_busy(filled: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(Busy, match="rotated"):
+        back_up(filled, tmp_path / "backup", Meanwhile(filled.library.rotate, times=100))
+    assert not (tmp_path / "backup" / "backup.json").exists()
+
+
+def test_a_folder_in_which_a_user_keeps_files_is_left_alone(filled: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "files").mkdir(parents=True)
+    (tmp_path / "mine" / "files" / "thesis.docx").write_bytes(b"years of work")
+    with pytest.raises(AlreadyExists, match=r"files/thesis\.docx"):
+        back_up(filled, tmp_path / "mine")
+    assert (tmp_path / "mine" / "files" / "thesis.docx").read_bytes() == b"years of work"
+
+
+def test_one_backup_at_a_time_uses_a_folder(filled: Shelf, tmp_path: Path) -> None:
+    folder = tmp_path / "backup"
+    refused: list[object] = []
+
+    def another() -> None:
+        for use in (back_up, restore):
+            with pytest.raises(Busy, match="Another backup"):
+                use(filled, folder)
+            refused.append(use)
+
+    before = whole(filled)
+    back_up(filled, folder, Meanwhile(another))
+    assert refused == [back_up, restore]
+    lose(filled)
+    restore(filled, folder)
+    assert whole(filled) == before
+
+
+def test_what_the_boxs_own_disk_fails_with_is_not_laid_to_the_backup(
+    filled: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = back_up(filled, tmp_path / "backup")
+    lose(filled)
+
+    def broken(path: Path) -> bytes:
+        with durable.disk_errors(path):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "read_file", broken)
+        with pytest.raises(StoreDamaged, match="Input/output error"):
+            restore(filled, folder)
+    restore(filled, folder)
+
+
+def full(*_: object) -> None:
+    raise DiskFull("No space is left.")
+
+
+def test_a_backup_of_what_is_being_shredded_is_refused_until_it_is_shredded_and_after(
+    filled: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = back_up(filled, tmp_path / "backup")
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.vault.FileTenantKeys.add", full)
+        with pytest.raises(DiskFull):
+            filled.library.drop("handbook")
+    for name in ("handbook", "copy"):
+        with pytest.raises(BackupRefused, match="is being shredded"):
+            restore(filled, folder, name)
+    filled.reopen()
+    with pytest.raises(BackupRefused, match="was shredded"):
+        restore(filled, folder)
+    assert folders(filled) == []
+
+
+@pytest.mark.parametrize("step", ["adopt", "mark_as_newest"])
+def test_a_restore_in_place_of_a_sound_collection_that_fails_leaves_it_and_its_mark(
+    filled: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder = back_up(filled, tmp_path / "backup")
+    filled.add("Later.", title="later")
+    filled.compact()
+    before = whole(filled)
+    real, (mark,) = getattr(store, step), (filled.root / "vault" / "marks").iterdir()
+
+    def failing(*arguments: object) -> None:
+        real(*arguments)
+        full()
+
+    older = Path(shutil.copytree(filled.files, tmp_path / "older"))
+    filled.add("Latest.", title="latest")
+    filled.compact()
+    filled.library.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, step, failing)
+        with pytest.raises(DiskFull):
+            backup.restore(filled.library, "default", "handbook", folder, keyring_of(filled), Told(), replace=True)
+    filled.reopen()
+    assert len(whole(filled)) == len(before) + 1
+    assert list(filled.files.parent.iterdir()) == [filled.files]
+    assert mark.exists()
+    filled.library.close()
+    shutil.rmtree(filled.files)
+    shutil.copytree(older, filled.files)
+    filled.reopen()
+    with pytest.raises(StoreDamaged, match="an older state was put back"):
+        whole(filled)
+
+
+def test_what_is_restored_under_another_name_stands_in_the_way_of_no_rotation(filled: Shelf, tmp_path: Path) -> None:
+    before, folder = whole(filled), back_up(filled, tmp_path / "backup")
+    filled.library.create("other")
+    done: list[object] = []
+
+    def rotate() -> None:
+        done.append(filled.library.rotate())
+
+    lose(filled)
+    with pytest.raises(BackupRefused, match="rotated since"):
+        restore(filled, folder, "manual", Meanwhile(rotate))
+    assert done == [1]
+    assert folders(filled) == ["other"]
+    assert len(before) == 3
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from appliance.errors import InvalidArgument
 from appliance.knowledge.catalog import Row
 from appliance.knowledge.index.analysis import words
 from appliance.knowledge.index.lexical import MAX_QUERY_TERMS
+from appliance.knowledge.intake import METADATA_NAME
 from appliance.knowledge.search import rank
 from appliance.knowledge.search.diversity import diverse_order
 from appliance.knowledge.search.filter import Condition, parse
@@ -34,6 +35,9 @@ def condition_of(limit: int, options: SearchOptions) -> Condition | None:
         raise InvalidArgument.of("diversity", "must be between 0 and 1.")
     if len(options.facets) > MAX_FACETS:
         raise InvalidArgument.of("facets", f"must be at most {MAX_FACETS}.")
+    for field in options.facets:  # who may read is no field
+        if not METADATA_NAME.fullmatch(field) or field == "readers":
+            raise InvalidArgument.of("facets", "each must be media_type, source, or a name of metadata.")
     return parse(options.filter) if options.filter.strip() else None
 
 

@@ -77,7 +77,7 @@ def _under_way(directory: Path) -> list[Path]:
 
 def _upgrade(path: Path, name: str, tenant: Tenant) -> None:
     """Raises StoreDamaged, DiskFull, KeyUnavailable."""
-    if not key.epochs(path):
+    if (path / _KEY).is_file() and any(durable.read_file(path / _KEY)):  # anew: keys may have been rotated since
         if not tenant.keys.epochs(tenant.name):
             tenant.keys.add(tenant.name)
         key.write(path, name, tenant, _read_key(path / _KEY, name, tenant.keyring))

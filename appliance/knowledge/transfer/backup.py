@@ -76,20 +76,14 @@ def backup(library: Library, tenant: str, collection: str, folder: Path, keyring
     rotated all the time), DiskFull, StoreDamaged.
     """
     for _ in range(_TRIES):
-        with library.pin_files(collection) as pinned:
-            _prepare(folder)
-            with _opened(folder) as top, _opened(FILES, top, folder) as inside:
-                _take(top, folder, fcntl.LOCK_EX)
-                _refuse_what_is_none(top, inside, folder, tenant, pinned.collection.hex(), keyring)
-                tell = _Tally(progress, sum(pinned.sizes.values()))
-                files = {name: _copy_out(pinned, name, folder / FILES, tell) for name in sorted(pinned.sizes)}
-                if not _has_that_key(library, collection, pinned):
-                    continue
+        with library.pin_files(collection) as pinned, _prepared(folder, tenant, pinned.collection.hex(), keyring):
+            tell = _Tally(progress, sum(pinned.sizes.values()))
+            files = {name: _copy_out(pinned, name, folder / FILES, tell) for name in sorted(pinned.sizes)}
+            if _is_under_its_key(library, collection, pinned):
                 time = to_micros(datetime.now(UTC))
                 statement = Statement(collection, tenant, pinned.collection.hex(), pinned.generation, time, files)
                 durable.write_file(folder / STATEMENT, _sign(statement, keyring))
-                keep = frozenset(file.sha256 for file in files.values())
-                durable.remove_all_but(folder / FILES, keep)
+                durable.remove_all_but(folder / FILES, frozenset(file.sha256 for file in files.values()))
                 return
     raise Busy(f"The keys of collection {collection} were rotated whenever it was copied.")
 
@@ -108,8 +102,8 @@ def restore(
 
     collection: a name that is free, while the one that was backed up is gone: two with the same keys cannot live side
     by side; or its own name, where it is damaged, or with `replace`. progress: in bytes; may raise, and then everything
-    is as before. Raises NotFound (of the folder), AlreadyExists, InvalidArgument, BackupRefused, Busy (a backup into the
-    folder goes on), DiskFull, StoreDamaged (this box's disk fails).
+    is as before. Raises NotFound (of the folder), AlreadyExists, InvalidArgument, BackupRefused, Busy (a backup into it
+    goes on), DiskFull, StoreDamaged (this box's disk fails).
     """
     with _opened(folder) as top, _opened(FILES, top, folder) as files:
         _take(top, folder, fcntl.LOCK_SH)
@@ -135,7 +129,7 @@ def restore(
             ) from None
 
 
-def _has_that_key(library: Library, collection: str, pinned: Pinned) -> bool:
+def _is_under_its_key(library: Library, collection: str, pinned: Pinned) -> bool:
     """Whether what was read of its key record is what lies there: else it may be what a rotation or a drop left.
 
     Raises NotFound.
@@ -165,29 +159,32 @@ class _Tally:
 # --- writing
 
 
-def _prepare(folder: Path) -> None:
-    """Make the folder, where it is not there."""
+@contextmanager
+def _prepared(folder: Path, tenant: str, uid: str, keyring: Keyring) -> Iterator[None]:
+    """A folder, made where there is none, that holds an earlier backup, or the start of one, and nothing else.
+
+    Nobody else writes into it meanwhile.
+    """
     with durable.disk_errors(folder):
         durable.make_directory(folder / FILES)
+    with _opened(folder) as top, _opened(FILES, top, folder) as files:
+        _take(top, folder, fcntl.LOCK_EX)
+        if stranger := _stranger(top, files):
+            raise AlreadyExists(f"{folder} holds {stranger!r}, which is no part of a backup.")
+        if STATEMENT in os.listdir(top):
+            earlier = _read_statement(top, folder, keyring)
+            if (earlier.tenant, earlier.uid) != (tenant, uid):
+                raise BackupRefused(f"{folder} holds a backup of another collection, {earlier.collection}.")
+        yield
 
 
 def _take(top: int, folder: Path, mode: int) -> None:
-    """Nobody else writes into the folder until its descriptor is closed. Raises Busy."""
+    """The lock on the folder, until its descriptor is closed. Raises Busy."""
     with durable.disk_errors(folder):
         try:
             fcntl.flock(top, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"Another backup or restore uses {folder} just now.") from None
-
-
-def _refuse_what_is_none(top: int, inside: int, folder: Path, tenant: str, uid: str, keyring: Keyring) -> None:
-    """See that the folder holds an earlier backup, or the start of one, and nothing else."""
-    if stranger := _stranger(top, inside):
-        raise AlreadyExists(f"{folder} holds {stranger!r}, which is no part of a backup.")
-    if STATEMENT in os.listdir(top):
-        earlier = _read_statement(top, folder, keyring)
-        if (earlier.tenant, earlier.uid) != (tenant, uid):
-            raise BackupRefused(f"{folder} holds a backup of another collection, {earlier.collection}.")
 
 
 def _copy_out(pinned: Pinned, name: str, files: Path, tell: _Tally) -> Copied:

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from appliance.errors import ArchiveRefused
+from appliance.errors import ArchiveRefused, DocumentRefused
 from appliance.knowledge.storage.record import blocks_to_json, from_micros, to_micros
 from appliance.types import Block, BlockKind, MetadataValue, NewDocument
 
 _RECORD = struct.Struct(">BII")
 _HEADER, _DOCUMENT, _END = 1, 2, 3
+_MAX_BYTES = {_HEADER: (1 << 16, 0), _DOCUMENT: (64 << 20, 1 << 30), _END: (1 << 16, 0)}
+"""Of a record's JSON and text. Ingest takes files whose text is far shorter."""
 _MAX_BLOCKS = 1 << 18  # of a document, as ingest takes
 _MAX_LEVEL = 9
 _FIELDS: Mapping[str, type] = {
@@ -73,6 +75,7 @@ class ContentWriter:
         self._write(_HEADER, {"collection": header.collection, "documents": header.documents, **times})
 
     def add(self, document: NewDocument) -> None:
+        """Raises DocumentRefused where it is longer than a record may be."""
         pages = [page.encode() for page in document.pages]
         self._write(_DOCUMENT, _to_json(document) | {"pages": list(map(len, pages))}, b"".join(pages))
 
@@ -81,6 +84,9 @@ class ContentWriter:
 
     def _write(self, kind: int, facts: Mapping[str, Any], text: bytes = b"") -> None:
         head = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if not _fits(kind, len(head), len(text)):
+            of = str(facts.get("sha256", ""))
+            raise DocumentRefused("TOO_LARGE", f"The document of sha256 {of} is longer than an exported file can hold.")
         for piece in (_RECORD.pack(kind, len(head), len(text)), head, text):
             self._digest.update(piece)
             self._sink.write(piece)
@@ -107,6 +113,8 @@ class ContentReader:
         kind, head_bytes, text_bytes = _RECORD.unpack(self._take(_RECORD.size))
         if kind != wanted:
             raise ArchiveRefused(f"The file holds a record of kind {kind} where one of kind {wanted} must be.")
+        if not _fits(kind, head_bytes, text_bytes):
+            raise ArchiveRefused(f"The file holds a record of kind {kind} that is longer than an export writes.")
         head, text = self._take(head_bytes), self._take(text_bytes)
         try:
             facts = json.loads(head, parse_constant=_refuse_constant)
@@ -126,6 +134,11 @@ class ContentReader:
             return parse(facts, text)
         except (ValueError, TypeError, KeyError, OverflowError):  # no words of theirs: they may quote the content
             raise ArchiveRefused(f"The file's {what} is not what an export writes.") from None
+
+
+def _fits(kind: int, head_bytes: int, text_bytes: int) -> bool:
+    max_head_bytes, max_text_bytes = _MAX_BYTES[kind]
+    return head_bytes <= max_head_bytes and text_bytes <= max_text_bytes
 
 
 def _to_json(document: NewDocument) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def export(
     """Write every document of this instant, whoever may read it, into a new file; whole under its name, or not there.
 
     progress: in documents; may raise, and then nothing stays. Raises NotFound, AlreadyExists, InvalidArgument,
-    DiskFull, StoreDamaged, Busy.
+    DocumentRefused (TOO_LARGE), DiskFull, StoreDamaged, Busy.
     """
     whole, documents = library.export(collection)
     total = whole.document_count
