@@ -88,7 +88,8 @@ class Config:
                 raise ConfigInvalid(f"{name}: must be host:port, such as 127.0.0.1:7431.")
         if self.model_batch_tokens < self.model_sequences:
             raise ConfigInvalid(
-                f"model_batch_tokens: must be at least model_sequences, {self.model_sequences}: a step gives each a token."
+                f"model_batch_tokens: must be at least model_sequences, {self.model_sequences}:"
+                " a step gives each a token."
             )
         if self.model_kv_type not in ("f16", "q8_0"):
             raise ConfigInvalid("model_kv_type: must be f16 or q8_0.")

@@ -159,7 +159,7 @@ class MemoryLibrary:
         return next((one for one in held if (one.sha256, one.pipeline) == (sha256, pipeline)), None)
 
     def find_file(self, collection: str, source: str, title: str) -> Document | None:
-        held = (document for document, _ in self._documents(collection).values())
+        held = (document for document, _ in reversed(self._documents(collection).values()))
         return next((one for one in held if (one.source, one.title) == (source, title)), None)
 
     def add(self, collection: str, document: NewDocument) -> Document:
@@ -167,7 +167,7 @@ class MemoryLibrary:
         if not spans:
             raise DocumentRefused("NO_TEXT", f"{document.title} has no text.")
         made = Document(
-            id=f"{len(held) + 1:032x}",
+            id=f"{1 + max((int(id, 16) for id in held), default=0):032x}",
             collection=collection,
             title=document.title,
             media_type=document.media_type,
@@ -183,6 +183,7 @@ class MemoryLibrary:
         )
         held.pop(document.replaces, None)
         held[made.id] = (made, document.pages)
+        held.pop(document.replaces, None)
         return made
 
     def _spans(self, pages: tuple[str, ...]) -> list[Span]:
@@ -200,7 +201,7 @@ class MemoryLibrary:
     def page(self, collection: str, document: str, page: int, groups: frozenset[str]) -> str:
         return self.pages(collection, document, groups)[page - 1]
 
-    def delete(self, collection: str, document: str, groups: frozenset[str]) -> None:
+    def delete(self, collection: str, document: str, groups: frozenset[str] | None) -> None:
         self._readable(collection, document, groups)
         del self.stored[collection][document]
 
@@ -252,7 +253,9 @@ class MemoryLibrary:
         known = sorted((document.id, document.sha256, sorted(document.readers)) for document in held)
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
-    def set_readers(self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str]) -> Document:
+    def set_readers(
+        self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None
+    ) -> Document:
         held, pages = self._readable(collection, document, groups)
         changed = replace(held, readers=readers)
         self.stored[collection][document] = (changed, pages)
@@ -266,9 +269,11 @@ class MemoryLibrary:
             raise NotFound(f"There is no collection {collection}.")
         return self.stored[collection]
 
-    def _readable(self, collection: str, document: str, groups: frozenset[str]) -> tuple[Document, tuple[str, ...]]:
+    def _readable(
+        self, collection: str, document: str, groups: frozenset[str] | None
+    ) -> tuple[Document, tuple[str, ...]]:
         held = self._documents(collection).get(document)
-        if held is None or not held[0].readers & groups:
+        if held is None or not (groups is None or held[0].readers & groups):
             raise NotFound(f"There is no document {document}.")
         return held
 

@@ -56,7 +56,7 @@ def ask(
     from appliance.cli import output
     from appliance.types import AnswerMode, Turn
 
-    if not question and not sys.stdin.isatty():
+    if not question and not _has_terminal():
         raise typer.BadParameter("give a QUESTION; without one a terminal is needed for a conversation")
     history: list[Turn] = []
     with session.connect() as client:
@@ -79,6 +79,10 @@ def ask(
             if question:
                 return
             history.append(Turn(asked, answer.text))
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _next_question() -> str:

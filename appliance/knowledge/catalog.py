@@ -9,19 +9,19 @@ media_type, source and so on, and metadata in three maps: texts, numbers, flags.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Timer
+from threading import Event, Thread
 from typing import Any
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.errors import StoreDamaged
-from appliance.errors import InvalidArgument
+from appliance.errors import InvalidArgument, StoreDamaged
 from appliance.knowledge.acls import Acls
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.storage.record import from_micros, to_micros
@@ -32,6 +32,7 @@ MEMTABLE = 0
 
 FACET_VALUES = 20
 QUERY_SECONDS = 5.0
+_INTERRUPTED_SECONDS = 0.1
 _KEPT_ASIDE = 256
 _PLACES_BYTES = 4096  # their own objects, and the filter that they are kept under
 _INSERTED_ROWS = 1024
@@ -311,20 +312,27 @@ class Instant:
         """connection: of its own. asks: the field that is to blame where it takes too long, '' for none."""
         self._connection, self._where, self._values, self._to_row = connection, where, values, row
         self._facets, self._asks = facets, asks
-        self._timer = Timer(QUERY_SECONDS, connection.interrupt)
+        self._ends = time.monotonic() + QUERY_SECONDS
+        self._closing = Event()
+        self._watch = Thread(target=self._interrupt_when_late, daemon=True)
         connection.execute("BEGIN TRANSACTION")
         connection.execute("SELECT 1 FROM documents LIMIT 0")  # it sees what there is at its first statement
 
     def __enter__(self) -> "Instant":
         if self._asks:
-            self._timer.start()
+            self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._asks:
-            self._timer.cancel()
-            self._timer.join()  # so that it never interrupts what is closed
+            self._closing.set()
+            self._watch.join()  # so that it never interrupts what is closed
         self._connection.close()
+
+    def _interrupt_when_late(self) -> None:
+        """An interrupt ends a query that runs, and is lost on one that begins just then: so it comes again."""
+        while not self._closing.wait(max(_INTERRUPTED_SECONDS, self._ends - time.monotonic())):
+            self._connection.interrupt()
 
     def places(self) -> Places:
         """Where the documents lie."""
@@ -340,7 +348,7 @@ class Instant:
 
     def facets(self) -> dict[str, tuple[FacetCount, ...]]:
         """By field, the FACET_VALUES commonest values of a column or of metadata."""
-        if len(self._facets) > 0 and self._asks == "filter":
+        if self._facets and self._asks == "filter" and self._values:
             self._run("CREATE TEMP TABLE passing AS SELECT rowid AS row FROM documents WHERE {where}")
             self._where, self._values = "rowid IN (SELECT row FROM passing)", []  # the condition is looked at once
         return {field: self._facet(field) for field in self._facets}
@@ -357,15 +365,15 @@ class Instant:
             found += [FacetCount(_shown(value), documents) for value, documents in rows]
         return tuple(sorted(found, key=lambda count: (-count.documents, count.value))[:FACET_VALUES])
 
-    def _run(
-        self, query: str, before: Sequence[Any] = (), after: Sequence[Any] = ()
-    ) -> duckdb.DuckDBPyConnection:
+    def _run(self, query: str, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
         """before, after: the values on either side of those of `where`."""
         try:
-            return self._connection.execute(query.format(where=self._where), [*before, *self._values, *after])
+            if not self._asks or time.monotonic() < self._ends:
+                return self._connection.execute(query.format(where=self._where), [*before, *self._values, *after])
         except duckdb.InterruptException:
-            problem = f"takes longer than {QUERY_SECONDS:g} seconds here; ask for less in one call."
-            raise InvalidArgument.of(self._asks, problem) from None
+            pass
+        problem = f"takes longer than {QUERY_SECONDS:g} seconds here; ask for less in one call."
+        raise InvalidArgument.of(self._asks, problem)
 
 
 def _row(collection: str, acls: Acls, values: Sequence[Any]) -> Row:

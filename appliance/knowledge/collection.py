@@ -4,7 +4,7 @@ One writer at a time writes to the disk (`_writing`). What readers see is publis
 (published.py); what takes long is done beside both (rewrite.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -33,7 +33,6 @@ from appliance.types import (
     Bools,
     Document,
     Expand,
-    FacetCount,
     NewDocument,
     Passage,
     Ranking,
@@ -47,7 +46,10 @@ _PLAIN = SearchOptions()
 
 
 class Collection:
-    """Safe to use from many threads. `groups`: documents whose readers share none with them are not there. None: all are."""
+    """Safe to use from many threads. `groups`: documents whose readers share none with them do not exist.
+
+    None, where it may be: all exist.
+    """
 
     def __init__(
         self, name: str, store: Store, embedders: Embedders, seal_passages: int, overlap_tokens: int = 0

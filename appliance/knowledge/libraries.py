@@ -72,9 +72,7 @@ class Libraries:
     def of(self, tenant: str) -> Library:
         """Raises InvalidArgument, DiskFull, KeyUnavailable."""
         if not _TENANT.fullmatch(tenant):
-            raise InvalidArgument.of(
-                "tenant", "must be 1 to 63 of the characters a-z, 0-9 and -, no - first."
-            )
+            raise InvalidArgument.of("tenant", "must be 1 to 63 of the characters a-z, 0-9 and -, no - first.")
         with self._lock:
             if tenant not in self._open:
                 self._open[tenant] = Library(

@@ -3,6 +3,7 @@
 A damaged collection says so to whoever uses it, and is named by `damaged`; the others serve.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from appliance.knowledge.embedders import Embedders
 from appliance.knowledge.folders import Folders
 from appliance.knowledge.storage import durable, key, shred, store
 from appliance.knowledge.storage.durable import Pace
-from appliance.knowledge.storage.mark import MarkFile
+from appliance.knowledge.storage.mark import Mark, MarkFile
 from appliance.knowledge.storage.pin import Pinned
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
@@ -123,11 +124,14 @@ class Library:
         marks, before = MarkFile(self._tenant.marks, uid, self._tenant.keyring), None
         with suppress(StoreDamaged):
             before = marks.read()
+        aside = dataclasses.replace(self._tenant, marks=directory / f"{durable.TEMPORARY}marks")
         try:
-            store.adopt(directory, name, backed_up_as, self._tenant)
-            self._load(directory, name)  # reads what is there, and writes nothing
+            store.adopt(directory, name, backed_up_as, aside)
+            self._load(directory, name, aside)  # reading brings a mark up to date, and this is not yet the collection
             with durable.disk_errors(directory):
+                shutil.rmtree(aside.marks)
                 durable.sync_directory(directory)
+            marks.create(Mark(0, bytes(32), 0))  # tells nothing: from here on either of the two opens
             with self._folders.swapped(directory, name):
                 store.mark_as_newest(self._folders.of(name), name, self._tenant)
         except Exception:
@@ -427,8 +431,8 @@ class Library:
                 self._damaged.pop(name, None)
             return opened
 
-    def _load(self, directory: Path, name: str) -> Collection:
-        files = store.Store(directory, name, self._tenant, self._memory, self._pace)
+    def _load(self, directory: Path, name: str, tenant: Tenant | None = None) -> Collection:
+        files = store.Store(directory, name, tenant or self._tenant, self._memory, self._pace)
         return Collection(name, files, self._embedders, self._seal_passages, self._overlap_tokens)
 
     @contextmanager

@@ -19,8 +19,7 @@ from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.search.filter import Condition
 from appliance.knowledge.search.rank import Unit
 from appliance.knowledge.storage.record import Entry
-from appliance.types import Document, FacetCount, Span
-from appliance.types import Block
+from appliance.types import Block, Document, FacetCount, Span
 
 _REMEMBERED_BYTES = 16 << 20
 

@@ -27,6 +27,15 @@ def test_a_name_of_another_shape_is_refused_with_an_example(name: str) -> None:
         requests.collection(name)
 
 
+@pytest.mark.parametrize("name", ["", "-docs", "docs-", "Docs", "a/b", "a_b", "x" * 64, "a\n"])
+def test_a_collection_is_never_made_under_a_name_that_no_call_can_use(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="collection_id"):
+        requests.collection_id(name)
+    with pytest.raises(InvalidArgument, match="collections/handbook"):
+        requests.collection(f"collections/{name}")
+    assert requests.collection_id("hand-book") == requests.collection("collections/hand-book") == "hand-book"
+
+
 @given(st.integers(0, 50), st.integers(0, 12))
 def test_pages_put_together_give_the_whole_listing(count: int, size: int) -> None:
     items, seen, token = list(range(count)), list[int](), ""

@@ -214,6 +214,29 @@ async def test_a_second_run_finds_only_duplicates(plain: Bench) -> None:
     assert plain.titles() == ["a.txt", "b.txt"]
 
 
+async def test_a_changed_file_takes_the_place_of_what_it_was(plain: Bench) -> None:
+    plain.write("a.txt", "One.")
+    plain.write("b.txt", "Two.")
+    await plain.run()
+    plain.write("a.txt", "One, and more.")
+    _, files = await plain.run()
+    assert [files[name].state for name in ("a.txt", "b.txt")] == [FileState.COMMITTED, FileState.DUPLICATE]
+    assert sorted(plain.titles()) == ["a.txt", "b.txt"]
+    document = files["a.txt"].document.rpartition("/")[2]
+    assert plain.library.pages("handbook", document, EVERYBODY) == ("One, and more.",)
+
+
+async def test_a_changed_file_takes_no_place_of_what_is_for_others(plain: Bench) -> None:
+    plain.write("a.txt", "Pay.")
+    await plain.run()
+    before = plain.library.documents("handbook", EVERYBODY)
+    plain.write("a.txt", "Pay, and more.")
+    job = await plain.wait(await plain.start(readers=frozenset({"role:admin"})))
+    [outcome] = plain.ingest.files("clinic", job.id)
+    assert (outcome.state, outcome.reason) == (FileState.QUARANTINED, "READERS_DIFFER")
+    assert plain.library.documents("handbook", EVERYBODY) == before
+
+
 async def test_a_file_that_is_there_for_other_readers_is_not_called_a_duplicate(plain: Bench) -> None:
     plain.write("a.txt", "Pay.")
     await plain.run()

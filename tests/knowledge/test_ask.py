@@ -349,6 +349,13 @@ async def test_filter_and_reranker_reach_the_search(desk: Desk) -> None:
     assert (query, options.filter, options.reranker) == ("Does a badge expire?", "year >= 2020", "judge")
 
 
+async def test_a_wrong_filter_is_told_before_a_model_has_run(desk: Desk) -> None:
+    desk.generator.script = [["Badges?"], ["Yes."]]
+    with pytest.raises(InvalidArgument, match="filter: at character 6"):
+        await desk.ask("And do they expire?", condition="year ~ 2026", history=[Turn("Badges?", "Badges.")])
+    assert (desk.generator.asked, desk.queries) == ([], [])
+
+
 async def test_a_question_of_100k_characters_is_answered_or_not_but_never_hangs(desk: Desk) -> None:
     desk.generator.script = [["Yes."]]
     for mode, long in ((AnswerMode.QUOTE, "Does a badge expire?" + " unending" * 11_000), (None, "x" * 100_000)):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.errors import Busy, DiskFull
+from appliance.errors import Busy, DiskFull, NotFound
+from appliance.knowledge import rewrite
 from appliance.knowledge.compact import DEAD_RATIO, Shape, asked, due
 from appliance.knowledge.storage.record import Entry
 from tests.knowledge.conftest import ALL, Shelf, new_document
@@ -251,3 +252,85 @@ def test_a_document_whose_readers_changed_is_dead_weight_until_its_segment_says_
     shelf.reopen()
     assert shelf.contents(secret).keys() == {document.id for document in documents[:3]}
     assert shelf.contents().keys() == {document.id for document in documents[3:]}
+
+
+def test_a_deletion_that_is_replayed_after_its_segment_was_rewritten_is_not_kept_for_ever(
+    make_shelf: Callable[..., Shelf],
+) -> None:
+    shelf = make_shelf(seal_passages=4)
+    documents = [shelf.add(f"Badge {number} expires.") for number in range(4)]
+    shelf.library.set_readers("handbook", documents[0].id, frozenset({"user:ann"}), ALL)
+    shelf.delete(documents[1])
+    shelf.delete(documents[2])
+    shelf.library.compact_where_due()  # the log still tells of both
+    shelf.reopen()
+    assert shelf.collection._rewriter.amendments.deleted == set()
+    shelf.compact()
+    assert shelf.collection._store.manifest.deleted == frozenset()
+    shelf.reopen()
+    assert list(shelf.contents()) == [documents[3].id]
+
+
+def test_a_compaction_that_a_drop_overtakes_leaves_nothing_in_the_next_collection_of_that_name(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [shelf.add(f"Badge {number} expires.") for number in range(2)]
+    shelf.compact()
+    shelf.delete(documents[0])
+    rewriter = shelf.collection._rewriter
+    write = rewriter._write
+
+    def overtaken(entries: list[Entry], *, background: bool) -> object:
+        if not entries:
+            return write(entries, background=background)
+        shelf.library.drop("handbook")
+        shelf.library.create("handbook")
+        return write(entries, background=background)
+
+    monkeypatch.setattr(rewriter, "_write", overtaken)
+    with pytest.raises(NotFound):
+        rewriter.compact()
+    assert list((shelf.files / "seg").iterdir()) == []
+
+
+class Busily:
+    """Writes to the collection while it is embedded anew: so many documents in each round."""
+
+    def __init__(self, shelf: Shelf, rounds: list[int]) -> None:
+        self.shelf, self.rounds = shelf, rounds
+        self.added = 0
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        if done == total and self.rounds:
+            for _ in range(self.rounds.pop(0)):
+                self.added += 1
+                self.shelf.add(f"Key {self.added}.")
+
+
+def test_a_collection_written_to_faster_than_it_is_embedded_anew_stays_as_it_is(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "_LAST_PASSAGES", 2)
+    shelf.add("Badges expire.")
+    with pytest.raises(Busy, match="written to faster"):
+        shelf.library.reembed("handbook", "", shelf.embedder, Busily(shelf, [3] * 100))
+    assert len(list((shelf.files / "seg").iterdir())) == len(shelf.collection._store.manifest.segments)
+    assert len(shelf.contents()) > 8
+
+
+def test_what_is_embedded_while_writers_wait_is_little_and_not_paced(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "_LAST_PASSAGES", 2)
+    shelf.add("Badges expire.")
+    rewriter = shelf.collection._rewriter
+    write, written = rewriter._write, list[tuple[int, bool]]()
+
+    def watched(entries: list[Entry], *, background: bool) -> object:
+        written.append((len(entries), background))
+        return write(entries, background=background)
+
+    monkeypatch.setattr(rewriter, "_write", watched)
+    shelf.library.reembed("handbook", "", shelf.embedder, Busily(shelf, [3, 3, 3, 2]))
+    assert written[-1] == (2, False)
+    assert len(shelf.contents()) == 12

@@ -4,6 +4,8 @@ import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
@@ -20,8 +22,12 @@ from appliance.errors import (
     NotFound,
     StoreDamaged,
 )
+from appliance.knowledge.embedders import built_in
+from appliance.knowledge.intake import to_entry
+from appliance.knowledge.libraries import Bounds, Libraries
 from appliance.knowledge.storage import durable
-from appliance.types import Floats, Span
+from appliance.types import Block, BlockKind, Document, Floats, Span
+from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
 from tests.searching import search
@@ -34,7 +40,7 @@ def test_a_collection_of_a_good_name_is_made(shelf: Shelf, name: str) -> None:
     assert shelf.library.create(name).name == f"collections/{name}"
 
 
-@pytest.mark.parametrize("name", ["", "Hand", "a_b", "a/b", "..", ".new-1", "x" * 64, "a\n", "ä"])
+@pytest.mark.parametrize("name", ["", "Hand", "a_b", "a/b", "..", ".new-1", "-docs", "docs-", "x" * 64, "a\n", "ä"])
 def test_a_bad_name_is_refused_by_field(shelf: Shelf, name: str) -> None:
     with pytest.raises(InvalidArgument, match="collection_id"):
         shelf.library.create(name)
@@ -452,3 +458,108 @@ def test_readers_and_writers_together_never_see_half_a_document(make_shelf: Call
     assert len(contents) == 20
     shelf.reopen()
     assert shelf.contents() == contents
+
+
+def test_who_administers_may_share_and_delete_what_it_may_not_read_and_reads_nothing(shelf: Shelf) -> None:
+    document = shelf.add("Badges expire.", title="a", readers=frozenset({"user:typo"}))
+    assert shelf.library.documents("handbook", ALL)[0] == ()
+    assert [one.id for one in shelf.library.documents("handbook", None)[0]] == [document.id]
+    with pytest.raises(NotFound):
+        shelf.library.set_readers("handbook", document.id, ALL, ALL)
+    with pytest.raises(NotFound):
+        shelf.library.delete("handbook", document.id, ALL)
+    shelf.library.set_readers("handbook", document.id, ALL, None)
+    assert shelf.search("badges") == ["Badges expire."]
+    shelf.library.delete("handbook", document.id, None)
+    assert shelf.contents() == {}
+
+
+def test_a_document_is_found_by_its_file_until_another_takes_its_place(shelf: Shelf) -> None:
+    def find(title: str) -> Document | None:
+        return shelf.library.find_file("handbook", "stick", title)
+
+    assert find("a") is None
+    old = shelf.add("Badges expire.", title="a")
+    assert find("a") == old
+    shelf.compact()
+    shelf.reopen()
+    assert (find("a"), find("b")) == (old, None)
+    new = shelf.library.add("handbook", replace(new_document("Badges last.", title="a"), replaces=old.id))
+    assert find("a") == new
+    assert shelf.search("badges") == ["Badges last."]
+    assert shelf.library.find_file("handbook", "elsewhere", "a") is None
+
+
+def test_what_a_parser_saw_is_kept_in_the_log_in_segments_and_with_other_vectors(shelf: Shelf) -> None:
+    text = "Leave\nTwo days.\nPay\nMonthly."
+    blocks = (
+        Block(BlockKind.HEADING, 1, 0, 5, 1),
+        Block(BlockKind.LIST, 1, 6, 15),
+        Block(BlockKind.HEADING, 1, 16, 19, 2),
+        Block(BlockKind.TABLE, 1, 20, 28),
+    )
+    shelf.add("No blocks.", title="a")
+    shelf.library.add("handbook", replace(new_document(text, title="b"), blocks=blocks))
+    shelf.add("None here.", title="c")
+
+    def kept() -> dict[str, tuple[Block, ...]]:
+        return {one.title: one.blocks for one in shelf.library.export("handbook")[1]}
+
+    expected = {"a": (), "b": blocks, "c": ()}
+    assert kept() == expected
+    shelf.reopen()
+    assert kept() == expected
+    shelf.compact()
+    assert kept() == expected
+    shelf.library.reembed("handbook", "", shelf.embedder, Silent())
+    assert kept() == expected
+    shelf.add("One more.", title="d")
+    shelf.compact()
+    assert kept() == expected | {"d": ()}
+
+
+def test_running_text_overlaps_as_far_as_the_box_is_told_to(tmp_path: Path) -> None:
+    text = " ".join(f"Sentence number {number} says something of its own." for number in range(200))
+    starts = []
+    for overlap in (0, 20):
+        embedder = WordEmbedder()
+        entry = to_entry("handbook", new_document(text), embedder, overlap)
+        starts.append([(one.span.start, one.span.end) for one in entry.pieces])
+    plain, overlapping = starts
+    assert all(end <= start for (_, end), (start, _) in pairwise(plain))
+    assert any(end > start for (_, end), (start, _) in pairwise(overlapping))
+    bounds = Bounds(1 << 20, 1 << 20, 1000, 3600.0, overlap_tokens=20)
+    keyring = FileKeyring.open(tmp_path / "vault", tmp_path / "knowledge")
+    keys = FileTenantKeys(tmp_path / "vault" / "tenants", keyring)
+    libraries = Libraries(tmp_path / "knowledge", tmp_path / "vault", keyring, keys, built_in(WordEmbedder()), bounds)
+    library = libraries.of("default")
+    library.create("handbook")
+    assert library.add("handbook", new_document(text)).passage_count == len(overlapping)
+    libraries.close()
+
+
+def test_what_is_remembered_of_a_collection_is_forgotten_when_it_goes_or_scores_otherwise(shelf: Shelf) -> None:
+    forgotten: list[tuple[str, str]] = []
+    shelf.library._forget = lambda *place: forgotten.append(place)
+    shelf.add("Badges expire.")
+    shelf.compact()
+    assert forgotten == []
+    shelf.library.reembed("handbook", "", shelf.embedder, Silent())
+    shelf.library.drop("handbook")
+    assert forgotten == [("default", "handbook")] * 2
+
+
+def test_a_collection_says_whose_vectors_it_holds(shelf: Shelf) -> None:
+    shelf.add("Badges expire.")
+    assert shelf.library.describe("handbook", ALL).embedder == ""
+    shelf.library._embedders = lambda name, identity: shelf.embedder
+    shelf.collection._embedders = shelf.library._embedders
+    shelf.library.reembed("handbook", "other", shelf.embedder, Silent())
+    assert shelf.library.describe("handbook", ALL).embedder == "other"
+
+
+class Silent:
+    """`ports.Progress` that nobody listens to."""
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        """Say nothing."""

@@ -1,6 +1,8 @@
 """Manifest and key record: signed, bound to their place, and never quietly replaced by an older one."""
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +13,13 @@ from typing import Self
 import pytest
 
 from appliance.errors import DiskFull, StoreDamaged
-from appliance.knowledge.storage import key
+from appliance.knowledge.storage import durable, key
 from appliance.knowledge.storage.manifest import Manifest, ManifestStore, SegmentEntry, WalEntry
-from appliance.knowledge.storage.mark import SLOT_BYTES, MarkFile
+from appliance.knowledge.storage.mark import SLOT_BYTES, Mark, MarkFile
 from appliance.knowledge.storage.segment import Layout
 from appliance.knowledge.storage.tenant import Tenant
 from appliance.vault import FileKeyring, FileTenantKeys
-from tests.knowledge.conftest import Shelf, flip
+from tests.knowledge.conftest import ALL, Shelf, flip
 
 KEYRING = FileKeyring(bytes(32), bytes(32))
 OTHER_BOX = FileKeyring(bytes(32), bytes(range(32)))
@@ -258,7 +260,7 @@ def test_a_missing_or_foreign_mark_is_named(make_shelf: Callable[..., Shelf]) ->
         shelves.library.close()
     path = mark_of(shelf)
     content = path.read_bytes()
-    for damage in (None, b"", mark_of(other).read_bytes(), bytes(1024), content[:600]):
+    for damage in (None, b"", mark_of(other).read_bytes(), bytes(2 * SLOT_BYTES), content[: SLOT_BYTES + 88]):
         path.unlink()
         if damage is not None:
             path.write_bytes(damage)
@@ -350,3 +352,147 @@ def test_a_flipped_bit_in_any_file_of_a_collection_is_found(make_shelf: Callable
                 read_all(copy)
     shelf.reopen()
     assert shelf.contents() == wanted
+
+
+# --- commits that fail late, and marks that a crash left behind
+
+
+def fails_at_the_folder(directory: Path) -> Callable[[Path], None]:
+    """A disk on which the names in that folder cannot be made durable."""
+    sync = durable.sync_directory
+
+    def failing(path: Path) -> None:
+        if path == directory:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    return failing
+
+
+def test_a_commit_that_may_have_come_through_keeps_the_manifest_before_it(
+    store: ManifestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(MANIFEST)
+    before = (store.directory / "CURRENT").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_directory", fails_at_the_folder(store.directory))
+        for generation in (4, 5, 6):
+            with pytest.raises(StoreDamaged):
+                store.commit(replace(MANIFEST, generation=generation))
+    assert {path.name for path in (store.directory / "mf").iterdir()} == {"3", "4"}, "or each attempt leaves one"
+    after = store.load()[0]
+    (store.directory / "CURRENT").write_bytes(before)  # what a power cut may leave
+    assert (after.generation, store.load()[0]) == (4, MANIFEST)
+    store.commit(replace(MANIFEST, generation=7))
+    assert [path.name for path in (store.directory / "mf").iterdir()] == ["7"]
+
+
+def test_a_commit_that_certainly_did_not_come_through_leaves_no_manifest(
+    store: ManifestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(MANIFEST)
+    write = durable.write_file
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "CURRENT":
+            raise DiskFull("No space is left.")
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_file", full)
+        with pytest.raises(DiskFull):
+            store.commit(replace(MANIFEST, generation=4))
+    assert [path.name for path in (store.directory / "mf").iterdir()] == ["3"]
+    assert store.load()[0] == MANIFEST
+
+
+@pytest.mark.parametrize("late", ["mark", "folder"])
+def test_embedding_anew_that_fails_at_its_end_unlinks_nothing_that_the_disk_may_name(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    shelf = make_shelf()
+    document = shelf.add("Badges expire.")
+    shelf.compact()
+
+    def full(*_: object) -> None:
+        raise DiskFull("No space is left.")
+
+    with monkeypatch.context() as patch:
+        if late == "mark":
+            patch.setattr(MarkFile, "write", full)
+        else:
+            patch.setattr(durable, "sync_directory", fails_at_the_folder(shelf.files))
+        with pytest.raises((DiskFull, StoreDamaged)):
+            shelf.library.reembed("handbook", "", shelf.embedder, Quiet())
+    assert shelf.contents() == {document.id: ("Badges expire.",)}
+    assert shelf.copy("died").contents() == {document.id: ("Badges expire.",)}
+    shelf.compact()
+    shelf.add("Keys do not.")
+    assert len(list((shelf.files / "seg").iterdir())) == 1, "the next commit removes what the failed one named"
+    shelf.reopen()
+    assert len(shelf.contents()) == 2
+
+
+class Quiet:
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        pass
+
+
+def test_opening_brings_the_mark_up_to_date_so_that_the_state_before_is_refused_again(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = make_shelf()
+    document = shelf.add("Badges expire.")
+    shelf.compact()
+    shelf.library.close()
+    older = shelf.copy("older")
+    older.library.close()
+    shelf.reopen()
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MarkFile, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.delete(document)
+    assert shelf.reopen(close=False).documents("handbook", ALL)[0]  # opened after the crash, and written to no more
+    put_back(older.files, shelf.files)
+    shelf.reopen(close=False)
+    with pytest.raises(StoreDamaged, match="an older state was put back"):
+        shelf.contents()
+
+
+def test_a_mark_that_could_not_be_written_twice_is_not_torn_in_both_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = MarkFile(tmp_path, b"c" * 16, KEYRING)
+    file.create(Mark(1, bytes(32), 1))
+    file.write(Mark(2, bytes(32), 1))
+
+    def torn(descriptor: int, data: bytes, offset: int) -> None:
+        os.pwrite(descriptor, data[: len(data) // 32], offset)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_at", torn)
+        for _ in range(2):
+            with pytest.raises(StoreDamaged):
+                file.write(Mark(3, bytes(32), 1))
+    assert MarkFile(tmp_path, b"c" * 16, KEYRING).read() == Mark(2, bytes(32), 1)
+    file.write(Mark(3, bytes(32), 1))
+    assert MarkFile(tmp_path, b"c" * 16, KEYRING).read() == Mark(3, bytes(32), 1)
+
+
+def test_the_slots_of_a_mark_are_in_different_blocks_of_the_disk(tmp_path: Path) -> None:
+    file = MarkFile(tmp_path, b"c" * 16, KEYRING)
+    file.create(Mark(1, bytes(32), 1))
+    file.write(Mark(2, bytes(32), 1))
+    raw = bytearray(file.path.read_bytes())
+    starts = [at for at in range(len(raw)) if raw[at : at + 4] == b"AKHW"]
+    assert [at // 4096 for at in starts] == [0, 1]
+    for block, kept in ((0, 1), (1, 2)):
+        torn = bytearray(raw)
+        torn[block * 4096 : (block + 1) * 4096] = bytes(4096)
+        file.path.write_bytes(torn)
+        assert MarkFile(tmp_path, b"c" * 16, KEYRING).read().generation == kept

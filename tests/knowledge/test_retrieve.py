@@ -349,7 +349,7 @@ async def test_what_is_replaced_between_ranking_and_reading_is_found_as_it_is_no
 
 async def test_what_is_deleted_between_ranking_and_reading_leaves_a_full_page(shelf: Shelf) -> None:
     made = [shelf.add(f"Badges expire on day {number}.") for number in range(4)]
-    libraries = Meddling(shelf, lambda: [shelf.delete(document) for document in made[:2]])
+    libraries = Meddling(shelf, lambda: list(map(shelf.delete, made[:2])))
     found = await Retriever(libraries, WordEncoders()).search(ANN, "handbook", "badges expire day", 3)
     assert sorted(said(found)) == ["Badges expire on day 2.", "Badges expire on day 3."]
     assert found.next_page == ""

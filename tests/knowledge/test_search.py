@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from threading import Event, Thread
 from typing import Any, cast
 
 import numpy as np
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InvalidArgument
+from appliance.knowledge import published
+from appliance.knowledge.catalog import Instant, Places
 from appliance.knowledge.index.vectors import SegmentVectors
 from appliance.knowledge.search import rank, view
 from appliance.knowledge.search.rank import LEG_CANDIDATES, Query, best_passages, meaning_weight
 from appliance.ports import Embedder
-from appliance.types import EVERYONE, Bools, Document, Expand, FacetCount, Floats, Leg, SearchOptions
+from appliance.types import EVERYONE, Bools, Document, Expand, FacetCount, Floats, Leg, Ranking, SearchOptions
 from tests.knowledge.conftest import ALL, Shelf, new_document
 from tests.searching import search
 
@@ -236,6 +239,67 @@ def test_facets_count_what_may_be_read_and_passes_the_filter(shelf: Shelf) -> No
         texts(shelf, "badges", facets=("year",) * 17)
 
 
+def test_nobody_waits_for_a_filter_that_takes_long_and_it_finds_what_there_was(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shelf, "Badges expire.", year=2026.0)
+    add(shelf, "Badges of old expire.", year=2020.0)
+    begun, go_on, places = Event(), Event(), Instant.places
+
+    def slow(instant: Instant) -> Places:
+        if not begun.is_set():
+            begun.set()
+            assert go_on.wait(60)
+        return places(instant)
+
+    monkeypatch.setattr(Instant, "places", slow)
+    options, found = SearchOptions("year = 2026", facets=("year",)), list[Ranking]()
+    thread = Thread(target=lambda: found.append(shelf.library.rank("handbook", "badges", ALL, 9, options)))
+    thread.start()
+    assert begun.wait(60)
+    later = add(shelf, "Badges of today expire.", year=2026.0)
+    shelf.compact()
+    assert len(shelf.search("badges expire")) == 3
+    go_on.set()
+    thread.join()
+    (ranking,) = found
+    assert (len(ranking.candidates), ranking.facets["year"]) == (1, (FacetCount("2026", 1),))
+    again = shelf.library.rank("handbook", "badges", ALL, 9, options)
+    assert bytes.fromhex(later.id) in [bytes(document) for document in again.candidates["document"]]
+
+
+def test_a_filter_is_looked_at_once_for_all_facets_and_a_facet_once_however_often_it_is_named(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shelf, "Badges expire.", year=2026.0)
+    asked, run = list[tuple[str, str]](), Instant._run
+
+    def noted(instant: Instant, query: str, *values: Any, **named: Any) -> object:
+        asked.append((query, instant._where))
+        return run(instant, query, *values, **named)
+
+    monkeypatch.setattr(Instant, "_run", noted)
+    shelf.library.rank("handbook", "badges", ALL, 1, SearchOptions("year = 2026", facets=("source", "source", "year")))
+    assert len([query for query, _ in asked if "GROUP BY" in query]) == 1 + 3
+    assert len([where for _, where in asked if "numbers[?] = ?" in where]) == 1
+
+
+def test_what_is_remembered_of_who_may_read_what_is_bounded_in_bytes(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "_REMEMBERED_BYTES", 50_000)
+    shelf.add("Badges expire.")
+    for number in range(40):
+        shelf.library.rank("handbook", "badges", ALL | {f"user:{number}"}, 1)
+    remembered = shelf.collection._published._places
+    assert 2 < len(remembered) < 20
+    assert sum(places.size_bytes for places in remembered.values()) <= 50_000
+    assert (ALL | {"user:39"}, None) in remembered
+    monkeypatch.setattr(published, "_REMEMBERED_BYTES", 1)
+    shelf.library.rank("handbook", "badges", ALL, 1)
+    assert list(remembered) == [(ALL, None)]
+
+
 def test_each_leg_may_be_asked_alone(shelf: Shelf) -> None:
     shelf.add("Badges expire after ninety days.")
     shelf.add("Doors close at night.")
@@ -410,9 +474,7 @@ def test_a_ranking_is_shown_after_compaction_and_without_what_was_deleted_or_rev
     assert shelf.library.show("handbook", "badges expire", frozenset({EVERYONE + "!"}), ranking) == ()
 
 
-def test_where_no_word_tells_passages_apart_meaning_orders_them(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_word_tells_passages_apart_meaning_orders_them(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         shelf.add(f"{'badge ' * number}door {number}", title="same")
     monkeypatch.setattr(rank, "meaning_weight", lambda text, tokens: 0.0)

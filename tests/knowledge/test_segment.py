@@ -331,3 +331,54 @@ def test_paced_writing_keeps_to_its_rate_and_unpaced_writing_waits_for_nobody(mo
     waits.clear()
     bucket(900)
     assert waits == []
+
+
+def test_nothing_that_was_decrypted_of_a_segment_outlives_it(tmp_path: Path, large: Layout) -> None:
+    memory = Memory.of(1 << 20, 1 << 20)
+    file = SegmentFile(tmp_path, large, SEGMENT, CIPHER, memory)
+    file.read("rows")
+    assert memory.chunks.used_bytes == CHUNK_BYTES
+    del file
+    assert memory.chunks.used_bytes == 0
+    assert not memory.chunks.holds((SEGMENT.file_id, 3))
+
+
+def test_a_value_that_two_threads_loaded_counts_once() -> None:
+    """One waits for a load that fails, another comes just after it: each loads for itself."""
+    resident, first_fails, both_load = Resident(100), Event(), Event()
+    started: list[str] = []
+
+    def fail() -> int:
+        started.append("first")
+        assert first_fails.wait(10)
+        raise StoreDamaged("once")
+
+    def load() -> int:
+        started.append("load")
+        if len(started) == 3:
+            both_load.set()
+        assert both_load.wait(10)
+        return 5
+
+    with ThreadPoolExecutor(3) as threads:
+        failing = threads.submit(resident.get, (b"file", 0), 60, fail)
+        while not resident._loading:
+            pass
+        waiting = threads.submit(resident.get, (b"file", 0), 60, load)
+        first_fails.set()
+        assert isinstance(failing.exception(10), StoreDamaged)
+        while len(started) < 2:
+            pass
+        newcomer = threads.submit(resident.get, (b"file", 0), 60, load)
+        assert (waiting.result(10), newcomer.result(10)) == (5, 5)
+    assert resident.used_bytes == 60
+    assert resident._loading == {}
+    resident.forget(b"file")
+    assert resident.used_bytes == 0
+
+
+def test_a_load_that_fails_leaves_nothing_behind() -> None:
+    resident = Resident(100)
+    with pytest.raises(ZeroDivisionError):
+        resident.get((b"file", 0), 8, lambda: 1 // 0)
+    assert resident._loading == {}

@@ -38,6 +38,7 @@ def new_documents(draw: st.DrawFn) -> NewDocument:
     page = draw(st.integers(1, len(pages)))
     start = draw(st.integers(0, len(pages[page - 1])))
     end = draw(st.integers(start, len(pages[page - 1])))
+    kind = draw(st.sampled_from(BlockKind))
     return NewDocument(
         title=draw(texts),
         media_type=draw(texts),
@@ -48,7 +49,7 @@ def new_documents(draw: st.DrawFn) -> NewDocument:
         pipeline=draw(texts),
         pages=pages,
         readers=frozenset(draw(st.lists(texts, max_size=4))),
-        blocks=draw(st.sampled_from([(), (Block(draw(st.sampled_from(BlockKind)), page, start, end, 2),)])),
+        blocks=(Block(kind, page, start, end, 2 * (kind is BlockKind.HEADING)),) if start < end else (),
         metadata=draw(st.dictionaries(texts, values, max_size=4)),
         create_time=draw(times),
     )
@@ -304,6 +305,32 @@ def test_a_forged_field_is_refused_and_its_content_not_told(field: str) -> None:
     with pytest.raises(ArchiveRefused, match="document 1 is not what an export writes") as told:
         documents_of(to_content([header, (kind, json.dumps(facts).encode(), text)]))
     assert "Größe" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [["table", 1, 0, 4, 0], ["table", 1, 3, 6, 0]],
+        [["table", 1, 0, 4, 0]] * 2,
+        [["table", 1, 4, 6, 0], ["table", 1, 0, 2, 0]],
+        [["table", 1, 3, 3, 0]],
+        [["table", 1, 0, 1, 1]],
+        [["heading", 1, 0, 1, 0]],
+        [["heading", 1, 0, 1, 10]],
+        [["table", 0, 0, 1, 0]],
+        [["picture", 1, 0, 1, 0]],
+        [["table", 1, 0, True, 0]],
+        [["table", 1, 0, 1]],
+        ["table"],
+    ],
+)
+def test_structure_that_no_parser_gives_is_refused(blocks: list[object]) -> None:
+    header, (kind, head, text), _ = records(content_of([replace(DOCUMENT, pages=("Badges expire.",), blocks=())]))
+    good = json.loads(head) | {"blocks": [["heading", 1, 0, 6, 1], ["table", 1, 6, 14, 0]]}
+    (document,) = documents_of(to_content([header, (kind, json.dumps(good).encode(), text)]))
+    assert [(block.start, block.end) for block in document.blocks] == [(0, 6), (6, 14)]
+    with pytest.raises(ArchiveRefused, match="document 1 is not what an export writes"):
+        documents_of(to_content([header, (kind, json.dumps(good | {"blocks": blocks}).encode(), text)]))
 
 
 @pytest.mark.parametrize(

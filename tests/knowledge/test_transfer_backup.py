@@ -549,6 +549,28 @@ def test_a_restore_in_place_of_a_sound_collection_that_fails_leaves_it_and_its_m
         whole(filled)
 
 
+@pytest.mark.parametrize("dies_at", ["exchange", "after the exchange"])
+def test_a_kill_while_a_collection_is_replaced_that_wrote_only_its_log_since_leaves_one_that_opens(
+    filled: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
+) -> None:
+    restored, folder = whole(filled), back_up(filled, tmp_path / "backup")
+    filled.add("Later.", title="later")
+    present, exchange = whole(filled), durable.exchange
+
+    def dying(one: Path, other: Path) -> None:
+        if dies_at != "exchange":
+            exchange(one, other)
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "exchange", dying)
+        with pytest.raises(Died):
+            backup.restore(filled.library, "default", "handbook", folder, keyring_of(filled), Told(), replace=True)
+    filled.reopen(close=False)
+    assert whole(filled) == (present if dies_at == "exchange" else restored)
+    assert folders(filled) == ["handbook"]
+
+
 def test_what_is_restored_under_another_name_stands_in_the_way_of_no_rotation(filled: Shelf, tmp_path: Path) -> None:
     before, folder = whole(filled), back_up(filled, tmp_path / "backup")
     filled.library.create("other")

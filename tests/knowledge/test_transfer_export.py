@@ -25,7 +25,7 @@ from appliance.knowledge.storage.durable import NewFile
 from appliance.knowledge.transfer.archive import ArchiveWriter
 from appliance.knowledge.transfer.content import ContentWriter, Header
 from appliance.knowledge.transfer.export import export, import_
-from appliance.types import EVERYONE, NewDocument, PassphraseCost
+from appliance.types import EVERYONE, Block, BlockKind, NewDocument, PassphraseCost
 from appliance.vault import FileKeyring
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
 from tests.knowledge.test_crash import Died, Disk, die, run_full
@@ -77,7 +77,11 @@ DOCUMENTS = [
     replace(
         new_document("Salaries are secret.", title="b", readers=frozenset({"role:hr", "user:ann"})), create_time=TIME
     ),
-    replace(new_document("Doors close at nine.", title="c"), metadata={"year": 2026.5, "draft": True, "by": "Zoë"}),
+    replace(
+        new_document("Doors close at nine.", title="c"),
+        metadata={"year": 2026.5, "draft": True, "by": "Zoë"},
+        blocks=(Block(BlockKind.HEADING, 1, 0, 5, 1), Block(BlockKind.PARAGRAPH, 1, 6, 20)),
+    ),
 ]
 
 

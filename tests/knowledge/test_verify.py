@@ -9,7 +9,7 @@ import pytest
 
 from appliance.errors import ApplianceError, Cancelled, NotFound, StoreDamaged
 from appliance.knowledge import soundness
-from appliance.knowledge.sealed import PASSAGE
+from appliance.knowledge.sealed import PASSAGE, Sealed
 from appliance.knowledge.storage.manifest import SegmentEntry
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.segment import SegmentFile, SegmentId, write_segment
@@ -223,3 +223,47 @@ def test_sections_that_contradict_one_another_are_named(full: Shelf, tmp_path: P
     assert found, "nothing was noticed"
     name = section.split()[0].replace("ids", "rows")
     assert any(problem.startswith(f"Section {name}") for problem in found), found
+
+
+def test_rows_that_are_authentic_and_wrong_are_named_by_verification_and_by_opening(
+    full: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rewritten(tmp_path, full, lambda sections: sections.update(rows=b"no Parquet at all"))
+    assert [problem for problem in found if problem.startswith("Section rows: ")], found
+    path = full.files / "seg" / full.collection._store.manifest.segments[1].layout.file
+    parquet = Sealed.parquet
+    monkeypatch.setattr(Sealed, "parquet", lambda self: b"none" if self.path == path else parquet(self))
+    full.reopen()
+    with pytest.raises(StoreDamaged, match=f"{path} is damaged"):
+        full.contents()
+    full.library.collections()
+    assert "handbook" in full.library.damaged()
+
+
+def test_a_text_of_many_blocks_is_checked_a_block_at_a_time(
+    full: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks so small that characters and passages lie across their borders."""
+    read, longest = SegmentFile.read, [0]
+
+    def watched(self: SegmentFile, section: str, start: int = 0, length: int | None = None) -> bytes:
+        found = read(self, section, start, length)
+        longest[0] = max(longest[0], len(found) if section == "text" else 0)
+        return found
+
+    for block_bytes in (1, 3, 7):
+        monkeypatch.setattr(soundness, "_BLOCK_BYTES", block_bytes)
+        assert rewritten(tmp_path, full, lambda sections: None) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentFile, "read", watched)
+            soundness_of(full)
+        assert longest == [block_bytes]
+        longest[0] = 0
+        for field in ("end", "text_start", "section_text_end"):
+            assert rewritten(tmp_path, full, lambda sections, field=field: _shift(sections, "passages", field, 1))
+
+
+def soundness_of(shelf: Shelf) -> list[str]:
+    store = shelf.collection._store
+    entry = store.manifest.segments[0]
+    return list(soundness.problems(store.open_segment(entry)._file, entry, store.manifest.dimension))

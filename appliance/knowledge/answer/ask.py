@@ -23,6 +23,7 @@ from appliance.knowledge.answer.rewrite import Plan, Rewriter
 from appliance.knowledge.answer.sources import Sources, groundedness
 from appliance.knowledge.answer.writing import GENERATE_PASSAGES, Writer
 from appliance.knowledge.quality.drift import SearchTallies
+from appliance.knowledge.search.filter import parse
 from appliance.ports import Composer, Generator, Libraries, Retriever
 from appliance.types import (
     AnswerMode,
@@ -94,6 +95,8 @@ class Asker:
         """
         if not question.strip():
             raise InvalidArgument.of("question", "must not be empty.")
+        if condition.strip():
+            parse(condition)  # so that a wrong one is told before a model has run
         began = found = time.monotonic()
         inquiry = Inquiry(
             caller,
