@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.knowledge.conftest import ALL, Shelf, new_document, open_libraries
 from tests.knowledge.test_keys import WAS, version_1
 
 _NEVER = 1 << 30
+_CHAIN = 5
 _STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir", "link", "rmdir")
 _ALL_STEPS = frozenset(_STEPS)
 
@@ -61,7 +63,7 @@ class Disk:
             reads = name == "open" and isinstance(arguments[1], int) and not arguments[1] & writes
             if not reads:
                 self.steps += 1
-                self.kinds.append((name, *_callers()))
+                self.kinds.append((name, *islice(_callers(), _CHAIN)))
                 if self.steps > self.fails_at:
                     self._fault(name, arguments)
             return real(*arguments, **options)
@@ -74,7 +76,7 @@ def _callers() -> Iterator[str]:
     frame = sys._getframe(2)
     while frame.f_back:
         if f"{os.sep}appliance{os.sep}" in frame.f_code.co_filename:
-            yield f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+            yield frame.f_code.co_qualname
         frame = frame.f_back
 
 
@@ -163,7 +165,11 @@ class Platter:
             if state == "names":
                 return present[number]
             synced = self._names.get(number, {})
-            return {name: one for name, one in synced.items() if state == "nothing" or one in live}
+            return {
+                name: one
+                for name, one in synced.items()
+                if state == "nothing" or one in live or name in present.get(number, {})
+            }
 
         def make(number: int, path: Path) -> None:
             if number in self._names or number in present:
@@ -232,6 +238,8 @@ class Quiet:
 
 
 WRITES = [add, delete, seal, rewrite, replace, set_readers, rotate, shred, reembed]
+OF_ALL_STEPS = [add, seal, rotate, shred, reembed]
+"""Those without which a kind of step would be missed: what the others do to the disk, these do, too."""
 
 
 def prepare(shelf: Shelf, write: object) -> None:
@@ -281,7 +289,7 @@ def worth_trying(
             alike[kind].append(step)
     chosen = {step for steps in alike.values() for step in (steps[0], steps[-1])}
     others = sorted({step for steps in alike.values() for step in steps} - chosen)
-    return sorted([*chosen, *random.Random(0).sample(others, min(2, len(others))), len(disk.kinds)])
+    return sorted([*chosen, *random.Random(0).sample(others, min(1, len(others))), len(disk.kinds)])
 
 
 @pytest.mark.long
@@ -302,13 +310,13 @@ def test_a_kill_or_a_power_cut_at_any_step_loses_nothing_acknowledged(
             acknowledged = True
         assert acknowledged is (step == steps[-1])
         allowed = after(write, before) if acknowledged else [before, *after(write, before)]
-        states = STATES if acknowledged else (STATES[at % 3],)
+        states = STATES if acknowledged else STATES[at % 4 : at % 4 + 1]  # each fourth: the power goes later
         cut = [platter.left(shelf.root.with_name(f"step{step}-{state}"), state) for state in states]
         with platter.watching(monkeypatch):
             shelf.reopen(close=False)  # after a kill; the power goes after that
             shown = texts(shelf)
-            if at % 2:
-                cut.append(platter.left(shelf.root.with_name(f"step{step}-later"), STATES[at // 2 % 2]))
+            if at % 4 == 3 or acknowledged:
+                cut.append(platter.left(shelf.root.with_name(f"step{step}-later"), STATES[at // 4 % 2]))
         platter.close()
         assert shown in allowed, f"after step {step}"
         check_nothing_is_left_half(shelf)
@@ -326,7 +334,7 @@ def check_after_a_cut(root: Path, allowed: list[list[tuple[str, ...]]]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", OF_ALL_STEPS)
 def test_a_kill_in_the_middle_of_a_write_loses_nothing_acknowledged(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
@@ -358,7 +366,7 @@ def check_nothing_is_left_half(shelf: Shelf) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", OF_ALL_STEPS)
 def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
@@ -383,7 +391,7 @@ def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", OF_ALL_STEPS)
 def test_a_full_disk_at_any_step_is_told_and_the_store_stays_usable(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
