@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +261,7 @@ def test_a_text_of_many_blocks_is_checked_a_block_at_a_time(
         assert longest == [block_bytes]
         longest[0] = 0
         for field in ("end", "text_start", "section_text_end"):
-            assert rewritten(tmp_path, full, lambda sections, field=field: _shift(sections, "passages", field, 1))
+            assert rewritten(tmp_path, full, partial(_shift, section="passages", field=field, by=1))
 
 
 def soundness_of(shelf: Shelf) -> list[str]:
