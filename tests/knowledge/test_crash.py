@@ -446,7 +446,7 @@ def test_a_disk_that_stays_full_is_not_filled_with_what_failed(shelf: Shelf, mon
                     done = True
                 except DiskFull:
                     counts.append(files())
-        assert len(counts) < 2 or counts[-1] <= counts[1], f"at step {step}"
+        assert max(counts, default=0) <= (counts or [0])[0] + 2, f"at step {step}"  # a manifest in doubt, its log
         shelf.add(f"Doors open {step}.")
         assert {path.name for path in (shelf.files / "wal").iterdir()} == {
             entry.file_id.hex() for entry in shelf.collection._store.manifest.wals
