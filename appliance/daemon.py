@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(_given(argv), os.environ)
         configure_logging(config.log_level)
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # that a worker said goodbye is no line of a structured log
         _allow_files()
         _make_private(config.data_dir)
         with _lock(config.data_dir):
