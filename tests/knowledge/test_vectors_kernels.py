@@ -59,7 +59,12 @@ def expected_scan(
     return candidates[np.lexsort((candidates, -scores[candidates]))][:keep]
 
 
-@pytest.mark.parametrize("path", Path)
+def paths_here() -> list[Path]:
+    one = Int8Rows(np.ones((1, 1), np.int8), np.ones(1, np.float32))
+    return on_every_path(lambda path: (one.scan(np.ones(1, np.float32), None, 1, 1, path), path)[1])
+
+
+@pytest.mark.parametrize("path", paths_here())
 @given(
     rows=st.integers(0, 80),
     dim=st.integers(1, 200),
@@ -76,10 +81,7 @@ def test_a_scan_is_the_same_as_numpy_for_any_shape(
     query = draw.integers(-127, 128, dim).astype(np.float32)
     query[0] = 127  # its scale is 1: the codes are the values
     allowed = None if share is None else draw.random(rows) < share
-    try:
-        found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, keep, path)
-    except Broken:
-        pytest.skip("this machine has not that instruction set")
+    found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, keep, path)
     order = expected_scan(codes, scales, query, allowed, keep)
     np.testing.assert_array_equal(found, order)
     np.testing.assert_array_equal(scores, (scales * (codes.astype(np.int32) @ query.astype(np.int32)))[order])

@@ -63,9 +63,10 @@ def pieces(pages: Sequence[str], blocks: Sequence[Block], embedder: Embedder, ov
             path.enter(page, section)
             heading, cost = path.read()
             room = max(1, min(int(_FILL * most), most - cost))
-            place = page.trim(section[0].start, section[-1].end)
+            start, end = page.trim(section[0].start, section[-1].end)
             for first, last in _packed(units(page, section, room), page, room, overlap_tokens):
                 repeated = page.text[slice(*first.repeated)]
+                place = (min(start, first.start), max(end, last.end))  # code keeps the spaces that it begins with
                 found.append(Piece(Span(number, first.start, last.end), place, heading, repeated))
     return found
 

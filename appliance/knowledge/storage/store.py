@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from appliance.errors import ApplianceError, DocumentRefused, StoreDamaged
+from appliance.errors import ApplianceError, DiskFull, DocumentRefused, StoreDamaged
 from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.storage import durable, key, manifest, record
 from appliance.knowledge.storage.durable import Pace, unpaced
@@ -105,7 +105,7 @@ class Store:
     def __init__(self, directory: Path, name: str, tenant: Tenant, memory: Memory, pace: Pace = unpaced) -> None:
         """pace: of what is written in the background.
 
-        Raises StoreDamaged, naming the file; KeyUnavailable; DiskFull where the disk cannot be synced.
+        Raises StoreDamaged, naming the file; KeyUnavailable.
         """
         self._directory, self._name, self._tenant, self._keyring = directory, name, tenant, tenant.keyring
         self._memory, self._pace = memory, pace
@@ -116,8 +116,6 @@ class Store:
         self._mark = self._marks.read()
         found = Mark(self.manifest.generation, self._digest, max(self._mark.next_seq, _first_seq(self.manifest)))
         self._mark.check(directory / "CURRENT", found)
-        with durable.disk_errors(directory):  # a writer may have died between its rename and its sync
-            durable.sync_directory(directory)
         self.create_time = self._key.create_time
         self._generation = self.manifest.generation
         self._uncertain: set[str] = set()  # files that failed commits named, relative to the directory
@@ -128,9 +126,22 @@ class Store:
         self._open: tuple[WalEntry, WalWriter] | None = None
         self._next_seq = self.manifest.next_seq
         self._unsealed_since: float | None = None
-        if found != self._mark or self._marks.is_torn:
-            self._write_mark(found)
+        self._make_certain(found)
         self._remove_strays()
+
+    def _make_certain(self, found: Mark) -> None:
+        """What a writer may have left undone that died between a rename, its sync and the mark.
+
+        On a full disk it may be read all the same; nothing is acknowledged before a commit has succeeded.
+        """
+        try:
+            with durable.disk_errors(self._directory):
+                durable.sync_directory(self._directory)
+            if found != self._mark or self._marks.is_torn:
+                self._write_mark(found)
+        except DiskFull as error:
+            log.warning("opened_on_a_full_disk", file=str(self._directory), error=str(error))
+            self._commit_failed = True
 
     @property
     def uid(self) -> bytes:
