@@ -120,10 +120,14 @@ def reembed(
 
 
 @command(knowledge, "rotate-keys")
-def rotate_keys(session: Session) -> None:
-    """Replace your tenant's key and the key of each of its collections; no data is rewritten."""
+def rotate_keys(session: Session, yes: Yes = False) -> None:
+    """Replace your tenant's key and the key of each of its collections.
+
+    No data is rewritten. Backups made before open no more: make new ones afterwards.
+    """
     from appliance.cli import output
 
+    confirm("Earlier backups of your collections will not open any more. Replace the keys?", yes)
     with session.connect() as client:
         count = client.rotate_keys()
     if session.json:

@@ -131,8 +131,9 @@ def test_a_restore_that_is_refused_fails_as_its_job_did(box: Box, cli: Cli) -> N
 
 def test_keys_are_rotated_and_counted(box: Box, cli: Cli) -> None:
     box.answers["RotateKeys"] = lambda request, context: knowledge_pb2.RotateKeysResponse(collection_count=2)
-    assert "2 collections" in cli("knowledge", "rotate-keys").stdout
-    assert json.loads(cli("knowledge", "rotate-keys", "--json").stdout) == {"collections": 2}
+    assert cli("knowledge", "rotate-keys").exit_code == 130  # nobody said yes, and earlier backups are at stake
+    assert "2 collections" in cli("knowledge", "rotate-keys", "--yes").stdout
+    assert json.loads(cli("knowledge", "rotate-keys", "--yes", "--json").stdout) == {"collections": 2}
 
 
 def test_a_collection_is_destroyed_with_a_signed_proof_and_not_unasked(box: Box, cli: Cli) -> None:
