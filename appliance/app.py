@@ -46,6 +46,7 @@ from appliance.infer.protocol import SelfTest
 from appliance.infer.quantizer import WorkerQuantizer
 from appliance.infer.router import Admit, EngineOptions, Router
 from appliance.infer.scheduler import output_rows
+from appliance.ingest.caps import Caps
 from appliance.ingest.pipeline import Ingest
 from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
@@ -272,7 +273,7 @@ def build(config: Config) -> App:
     router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
     measured = Metrics()
     generator = MeasuredGenerator(router, measured)
-    extractor = LockedExtractor(config, PARSERS)
+    extractor = LockedExtractor(config, PARSERS, Caps(pages=config.document_max_pages).settings())
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
     chat = Chat(generator, composer, salt)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -23,7 +23,7 @@ from appliance.config import Config
 from appliance.errors import DocumentRefused, SandboxUnavailable
 from appliance.sandbox.result import BLOCK, MAX_BLOCKS, Malformed, decode
 from appliance.sandbox.zygote import LOCKED, MESSAGE_BYTES
-from appliance.types import Block, BlockKind, Extracted
+from appliance.types import Block, BlockKind, Extracted, Member
 
 MIB = 1 << 20
 START_SECONDS = 60.0
@@ -53,13 +53,15 @@ class _End:
 class LockedExtractor:
     """Reads untrusted documents in locked children (ports.Extractor), `parallel` of them at once.
 
-    parser: the dotted name of a module as `zygote.Parser` has it. zygote: the command that starts one.
+    parser: the dotted name of a module as `zygote.Parser` has it; settings: for its `reader`.
+    zygote: the command that starts one.
     """
 
     def __init__(
         self,
         config: Config,
         parser: str,
+        settings: Mapping[str, int | str],
         parallel: int = 2,
         zygote: Sequence[str] = (sys.executable, "-s", "-m", "appliance.sandbox.zygote"),
     ) -> None:
@@ -69,7 +71,7 @@ class LockedExtractor:
         self._max_pages = config.document_max_pages
         # UTF-16 grows by half as UTF-8, the other plain formats not at all: what is larger was compressed to hide it.
         self._max_result_bytes = 2 * config.document_max_mib * MIB + MAX_BLOCKS * BLOCK.size
-        arguments = (parser, str(self._memory_bytes), str(self._cpu_seconds), str(self._max_pages))
+        arguments = (parser, str(self._memory_bytes), str(self._cpu_seconds), json.dumps(settings))
         self._command = (tuple(zygote), arguments)
         self._slots = asyncio.Semaphore(parallel)
         self._starting = asyncio.Lock()
@@ -164,11 +166,11 @@ class LockedExtractor:
 
     def _read_result(self, output: bytearray) -> Extracted:
         try:
-            media_type, parser, pages, rows = decode(memoryview(output)[len(LOCKED) :], self._max_pages)
+            media_type, parser, pages, rows, members = decode(memoryview(output)[len(LOCKED) :], self._max_pages)
         except Malformed as error:
             raise DocumentRefused("PARSER_FAILED", f"The parser's result was {error}.") from None
         blocks = tuple(Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows)
-        return Extracted(media_type=media_type, parser=parser, pages=tuple(pages), blocks=blocks)
+        return Extracted(media_type, parser, tuple(pages), blocks, tuple(Member(*member) for member in members))
 
 
 class _Zygote:

@@ -26,8 +26,11 @@ BLOCK = struct.Struct(">BBIII")
 Row = tuple[str, int, int, int, int]
 """A block: kind, level, page, start, end."""
 
-Parsed = tuple[str, str, Sequence[str], Sequence[Row]]
-"""Media type, parser with its version, text by page, blocks."""
+Member = tuple[str, bytes]
+"""A file inside a container: its path there, its bytes."""
+
+Parsed = tuple[str, str, Sequence[str], Sequence[Row], Sequence[Member]]
+"""Media type, parser with its version, text by page, blocks, members."""
 
 
 class Malformed(Exception):
@@ -36,7 +39,7 @@ class Malformed(Exception):
 
 def encode(parsed: Parsed) -> bytes:
     """The frames of a document that was read. Of its blocks, the first MAX_BLOCKS."""
-    media_type, parser, pages, blocks = parsed
+    media_type, parser, pages, blocks, _ = parsed
     header = json.dumps({"media_type": media_type, "parser": parser, "pages": len(pages)}).encode()
     rows = b"".join(BLOCK.pack(KINDS.index(kind), *place) for kind, *place in blocks[:MAX_BLOCKS])
     return b"".join(_LENGTH.pack(len(frame)) + frame for frame in (header, *(page.encode() for page in pages), rows))
@@ -70,7 +73,7 @@ def decode(data: bytes | bytearray | memoryview, max_pages: int) -> Parsed:
     rows, position = _frame(view, position)
     if position != len(view):
         raise Malformed("bytes after the blocks")
-    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), _blocks(rows, pages)
+    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), _blocks(rows, pages), ()
 
 
 def _frame(view: memoryview, position: int) -> tuple[memoryview, int]:

@@ -1,4 +1,4 @@
-"""The process that every parser child is forked from: `python -m appliance.sandbox.zygote FD PARSER LIMITS…`.
+"""The process that every parser child is forked from: `python -m appliance.sandbox.zygote FD PARSER MEMORY CPU JSON`.
 
 It is single-threaded, imports the parser and warms it with a document of each format (what a locked child would import
 for the first time, it could not), proves the lock, and then forks one locked child a document. It reads no document
@@ -21,7 +21,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -35,19 +35,20 @@ MESSAGE_BYTES = 4096
 
 
 class Parser(Protocol):
-    """A module that reads documents."""
+    """Reads documents. A parser's module has `reader(settings: Mapping[str, int | str]) -> Parser`."""
 
-    WARM_DOCUMENTS: Sequence[tuple[str, bytes]]
-    """Suffix and content, one of each format and of each road that imports anything of its own."""
+    @property
+    def warm_documents(self) -> Sequence[tuple[str, bytes]]:
+        """Suffix and content, one of each format and of each road that imports anything of its own."""
 
-    def parse(self, data: bytes, suffix: str, max_pages: int) -> Parsed:
+    def parse(self, data: bytes, suffix: str) -> Parsed:
         """Raises DocumentRefused."""
 
 
 def main() -> None:
     """Run as the daemon started it."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    name, memory_bytes, cpu_seconds, max_pages = sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+    name, memory_bytes, cpu_seconds, settings = sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
     limits = lockdown.Limits(memory_bytes, cpu_seconds)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon drains first, then closes the control socket
         signal.signal(ignored, signal.SIG_IGN)
@@ -55,7 +56,7 @@ def main() -> None:
         abi = lockdown.check()
         namespaces = lockdown.enter_namespaces()
         _become_first_process(control, namespaces)
-        parser = _warmed(name, max_pages)
+        parser = _warmed(name, settings)
         mapped_bytes = _mapped_bytes()
         if allowed := attest(abi, limits, mapped_bytes):
             raise SandboxUnavailable(f"The lock does not hold against {'; '.join(allowed)}.")
@@ -69,7 +70,7 @@ def main() -> None:
 
     def child(document: int, result: int, suffix: str) -> NoReturn:
         lock = partial(lockdown.lock, abi, limits, mapped_bytes)
-        _run_child(document, result, lock, partial(_answer, parser, suffix=suffix, max_pages=max_pages))
+        _run_child(document, result, lock, partial(_answer, parser, suffix=suffix))
 
     _serve(control, child)
 
@@ -84,17 +85,17 @@ def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> 
     lockdown.leave_with_parent()
 
 
-def _warmed(name: str, max_pages: int) -> Parser:
-    parser: Parser = importlib.import_module(name)
-    for suffix, data in parser.WARM_DOCUMENTS:
+def _warmed(name: str, settings: Mapping[str, int | str]) -> Parser:
+    parser: Parser = importlib.import_module(name).reader(settings)
+    for suffix, data in parser.warm_documents:
         with contextlib.suppress(DocumentRefused):
-            encode(parser.parse(data, suffix, max_pages))
+            encode(parser.parse(data, suffix))
     return parser
 
 
-def _answer(parser: Parser, data: bytes, suffix: str, max_pages: int) -> bytes:
+def _answer(parser: Parser, data: bytes, suffix: str) -> bytes:
     try:
-        return encode(parser.parse(data, suffix, max_pages))
+        return encode(parser.parse(data, suffix))
     except DocumentRefused as refusal:
         return encode_refusal(refusal.file_reason, str(refusal))
     except MemoryError:

@@ -33,7 +33,7 @@ from appliance.types.inference import (
     ToolMode,
     Usage,
 )
-from appliance.types.ingest import Extracted, FileOutcome, FileState
+from appliance.types.ingest import Extracted, FileOutcome, FileState, Member
 from appliance.types.jobs import Job, JobState
 from appliance.types.knowledge import (
     CANDIDATE,
@@ -129,6 +129,7 @@ __all__ = [
     "JobState",
     "Leg",
     "LegScore",
+    "Member",
     "MemoryPlan",
     "Message",
     "MetadataValue",

@@ -8,13 +8,25 @@ from appliance.types.knowledge import Block
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside a container, or attached to a message. path: as it was written there, to be believed in nothing."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a locked child read from one file. blocks: its structure, in order, without overlap; it may have none."""
+    """What a locked child read from one file. blocks: its structure, in order, without overlap; it may have none.
+
+    A container without text of its own has no pages; its members are files of their own.
+    """
 
     media_type: str
     parser: str
     pages: tuple[str, ...]
     blocks: tuple[Block, ...] = ()
+    members: tuple[Member, ...] = ()
 
 
 class FileState(Enum):

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.errors import DocumentRefused
 from appliance.ingest import extract
+from appliance.ingest.caps import Caps
 from tests import pdf_files
 
 SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples" / "documents"
@@ -16,12 +17,12 @@ FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
 
 
 def pages(data: bytes | str, suffix: str, max_pages: int = 100) -> tuple[str, ...]:
-    return extract.parse(data.encode() if isinstance(data, str) else data, suffix, max_pages)[2]
+    return extract.Reader(Caps(pages=max_pages)).parse(data.encode() if isinstance(data, str) else data, suffix)[2]
 
 
 def blocks(data: bytes | str, suffix: str) -> list[tuple[str, int, str]]:
     """Kind, level and text of each block; in order, inside its page, without overlap."""
-    _, _, found, rows = extract.parse(data.encode() if isinstance(data, str) else data, suffix, 100)
+    _, _, found, rows, _ = extract.Reader(Caps()).parse(data.encode() if isinstance(data, str) else data, suffix)
     last = (1, 0)
     for _, _, page, start, end in rows:
         assert last <= (page, start)
@@ -32,7 +33,7 @@ def blocks(data: bytes | str, suffix: str) -> list[tuple[str, int, str]]:
 
 def reason(data: bytes, suffix: str, max_pages: int = 100) -> str:
     with pytest.raises(DocumentRefused) as refused:
-        extract.parse(data, suffix, max_pages)
+        extract.Reader(Caps(pages=max_pages)).parse(data, suffix)
     return refused.value.file_reason
 
 
@@ -89,10 +90,10 @@ def test_a_file_without_text_is_empty(data: bytes, suffix: str) -> None:
 
 
 def test_type_and_parser_are_told() -> None:
-    media_type, parser, _, _ = extract.parse(pdf_files.text_pdf(), ".pdf", 10)
+    media_type, parser, *_ = extract.Reader(Caps()).parse(pdf_files.text_pdf(), ".pdf")
     assert media_type == "application/pdf"
     assert parser.startswith("pdfium ")
-    assert extract.parse(b"x", ".txt", 1)[:1] == ("text/plain",)
+    assert extract.Reader(Caps()).parse(b"x", ".txt")[:1] == ("text/plain",)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def test_text_is_read_by_its_byte_order_mark(data: bytes) -> None:
 @pytest.mark.parametrize("suffix", [".txt", ".md"])
 def test_what_is_not_utf8_is_refused_by_the_byte(data: bytes, byte: int, suffix: str) -> None:
     with pytest.raises(DocumentRefused, match=f"Byte {byte} is not UTF-") as refused:
-        extract.parse(data, suffix, 10)
+        extract.Reader(Caps()).parse(data, suffix)
     assert refused.value.file_reason == "NOT_UTF8"
 
 

@@ -9,7 +9,8 @@ import pytest_asyncio
 
 from appliance.config import Config
 from appliance.errors import DocumentRefused
-from appliance.ingest import extract as formats
+from appliance.ingest.caps import Caps
+from appliance.ingest.extract import Reader
 from appliance.sandbox.extractor import LockedExtractor
 from tests import pdf_files
 from tests.sandbox.locked import extract
@@ -20,8 +21,9 @@ LIMITS = Config(data_dir=Path("/nowhere"), document_max_mib=4)
 SAMPLES = Path(__file__).parents[2] / "appliance" / "cli" / "samples" / "documents"
 FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
 
+READER = Reader(Caps())
 DOCUMENTS = {
-    **{f"warm {number}{suffix}": data for number, (suffix, data) in enumerate(formats.WARM_DOCUMENTS)},
+    **{f"warm {number}{suffix}": data for number, (suffix, data) in enumerate(READER.warm_documents)},
     **{f"sample {path.name}": path.read_bytes() for path in sorted(SAMPLES.iterdir())},
     **{
         f"{encoding}.html": f"<meta charset={encoding}><p>".encode() + content.encode(encoding)
@@ -60,7 +62,7 @@ DOCUMENTS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def locked() -> AsyncIterator[LockedExtractor]:
-    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract")
+    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract", Caps().settings())
     await extractor.start()
     yield extractor
     await extractor.close()
@@ -68,7 +70,7 @@ async def locked() -> AsyncIterator[LockedExtractor]:
 
 def outside(data: bytes, name: str) -> tuple[object, ...]:
     try:
-        return formats.parse(data, Path(name).suffix, LIMITS.document_max_pages)
+        return READER.parse(data, Path(name).suffix)
     except DocumentRefused as refusal:
         return (refusal.file_reason, str(refusal))
 
@@ -79,7 +81,8 @@ async def inside(locked: LockedExtractor, data: bytes, name: str) -> tuple[objec
     except DocumentRefused as refusal:
         return (refusal.file_reason, str(refusal))
     rows = tuple((one.kind.value, one.level, one.page, one.start, one.end) for one in read.blocks)
-    return (read.media_type, read.parser, read.pages, rows)
+    members = tuple((one.path, one.content) for one in read.members)
+    return (read.media_type, read.parser, read.pages, rows, members)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from appliance.config import Config
 from appliance.errors import DiskFull, DocumentRefused, InvalidArgument, NotFound, SandboxUnavailable, StoreDamaged
+from appliance.ingest.caps import Caps
 from appliance.ingest.pipeline import COPIES, KEPT_JOBS, PIPELINE, STORED_FOR_OTHERS, Ingest
 from appliance.ingest.sources import Folder
 from appliance.jobs import JobRunner
@@ -113,7 +114,7 @@ class Bench:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def locked() -> AsyncIterator[LockedExtractor]:
-    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract")
+    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract", Caps().settings())
     yield extractor
     await extractor.close()
 
@@ -194,7 +195,7 @@ async def test_a_document_knows_where_it_came_from(bench: Bench) -> None:
 @pytest.mark.long
 async def test_a_pdf_that_spins_is_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     limits = replace(LIMITS, parse_cpu_seconds=1, parse_memory_mib=4096)
-    extractor = LockedExtractor(limits, "appliance.ingest.extract")
+    extractor = LockedExtractor(limits, "appliance.ingest.extract", Caps().settings())
     bench = Bench(tmp_path, extractor, limits)
     bench.write("a.pdf", pdf_files.bomb_pdf(8))
     bench.write("b.txt", "Still read.")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.infer.onnx import OnnxEmbedder
 from appliance.ingest import extract
+from appliance.ingest.caps import Caps
 from appliance.knowledge.chunk import Piece, pieces, sentences
 from appliance.models import minilm
 from appliance.types import Block, BlockKind, Ints
@@ -316,7 +317,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> OnnxEmbedder:
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.iterdir()), ids=lambda path: path.name)
 def test_every_piece_of_a_sample_is_read_whole_under_its_heading(path: Path, embedder: OnnxEmbedder) -> None:
-    _, _, pages, rows = extract.parse(path.read_bytes(), path.suffix, 100)
+    _, _, pages, rows, _ = extract.Reader(Caps()).parse(path.read_bytes(), path.suffix)
     blocks = [Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows]
     found = pieces(pages, blocks, embedder)
     for number, page in enumerate(pages, 1):

@@ -11,19 +11,24 @@ import time
 
 from appliance.errors import DocumentRefused
 
-WARM_DOCUMENTS = ((".txt", b"harmless"),)
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _parent = os.getpid()  # imported by the zygote: the parent of whom it forks
 
 
-def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...], tuple[()]]:
-    """One page: what the attack returned, or that it was denied."""
-    try:
-        said = globals()[data.decode()]()
-    except (PermissionError, BlockingIOError) as error:
-        said = f"denied: {type(error).__name__}"
-    return "text/plain", "hostile 1", (str(said),), ()
+class Hostile:
+    warm_documents = ((".txt", b"harmless"),)
+
+    def parse(self, data: bytes, suffix: str) -> tuple[str, str, tuple[str, ...], tuple[()], tuple[()]]:
+        """One page: what the attack returned, or that it was denied."""
+        try:
+            said = globals()[data.decode()]()
+        except (PermissionError, BlockingIOError) as error:
+            said = f"denied: {type(error).__name__}"
+        return "text/plain", "hostile 1", (str(said),), (), ()
+
+
+def reader(settings: dict[str, int | str]) -> Hostile:
+    return Hostile()
 
 
 def harmless() -> str:

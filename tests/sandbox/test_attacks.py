@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hostile() -> AsyncIterator[LockedExtractor]:
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile")
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {})
     await extractor.start()
     yield extractor
     await extractor.close()

@@ -19,7 +19,7 @@ from tests.sandbox.locked import LIMITS, extract
 
 @pytest_asyncio.fixture
 async def hostile() -> AsyncIterator[LockedExtractor]:
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile")
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {})
     yield extractor
     await extractor.close()
 
@@ -45,7 +45,7 @@ async def test_the_walls_are_told(hostile: LockedExtractor) -> None:
 
 async def test_namespaces_are_a_wall_more_and_not_needed() -> None:
     extractor = LockedExtractor(
-        LIMITS, "tests.sandbox.hostile", zygote=weakened("lockdown.enter_namespaces = lambda: ()")
+        LIMITS, "tests.sandbox.hostile", {}, zygote=weakened("lockdown.enter_namespaces = lambda: ()")
     )
     assert (await extract(extractor, b"harmless")).pages == ("harmless",)
     assert extractor.walls
@@ -71,7 +71,7 @@ async def test_a_document_is_read_from_its_start_whatever_its_offset(hostile: Lo
 
 
 async def test_a_child_that_waits_is_killed_at_the_limit_of_wall_time() -> None:
-    extractor = LockedExtractor(replace(LIMITS, parse_wall_seconds=1), "tests.sandbox.hostile")
+    extractor = LockedExtractor(replace(LIMITS, parse_wall_seconds=1), "tests.sandbox.hostile", {})
     with pytest.raises(DocumentRefused, match="1 seconds") as refused:
         await extract(extractor, b"sleep")
     assert refused.value.file_reason == "SPUN"
@@ -115,7 +115,7 @@ async def test_children_die_with_a_daemon_that_is_killed() -> None:
         "import asyncio\n"
         "from appliance.sandbox.extractor import LockedExtractor\n"
         "from tests.sandbox.locked import LIMITS, extract\n"
-        "asyncio.run(extract(LockedExtractor(LIMITS, 'tests.sandbox.hostile'), b'sleep'))\n"
+        "asyncio.run(extract(LockedExtractor(LIMITS, 'tests.sandbox.hostile', {}), b'sleep'))\n"
     )
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     quiet = subprocess.DEVNULL
@@ -148,7 +148,7 @@ def weakened(statement: str) -> tuple[str, ...]:
     ],
 )
 async def test_nothing_is_parsed_where_the_lock_cannot_be_proven(statement: str, complaint: str) -> None:
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=weakened(statement))
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=weakened(statement))
     with pytest.raises(SandboxUnavailable, match=complaint):
         await extract(extractor, b"harmless")
     assert complaint in extractor.fault
@@ -158,20 +158,20 @@ async def test_nothing_is_parsed_where_the_lock_cannot_be_proven(statement: str,
 
 async def test_a_child_that_fails_to_lock_parses_nothing() -> None:
     once_proven = "zygote.attest = lambda *_: ()\ndef fails(*_): raise OSError(1, 'no')\nlockdown.lock = fails"
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=weakened(once_proven))
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=weakened(once_proven))
     with pytest.raises(SandboxUnavailable, match="could not lock itself"):
         await extract(extractor, b"harmless")
     await extractor.close()
 
 
 async def test_a_parser_that_cannot_be_imported_is_named() -> None:
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.absent")
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.absent", {})
     with pytest.raises(SandboxUnavailable, match="absent"):
         await extractor.start()
 
 
 async def test_after_a_failed_start_the_next_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", zygote=("/bin/false",))
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=("/bin/false",))
     started: list[object] = []
     popen = subprocess.Popen
 

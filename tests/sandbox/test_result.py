@@ -40,8 +40,8 @@ def documents(draw: st.DrawFn) -> tuple[list[str], list[Row]]:
 @given(documents())
 def test_what_is_encoded_is_decoded(document: tuple[list[str], list[Row]]) -> None:
     pages, rows = document
-    decoded = decode(encode(("text/plain", "text 1", pages, rows)), max_pages=5)
-    assert decoded == ("text/plain", "text 1", tuple(pages), tuple(rows))
+    decoded = decode(encode(("text/plain", "text 1", pages, rows, ())), max_pages=5)
+    assert decoded == ("text/plain", "text 1", tuple(pages), tuple(rows), ())
 
 
 def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> None:
@@ -50,7 +50,7 @@ def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> Non
 
 def test_of_more_blocks_than_are_allowed_the_first_are_kept() -> None:
     rows = [("code", 0, 1, at, at + 1) for at in range(MAX_BLOCKS + 1)]
-    _, _, _, kept = decode(encode(("text/plain", "text 1", ["x" * len(rows)], rows)), max_pages=1)
+    _, _, _, kept, _ = decode(encode(("text/plain", "text 1", ["x" * len(rows)], rows, ())), max_pages=1)
     assert list(kept) == rows[:MAX_BLOCKS]
 
 

@@ -5,8 +5,12 @@ into the children that read untrusted bytes.
 """
 
 from appliance.errors import DocumentRefused
+from appliance.ingest.caps import Caps, Settings
 from appliance.ingest.extract import html, markdown, pdf, text
+from appliance.ingest.extract.reading import Member, Row
 from appliance.ingest.formats import FORMATS, format_of
+
+Parsed = tuple[str, str, tuple[str, ...], tuple[Row, ...], tuple[Member, ...]]
 
 _MODULES = {"text": text, "markdown": markdown, "html": html, "pdf": pdf}
 
@@ -26,26 +30,40 @@ _MAGIC = (
 )
 _FORMAT_MAGIC = {"a PDF": pdf, "an HTML page": html}
 
-WARM_DOCUMENTS = tuple((suffix, data) for suffix, name in FORMATS.items() for data in _MODULES[name].WARM_DOCUMENTS)
+
+class Reader:
+    """All formats, within caps. Made in the zygote, before it forks."""
+
+    def __init__(self, caps: Caps) -> None:
+        self._caps = caps
+        self.warm_documents = tuple(
+            (suffix, data) for suffix, form in FORMATS.items() for data in _MODULES[form.module].WARM_DOCUMENTS
+        )
+
+    def parse(self, data: bytes, suffix: str) -> Parsed:
+        """Media type, parser with its version, text by page, the blocks that the parser saw, and the files in it.
+
+        Raises DocumentRefused: UNKNOWN_TYPE, TYPE_MISMATCH, EMPTY, TOO_MANY_PAGES, and what the format's module names.
+        """
+        form = format_of(suffix)
+        module = _MODULES[form.module]
+        if not data:
+            raise DocumentRefused("EMPTY", "The file has no bytes.")
+        seen = _sniff(data)
+        if seen and _FORMAT_MAGIC.get(seen) is not module:
+            raise DocumentRefused("TYPE_MISMATCH", f"The name ends in {suffix}, the content begins as {seen}.")
+        found = module.read(data, self._caps)
+        if len(found.pages) > self._caps.pages:
+            problem = f"It has {len(found.pages)} pages; {self._caps.pages} are allowed."
+            raise DocumentRefused("TOO_MANY_PAGES", problem)
+        if not found.members and not any(page.strip() for page in found.pages):
+            raise DocumentRefused("EMPTY", "There is no text in it; pages that are scanned images are not read.")
+        return form.media_type, *found
 
 
-def parse(data: bytes, suffix: str, max_pages: int) -> tuple[str, str, tuple[str, ...], tuple[text.Row, ...]]:
-    """Media type, parser with its version, text by page, and the blocks that the parser saw, in order.
-
-    Raises DocumentRefused: UNKNOWN_TYPE, TYPE_MISMATCH, EMPTY, TOO_MANY_PAGES, NOT_UTF8, PDF_ENCRYPTED, PDF_BROKEN.
-    """
-    module = _MODULES[format_of(suffix)]
-    if not data:
-        raise DocumentRefused("EMPTY", "The file has no bytes.")
-    seen = _sniff(data)
-    if seen and _FORMAT_MAGIC.get(seen) is not module:
-        raise DocumentRefused("TYPE_MISMATCH", f"The name ends in {suffix}, the content begins as {seen}.")
-    parser, pages, blocks = module.read(data, max_pages)
-    if len(pages) > max_pages:
-        raise DocumentRefused("TOO_MANY_PAGES", f"It has {len(pages)} pages; {max_pages} are allowed.")
-    if not any(page.strip() for page in pages):
-        raise DocumentRefused("EMPTY", "There is no text in it; pages that are scanned images are not read.")
-    return module.MEDIA_TYPE, parser, pages, blocks
+def reader(settings: Settings) -> Reader:
+    """What the zygote forks its children with."""
+    return Reader(Caps.from_settings(settings))
 
 
 def _sniff(data: bytes) -> str:

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from appliance.errors import DocumentRefused
-from appliance.ingest.extract.text import Mark, Read, clean_marked, decode
+from appliance.ingest.caps import Caps
+from appliance.ingest.extract.reading import Mark, Read
+from appliance.ingest.extract.text import clean_marked, decode
 
-MEDIA_TYPE = "text/html"
 PARSER = f"selectolax {version('selectolax')}"
 WARM_DOCUMENTS = (
     b"<!doctype html><title>Warm</title><meta charset=utf-8><style>a{}</style><p>A&amp;<b>b</b><br>c<ul><li>d</ul>"
@@ -52,12 +53,12 @@ _SPACE = re.compile(r"[ \t\n\r\f]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def read(data: bytes, max_pages: int) -> Read:
+def read(data: bytes, caps: Caps) -> Read:
     """Parser, one page, its blocks. Raises DocumentRefused: TYPE_MISMATCH where there is no tag in it, NOT_UTF8."""
     if not _TAG.search(data) and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DocumentRefused("TYPE_MISMATCH", "The name says HTML, and there is no tag in it.")
     page, blocks = clean_marked(*_visible(_decode(data)), 1)
-    return PARSER, (page,), tuple(blocks)
+    return Read(PARSER, (page,), tuple(blocks))
 
 
 def visible_text(source: str) -> str:

@@ -5,10 +5,11 @@ from importlib.metadata import version
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from appliance.ingest.caps import Caps
 from appliance.ingest.extract import html
-from appliance.ingest.extract.text import Mark, Read, clean_marked, decode
+from appliance.ingest.extract.reading import Mark, Read
+from appliance.ingest.extract.text import clean_marked, decode
 
-MEDIA_TYPE = "text/markdown"
 PARSER = f"markdown-it-py {version('markdown-it-py')}"
 WARM_DOCUMENTS = (
     b"# Warm\n\nA *b* `c` [d](e) ![f](g) <b>h</b> &amp; i  \nj\n\n1. k\n   - l\n\n> m\n\n```n\no\n```\n\n"
@@ -24,16 +25,14 @@ _STRUCTURE = {
 }
 
 
-def read(data: bytes, max_pages: int) -> Read:
+def read(data: bytes, caps: Caps) -> Read:
     """Parser, one page, its blocks. Raises DocumentRefused: NOT_UTF8."""
-    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable(
-        "table"
-    )  # what is deeper is dropped, and never recursed
+    parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")  # deeper is dropped, never recursed
     rendered = _Rendered()
     for token in parser.parse(decode(data)):
         rendered.add(token)
     page, blocks = clean_marked(str(rendered), rendered.marks, 1)
-    return PARSER, (page,), tuple(blocks)
+    return Read(PARSER, (page,), tuple(blocks))
 
 
 class _Rendered:

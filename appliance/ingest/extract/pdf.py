@@ -14,9 +14,10 @@ import pypdfium2
 from pypdfium2 import raw
 
 from appliance.errors import DocumentRefused
-from appliance.ingest.extract.text import Mark, Read, Row, clean_marked
+from appliance.ingest.caps import Caps
+from appliance.ingest.extract.reading import Mark, Read, Row
+from appliance.ingest.extract.text import clean_marked
 
-MEDIA_TYPE = "application/pdf"
 PDFIUM = f"pdfium {pypdfium2.PDFIUM_INFO.build}"
 PYPDF = f"pypdf {version('pypdf')}"
 
@@ -49,7 +50,7 @@ class _Page:
     lines: tuple[_Line, ...] = ()
 
 
-def read(data: bytes, max_pages: int) -> Read:
+def read(data: bytes, caps: Caps) -> Read:
     """Which parser read it, its pages, and as blocks the lines that are set larger than most: its headings.
 
     Raises DocumentRefused: TYPE_MISMATCH, PDF_ENCRYPTED, PDF_BROKEN, TOO_MANY_PAGES.
@@ -57,18 +58,18 @@ def read(data: bytes, max_pages: int) -> Read:
     if b"%PDF-" not in data[:1024]:
         raise DocumentRefused("TYPE_MISMATCH", "The name says PDF, the content does not begin as one.")
     try:
-        parser, raw_pages = PDFIUM, _by_pdfium(data, max_pages)
+        parser, raw_pages = PDFIUM, _by_pdfium(data, caps.pages)
     except pypdfium2.PdfiumError as error:
         if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
             raise DocumentRefused("PDF_ENCRYPTED", "It is protected by a password; store a copy without one.") from None
-        parser, raw_pages = PYPDF, [_Page(text) for text in _by_pypdf(data, max_pages)]
+        parser, raw_pages = PYPDF, [_Page(text) for text in _by_pypdf(data, caps.pages)]
     pages: list[str] = []
     blocks: list[Row] = []
     for number, (page, marks) in enumerate(zip(raw_pages, _headings(raw_pages), strict=True), 1):
         text, rows = clean_marked(page.text, marks, number)
         pages.append(text)
         blocks += rows
-    return parser, tuple(pages), tuple(blocks)
+    return Read(parser, tuple(pages), tuple(blocks))
 
 
 def _by_pdfium(data: bytes, max_pages: int) -> list[_Page]:

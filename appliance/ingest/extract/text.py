@@ -7,19 +7,11 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from appliance.errors import DocumentRefused
+from appliance.ingest.caps import Caps
+from appliance.ingest.extract.reading import Mark, Read, Row
 
-MEDIA_TYPE = "text/plain"
 PARSER = f"text 1/unicode {unicodedata.unidata_version}"
 WARM_DOCUMENTS = (b"Warm.\n", b"\xef\xbb\xbfWarm.", *("\ufeffWärm.".encode(f"utf-16-{end}") for end in ("le", "be")))
-
-Row = tuple[str, int, int, int, int]
-"""A block of the page's text: kind (a value of `types.BlockKind`), level of a heading, else 0, page, start, end."""
-
-Mark = tuple[str, int, int, int]
-"""A block of raw text: kind, level, start, end."""
-
-Read = tuple[str, tuple[str, ...], tuple[Row, ...]]
-"""Parser with its version, text by page, blocks."""
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -28,12 +20,12 @@ _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\u
 _SPACE_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
 
 
-def read(data: bytes, max_pages: int) -> Read:
+def read(data: bytes, caps: Caps) -> Read:
     """Parser, pages, and no blocks. Raises DocumentRefused: NOT_UTF8, naming the byte; TOO_MANY_PAGES."""
     whole = decode(data)
-    if (count := whole.count("\f") + 1) > max_pages:
-        raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {max_pages} are allowed.")
-    return PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f")), ()
+    if (count := whole.count("\f") + 1) > caps.pages:
+        raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {caps.pages} are allowed.")
+    return Read(PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f")))
 
 
 def decode(data: bytes) -> str:

@@ -1,0 +1,24 @@
+"""What a format's module gives: `read(data, caps) -> Read`. Text in pages, its structure, the files in it."""
+
+from typing import NamedTuple
+
+Row = tuple[str, int, int, int, int]
+"""A block of the page's text: kind (a value of `types.BlockKind`), level of a heading, else 0, page, start, end."""
+
+Mark = tuple[str, int, int, int]
+"""A block of raw text: kind, level, start, end."""
+
+Member = tuple[str, bytes]
+"""A file inside a container: its path there, as it was written, and its bytes."""
+
+
+class Read(NamedTuple):
+    """parser: with its version. pages: text by page. blocks: in order, inside their page, without overlap.
+
+    members: each becomes a file of its own on the road through ingest. A container without text has no pages.
+    """
+
+    parser: str
+    pages: tuple[str, ...] = ()
+    blocks: tuple[Row, ...] = ()
+    members: tuple[Member, ...] = ()
