@@ -33,7 +33,19 @@ from appliance.types.inference import (
     ToolMode,
     Usage,
 )
-from appliance.types.ingest import Extracted, FileOutcome, FileState, Member
+from appliance.types.ingest import (
+    Extracted,
+    FileOutcome,
+    FileState,
+    Ingestion,
+    IngestionState,
+    Member,
+    Provenance,
+    Source,
+    SourceKind,
+    SourceState,
+    Watch,
+)
 from appliance.types.jobs import Job, JobState
 from appliance.types.knowledge import (
     CANDIDATE,
@@ -124,6 +136,8 @@ __all__ = [
     "Group",
     "HealthReport",
     "ImportedFile",
+    "Ingestion",
+    "IngestionState",
     "Ints",
     "Job",
     "JobState",
@@ -144,6 +158,7 @@ __all__ = [
     "PassphraseCost",
     "Principal",
     "Priority",
+    "Provenance",
     "Ranking",
     "Role",
     "Sampling",
@@ -153,6 +168,9 @@ __all__ = [
     "Severity",
     "ShredProof",
     "Snippet",
+    "Source",
+    "SourceKind",
+    "SourceState",
     "Span",
     "Speaker",
     "Status",
@@ -169,4 +187,5 @@ __all__ = [
     "Turn",
     "Unsupported",
     "Usage",
+    "Watch",
 ]

@@ -1,6 +1,7 @@
-"""What became of files."""
+"""Files on their way into a collection: where they come from, what was read from them, what became of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -9,10 +10,13 @@ from appliance.types.knowledge import Block
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file inside a container, or attached to a message. path: as it was written there, to be believed in nothing."""
+    """A file inside a container, or attached to a message. path: as it was written there, to be believed in nothing;
+    bytes of it that are no UTF-8 stand as `surrogateescape` has them. problem: why it was left out, then without content.
+    """
 
     path: str
     content: bytes
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +33,98 @@ class Extracted:
     members: tuple[Member, ...] = ()
 
 
+class SourceKind(Enum):
+    FOLDER = "folder"
+    SHARE = "share"
+    STICK = "stick"
+    IMAGE = "image"
+    UPLOAD = "upload"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where files come from, for their lineage. path: of a folder, a share's mount or an image, printable.
+
+    serial, volume, label: of a stick or an image: the device's serial number, the file system's id and label.
+    signer: the name of the trusted key that signed the files' manifest, '' where none did.
+    """
+
+    kind: SourceKind
+    path: str = ""
+    serial: str = ""
+    volume: str = ""
+    label: str = ""
+    signer: str = ""
+
+    @property
+    def uri(self) -> str:
+        """With a file's printable name after a slash, what a document calls its source."""
+        if self.kind is SourceKind.STICK:
+            return f"usb://{self.serial or 'unknown'}/{self.volume}"
+        return f"{'upload' if self.kind is SourceKind.UPLOAD else 'file'}://{self.path}"
+
+
+class SourceState(Enum):
+    READY = "ready"
+    REFUSED = "refused"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that files can be taken from. name: "sources/ID". problem: why it is not ready, with what to do."""
+
+    id: str
+    provenance: Provenance
+    state: SourceState
+    problem: str = ""
+    filesystem: str = ""
+    size_bytes: int = 0
+    watch: "Watch | None" = None
+
+    @property
+    def name(self) -> str:
+        return f"sources/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is done, unasked, with whole files of a source. approve: without an operator's word.
+
+    settle_polls: how often size, time and hash must be the same before a file counts as whole; 0: only files whose name
+    was made by taking ".ready" or ".part" off, or that a signed manifest lists.
+    """
+
+    collection: str
+    readers: frozenset[str]
+    approve: bool = False
+    settle_polls: int = 3
+
+
 class FileState(Enum):
+    """FOUND: seen in the preview, to be taken. HELD: its bytes are in the box, encrypted. UNPACKED: a container whose
+    members are files of their own. LEFT: not taken, for its source went away or the ingestion was ended before.
+    """
+
+    FOUND = "found"
+    HELD = "held"
     COMMITTED = "committed"
     DUPLICATE = "duplicate"
+    UNPACKED = "unpacked"
     QUARANTINED = "quarantined"
+    LEFT = "left"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (FileState.FOUND, FileState.HELD)
 
 
 @dataclass(frozen=True, slots=True)
 class FileOutcome:
-    """How one file ended. `path` is printable: control and bidirectional characters are escaped."""
+    """How one file stands. path: printable, with the deceiving parts escaped; a member's begins with its container's.
+
+    id: unique in the box. remedy: what to do about a reason. released: whether an operator sent it on its way again.
+    """
 
     path: str
     state: FileState
@@ -46,6 +133,58 @@ class FileOutcome:
     document: str = ""
     sha256: str = ""
     size_bytes: int = 0
+    ingestion: str = ""
     job: str = ""
     time: datetime | None = None
     tenant: str = ""
+    id: str = ""
+    remedy: str = ""
+    format: str = ""
+    released: bool = False
+
+
+class IngestionState(Enum):
+    """WAITING: the preview is whole, and somebody must approve it. INTERRUPTED: its source went away; it goes on when
+    that is back. FAILED: the box could not go on; `problem` says why; it may be resumed.
+    """
+
+    SCANNING = "scanning"
+    WAITING = "waiting"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+
+    @property
+    def ended(self) -> bool:
+        return self in (IngestionState.CANCELLED, IngestionState.SUCCEEDED)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingestion:
+    """One load of files into one collection, durable from its first moment. operator: who began it; approver: who let
+    it go on, '' nobody yet, "policy" where none had to. job: the one that works on it now, or did last.
+
+    counts, by_format: files by state, and by the format that will read them; sizes in bytes of all files found.
+    """
+
+    id: str
+    tenant: str
+    collection: str
+    readers: frozenset[str]
+    provenance: Provenance
+    operator: str
+    state: IngestionState
+    create_time: datetime
+    approver: str = ""
+    job: str = ""
+    problem: str = ""
+    counts: Mapping[FileState, int] = field(default_factory=dict)
+    by_format: Mapping[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    end_time: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        return f"ingestions/{self.id}"

@@ -8,8 +8,8 @@ Row = tuple[str, int, int, int, int]
 Mark = tuple[str, int, int, int]
 """A block of raw text: kind, level, start, end."""
 
-Member = tuple[str, bytes]
-"""A file inside a container: its path there, as it was written, and its bytes."""
+Member = tuple[str, bytes, str]
+"""A file inside a container: its path there, as it was written, its bytes, and '' or why it was left out, then empty."""
 
 
 class Read(NamedTuple):
