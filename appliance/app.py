@@ -5,9 +5,9 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from appliance.access import ca
 from appliance.access.apps import AppKeys
 from appliance.access.callers import Callers
 from appliance.access.groups import GroupBook
+from appliance.access.signed import SignedFile
 from appliance.api.access import AccessService
 from appliance.api.chat import Chat
 from appliance.api.embedding import Embedding
@@ -47,11 +48,15 @@ from appliance.infer.quantizer import WorkerQuantizer
 from appliance.infer.router import Admit, EngineOptions, Router
 from appliance.infer.scheduler import output_rows
 from appliance.ingest.caps import Caps
-from appliance.ingest.pipeline import Ingest
+from appliance.ingest.clamav import ClamAv
+from appliance.ingest.formats import FORMATS
+from appliance.ingest.ocr_probe import ocr_fault
+from appliance.ingest.service import Ingest
+from appliance.ingest.sources import SourceBook, Sources, UsbDevices, Watcher
 from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
 from appliance.knowledge.answer.cache import AnswerCache
-from appliance.knowledge.embedders import Embedders
+from appliance.knowledge.embedders import Background, Embedders
 from appliance.knowledge.libraries import Bounds, Libraries
 from appliance.knowledge.quality.drift import SearchTallies, TalliedRetriever
 from appliance.knowledge.search.retrieve import Retriever
@@ -63,10 +68,14 @@ from appliance.models.imports import ImportFolder
 from appliance.models.requantize import Requantizer
 from appliance.models.store import ModelStore
 from appliance.ports import Embedder
+from appliance.sandbox.children import PROOF_SECONDS
 from appliance.sandbox.extractor import LockedExtractor
+from appliance.sandbox.volumes import LockedVolumes
 from appliance.tenancy.compose import ScaffoldComposer
 from appliance.types import (
     EngineStats,
+    Ingestion,
+    IngestionState,
     MemoryPlan,
     ModelFile,
     ModelKind,
@@ -76,6 +85,7 @@ from appliance.types import (
     Principal,
     Segment,
     Status,
+    Walls,
 )
 from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
@@ -99,6 +109,9 @@ class App:
     router: Router
     encoders: Encoders
     extractor: LockedExtractor
+    volumes: LockedVolumes
+    ingest: Ingest
+    watcher: Watcher
     imports: ImportFolder
     aliases: AliasBook
     keys: AppKeys
@@ -110,6 +123,7 @@ class App:
 
     async def start(self) -> str:
         """Listen, then bring up what takes longer; the address. Raises PortInUse."""
+        await self._open_ingest()
         address = await self.server.start(self.config.listen)
         if self.http is not None:
             await self.http.start(self.config.http_listen)
@@ -119,6 +133,9 @@ class App:
             self._prove_engine,
             self.imports.run,
             self._watch_parts,
+            self.ingest.tend,
+            partial(self.watcher.run, self.ingest.take),
+            self._prove_sandbox_hourly,
             self._renew_daily,
             self._save_keys,
             self._compact,
@@ -138,13 +155,22 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.ingest.stop()
         await self.jobs.stop()
         await self.router.close()
         await self.encoders.close()
         await self.extractor.close()
+        await self.volumes.close()
         await asyncio.to_thread(self.libraries.close)
         await asyncio.to_thread(self.keys.save)
         self.sockets.cleanup()
+
+    async def _open_ingest(self) -> None:
+        """Before anybody asks for an ingestion: those of before the start are there, and go on."""
+        try:
+            await self.ingest.open()
+        except ApplianceError as error:  # a full disk may still be read
+            log.error("ingest.not_opened", reason=error.reason, error=str(error))
 
     async def _open_collections(self) -> None:
         """Open them all now, so that health tells of damage before a user meets it."""
@@ -153,6 +179,15 @@ class App:
     async def _prove_sandbox(self) -> None:
         with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
             await self.extractor.start()
+            if self.config.ocr_languages and (fault := await ocr_fault(self.extractor)):
+                self.monitor.raise_(findings.OCR_UNAVAILABLE, "tesseract", fault)
+
+    async def _prove_sandbox_hourly(self) -> None:
+        while True:
+            await asyncio.sleep(PROOF_SECONDS)
+            for locked in (self.extractor, self.volumes):
+                with suppress(SandboxUnavailable):  # told as above
+                    await locked.prove()
 
     async def _prove_engine(self) -> None:
         """Run the power-on self-test once, so that a box that computes wrongly says so before the first question."""
@@ -172,8 +207,15 @@ class App:
             failed = {name: s.detail for name, s in states.items() if s.state is ModelState.FAILED}
             restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
             refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}
-            sandbox = {"sandbox": self.extractor.fault} if self.extractor.fault else {}
+            locked = {"sandbox": self.extractor.fault, "sandbox/volumes": self.volumes.fault}
+            sandbox = {name: fault for name, fault in locked.items() if fault}
             damaged = {_place(name): why for name, why in self.libraries.damaged().items()}
+            damaged |= self.ingest.damaged()
+            waiting, stopped = _waiting(self.ingest.unended())
+            self.monitor.set_of_tenants(findings.INGEST_WAITING, waiting)
+            self.monitor.set_of_tenants(findings.INGEST_INTERRUPTED, stopped)
+            scanner = {"clamd": self.ingest.scanner_fault} if self.ingest.scanner_fault else {}
+            self.monitor.set(findings.SCANNER_UNAVAILABLE, scanner)
             self.monitor.set(findings.MODEL_FAILED, failed)
             self.monitor.set(findings.MODEL_RESTARTING, restarting)
             self.monitor.set(findings.MODEL_REFUSED, refused)
@@ -182,6 +224,7 @@ class App:
             self.monitor.set(findings.ATTENTION_STOCK, _stock_attention(self.config, self.router.stats()))
             self.monitor.set(findings.KV_DISK_FAILING, _failing_caches(self.router.stats()))
             self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
+            self.monitor.set(findings.SANDBOX_WEAKENED, _missing_walls(self.extractor.walls))
             self.monitor.set_of_tenants(findings.STORE_DAMAGED, damaged)
             await asyncio.sleep(1.0)
 
@@ -214,6 +257,21 @@ def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict
 def _failing_caches(engines: Mapping[str, EngineStats]) -> dict[str, str]:
     """Why engines do not keep idle prefixes on disk, where they are to."""
     return {f"models/{name}": stats.disk_fault for name, stats in engines.items() if stats.disk_fault}
+
+
+def _missing_walls(walls: Walls | None) -> dict[str, str]:
+    """What is not there of the walls that a box can do without."""
+    return {f"sandbox/{wall.name}": wall.detail for wall in walls.layers if not wall.stands} if walls else {}
+
+
+def _waiting(ingestions: Sequence[Ingestion]) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """By tenant and name: those that wait for an approval, and why others stopped."""
+    places = {(one.tenant, one.name): one for one in ingestions}
+    stopped = (IngestionState.INTERRUPTED, IngestionState.FAILED)
+    return (
+        {place: f"{one.operator} began it." for place, one in places.items() if one.state is IngestionState.WAITING},
+        {place: one.problem for place, one in places.items() if one.state in stopped},
+    )
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -253,7 +311,8 @@ def build(config: Config) -> App:
         partial(_free_bytes, config),
     )
     tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
-    embedders = _embedders(store, encoders, embedder)
+    behind = Background(lambda: OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config)))
+    embedders = _embedders(store, encoders, embedder, behind)
     tallies, answers = SearchTallies(), AnswerCache(config.answer_cache_mib << 20)
 
     def forget(tenant: str, collection: str) -> None:
@@ -273,7 +332,14 @@ def build(config: Config) -> App:
     router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
     measured = Metrics()
     generator = MeasuredGenerator(router, measured)
-    extractor = LockedExtractor(config, PARSERS, Caps(pages=config.document_max_pages).settings())
+    extractor = LockedExtractor(config, PARSERS, _caps(config).settings(), more_cpu_seconds=_ocr_seconds(config))
+    volumes, devices = LockedVolumes(config, "appliance.ingest.volume"), UsbDevices()
+    book = SourceBook(SignedFile(data / "access" / "sources.json", keyring, b"sources 1"))
+    sources = Sources(config, devices, volumes, book)
+    scanner = ClamAv(config.clamav_socket) if config.clamav_socket else None
+    ingest = Ingest(config, libraries, extractor, jobs, sources, keyring, tenant_keys, scanner, measured.ingested)
+    tenant_keys.before_destroy(ingest.retire)
+    watcher = Watcher(sources, devices, data / "ingest-watches", config.source_poll_seconds)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
     chat = Chat(generator, composer, salt)
@@ -298,13 +364,16 @@ def build(config: Config) -> App:
             retriever,
             asker,
             upkeep,
-            Transfers(libraries, keyring, jobs, data),
+            Transfers(libraries, keyring, jobs, data, callers.groups.readers),
         ),
-        ingest=IngestService(callers, Ingest(config, libraries, extractor, jobs)),
+        ingest=IngestService(callers, ingest, sources, libraries, config.ingest_approval == "second"),
         job=JobService(callers, jobs),
         model=ModelService(router, store, imports, aliases, requantizer, embedder_status, encoders),
         telemetry=TelemetryService(
-            callers, monitor, lambda caller: _status(config, monitor, store, libraries, server, caller), router.stats
+            callers,
+            monitor,
+            lambda caller: replace(_status(config, monitor, store, libraries, server, caller), walls=extractor.walls),
+            router.stats,
         ),
     )
     server = Server(services, prepare)
@@ -331,6 +400,9 @@ def build(config: Config) -> App:
         router,
         encoders,
         extractor,
+        volumes,
+        ingest,
+        watcher,
         imports,
         aliases,
         keys,
@@ -341,18 +413,38 @@ def build(config: Config) -> App:
     )
 
 
-def _embedders(store: ModelStore, encoders: Encoders, built_in: Embedder) -> Embedders:
-    """Embedders by model name. Imported ones run by the loop that is running now."""
+def _embedders(store: ModelStore, encoders: Encoders, built_in: Embedder, behind: Embedder) -> Embedders:
+    """Embedders by model name. Imported ones run by the loop that is running now. behind: the built-in one again, for
+    work in the background."""
     loop = asyncio.get_running_loop()
 
-    def choose(name: str, identity: str) -> Embedder:
-        found = ImportedEmbedder(encoders, store.get(name), built_in, loop) if name else built_in
+    def choose(name: str, identity: str, *, background: bool = False) -> Embedder:
+        own = behind if background else built_in
+        found = ImportedEmbedder(encoders, store.get(name), own, loop) if name else own
         if identity not in ("", found.identity):
             model = name or minilm.NAME
             raise EmbedderChanged(f"The vectors are of {model} {identity[:16]}; the box now has {found.identity[:16]}.")
         return found
 
     return choose
+
+
+def _caps(config: Config) -> Caps:
+    return Caps(
+        pages=config.document_max_pages,
+        members=config.archive_max_members,
+        member_bytes=config.archive_max_mib << 20,
+        ratio=config.archive_max_ratio,
+        pixels=config.image_max_megapixels * 1_000_000,
+        cells=config.sheet_max_cells,
+        languages=config.ocr_languages,
+        ocr_cpu_seconds=config.ocr_cpu_seconds,
+    )
+
+
+def _ocr_seconds(config: Config) -> dict[str, int]:
+    """What files that may be recognised have beyond `parse_cpu_seconds`, by suffix."""
+    return {suffix: config.ocr_cpu_seconds for suffix, form in FORMATS.items() if form.module in ("pdf", "image")}
 
 
 def _knowledge_bounds(config: Config) -> Bounds:

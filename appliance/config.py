@@ -6,6 +6,7 @@ declarations too.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -70,6 +71,36 @@ class Config:
     parse_wall_seconds: int = option(60, "Wall time of a parser child.", minimum=1)
     document_max_mib: int = option(64, "Largest file that ingest takes.", minimum=1)
     document_max_pages: int = option(5000, "Most pages of one document.", minimum=1)
+    ocr_languages: str = option(
+        "eng", "Languages that tesseract reads in pictures and scanned pages, as eng+deu; empty: none are read."
+    )
+    ocr_cpu_seconds: int = option(
+        600,
+        "Processor time for a document's pictures beyond parse_cpu_seconds; pages after that are left out.",
+        minimum=1,
+    )
+    image_max_megapixels: int = option(100, "Largest picture that is decoded.", minimum=1)
+    sheet_max_cells: int = option(2_000_000, "Most cells of one workbook.", minimum=1)
+    archive_max_members: int = option(10_000, "Most files in one container.", minimum=1)
+    archive_max_mib: int = option(256, "What the files in one container unpack to at most.", minimum=1)
+    archive_max_ratio: int = option(200, "How many times its packed size a container may unpack to.", minimum=2)
+    ingest_approval: str = option(
+        "operator", "Whose word lets previewed files in: operator, or second: of another person than who started."
+    )
+    quarantine_max_mib: int = option(
+        1024, "Refused files of a tenant that are kept, encrypted, to be released; the oldest go first.", minimum=0
+    )
+    ingestions_kept: int = option(500, "Ended ingestions of a tenant whose story is kept.", minimum=1)
+    ingestions_kept_days: int = option(365, "How long the story of an ended ingestion is kept.", minimum=1)
+    sticks_allowed: str = option(
+        "listed", "Which USB sticks are let in: listed (by serial number), all, or none; images of sticks always are."
+    )
+    sticks_must_be_signed: str = option("no", "yes: of sticks and images only what a trusted key signed is taken.")
+    stick_mount: str = option(
+        "never", "File systems that the kernel may mount, read-only, to read a stick, as ext4,xfs; never: none."
+    )
+    source_poll_seconds: int = option(5, "How often watched folders and shares are looked at.", minimum=1)
+    clamav_socket: str = option("", "Unix socket of clamd, which then scans every file before it is read; empty: none.")
     quote_only_tenants: str = option(
         "", "Tenants whose answers only quote their documents, with commas between; *: all of them."
     )
@@ -97,8 +128,26 @@ class Config:
             raise ConfigInvalid("model_attention: must be auto or stock.")
         if self.model_draft.startswith("models/"):
             raise ConfigInvalid("model_draft: must be a model's name without models/ before it.")
+        if not re.fullmatch(r"(?:[A-Za-z_]{3,20}(?:\+[A-Za-z_]{3,20})*)?", self.ocr_languages):
+            raise ConfigInvalid(
+                "ocr_languages: must be names of tesseract's languages with + between, such as eng+deu."
+            )
+        if self.ingest_approval not in ("operator", "second"):
+            raise ConfigInvalid("ingest_approval: must be operator or second.")
+        if self.sticks_allowed not in ("listed", "all", "none"):
+            raise ConfigInvalid("sticks_allowed: must be listed, all or none.")
+        if self.sticks_must_be_signed not in ("yes", "no"):
+            raise ConfigInvalid("sticks_must_be_signed: must be yes or no.")
+        if not re.fullmatch(r"never|[a-z0-9]+(?:, *[a-z0-9]+)*", self.stick_mount):
+            raise ConfigInvalid("stick_mount: must be never, or file systems with commas between, such as ext4,xfs.")
+        if self.clamav_socket and not self.clamav_socket.startswith("/"):
+            raise ConfigInvalid("clamav_socket: must be an absolute path.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
+
+    def mountable(self) -> tuple[str, ...]:
+        """File systems that the kernel may mount to read a stick."""
+        return () if self.stick_mount == "never" else tuple(re.split(", *", self.stick_mount))
 
     def quotes_only(self, tenant: str) -> bool:
         """Whether answers to this tenant must be sentences of its documents."""

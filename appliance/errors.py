@@ -9,7 +9,8 @@ ApplianceError
 │   ├── Unauthenticated      no certificate, or one of another authority
 │   │   └── KeyRefused       no app key, or one that is unknown, expired or revoked
 │   ├── Forbidden
-│   │   └── QuoteOnly        generate, and the tenant's answers may only quote
+│   │   ├── QuoteOnly        generate, and the tenant's answers may only quote
+│   │   └── SecondPerson      who started an ingestion may not approve it too
 │   ├── DeadlineRequired
 │   ├── PromptTooLong
 │   ├── NoChatModel          chat or generate, and no chat model is imported
@@ -20,6 +21,8 @@ ApplianceError
 │   ├── ModelInUse           adapters or aliases need it
 │   ├── AdapterMismatch      made for another base model
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
+│   ├── WrongState           an ingestion that waits, works or has ended, where it must not
+│   ├── SourceRefused        a stick that is not allowed, or whose file system may not be mounted
 │   ├── PassphraseWrong      it does not open the file
 │   ├── ArchiveRefused       an exported file that is damaged, cut short or none
 │   ├── BackupRefused        a backup's folder that is not what this box wrote
@@ -39,6 +42,8 @@ ApplianceError
     ├── WorkerDied
     ├── SelfTestFailed
     ├── SandboxUnavailable   nothing is parsed until it is mended
+    ├── ScannerUnavailable   the virus scanner that is configured does not answer
+    ├── SourceGone           a stick was pulled, a share does not answer
     ├── DiskFull
     ├── KeyUnavailable       the key slot is missing or wrong
     └── StoreDamaged         a file of the knowledge base is not what was written
@@ -133,6 +138,11 @@ class QuoteOnly(Forbidden):
     remedy = "Ask in quote mode, or have the tenant taken out of the option `quote_only_tenants`."
 
 
+class SecondPerson(Forbidden):
+    reason = "SECOND_PERSON"
+    remedy = "Have another operator approve it: `appliance ingest start INGESTION` (option `ingest_approval`)."
+
+
 class DeadlineRequired(Refused):
     reason = "DEADLINE_REQUIRED"
     remedy = "Set a deadline on the call (`timeout=` in Python)."
@@ -191,11 +201,23 @@ class DocumentRefused(Refused):
     """One document that was not taken. `file_reason` is stable, such as PDF_ENCRYPTED or NOT_UTF8."""
 
     reason = "DOCUMENT_REFUSED"
-    remedy = "See the file's reason in `appliance ingest --files JOB`."
+    remedy = "See the file's reason and remedy: `appliance ingest show INGESTION`."
 
     def __init__(self, file_reason: str, message: str) -> None:
         super().__init__(message)
         self.file_reason = file_reason
+
+
+class WrongState(Refused):
+    reason = "WRONG_STATE"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "See how it stands: `appliance ingest list`."
+
+
+class SourceRefused(Refused):
+    reason = "SOURCE_REFUSED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Have an administrator allow it: `appliance ingest sources list` says what it lacks."
 
 
 class PassphraseWrong(Refused):
@@ -317,6 +339,23 @@ class SandboxUnavailable(Broken):
     reason = "SANDBOX_UNAVAILABLE"
     code = StatusCode.FAILED_PRECONDITION
     remedy = "Run a kernel with Landlock and seccomp enabled (lsm=landlock,…); nothing is parsed without them."
+
+
+class ScannerUnavailable(Broken):
+    reason = "SCANNER_UNAVAILABLE"
+    code = StatusCode.UNAVAILABLE
+    remedy = "Start clamd, or correct the option `clamav_socket`; nothing is taken in unscanned."
+    retryable = True
+    exit_code = 6
+
+
+class SourceGone(Broken):
+    reason = "SOURCE_GONE"
+    names_files = True
+    code = StatusCode.UNAVAILABLE
+    remedy = "Plug it in again, or have the share answer again, then resume: what was taken is kept."
+    retryable = True
+    exit_code = 6
 
 
 class DiskFull(Broken):

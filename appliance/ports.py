@@ -14,18 +14,23 @@ Libraries    each tenant's knowledge base          knowledge/libraries.py
 Library      one of them                           knowledge/library.py
 Retriever    search in pages, reranked             knowledge/search/retrieve.py
 Extractor    one untrusted file to text            sandbox/extractor.py
+Volumes      file systems of sticks, unmounted     sandbox/volumes.py
+Scanner      what a virus scanner says of a file   ingest/clamav.py
+SignedJson   a small file that only this box wrote access/signed.py
 Jobs         the one runner of long work           jobs.py
 Progress     what a job tells of itself            jobs.py
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from appliance.errors import DocumentRefused, StoreDamaged
 from appliance.types import (
     Collection,
     Document,
     Encoded,
+    Entry,
     Extracted,
     Finish,
     Floats,
@@ -144,8 +149,8 @@ class Aliases(Protocol):
 class Encoders(Protocol):
     """Imported embedders and rerankers by name; loads on demand. Belongs to one event loop.
 
-    What is too long for a model is cut. Both raise NotFound, QueueFull, ModelRestarting, ModelTooLarge, ModelMissing,
-    ModelDamaged, ModelUnsupported, SandboxUnavailable, DeadlineExceeded, WorkerDied.
+    What is too long for a model is cut. The first two raise NotFound, QueueFull, ModelRestarting, ModelTooLarge,
+    ModelMissing, ModelDamaged, ModelUnsupported, SandboxUnavailable, DeadlineExceeded, WorkerDied.
     """
 
     async def embed(self, model: str, texts: Sequence[str]) -> Encoded:
@@ -153,6 +158,9 @@ class Encoders(Protocol):
 
     async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
         """Scores [len(texts), 1]: how well each text answers the query, higher is better, for this query only."""
+
+    def check_reranker(self, model: str) -> None:
+        """Raises NotFound where `rerank` knows none of that name."""
 
 
 class Quantizer(Protocol):
@@ -255,6 +263,15 @@ class Library(Protocol):
         Raises NotFound (also of what it replaces), DocumentRefused (no text), DiskFull, StoreDamaged.
         """
 
+    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+        """As `add` for each in order, but embedded together, below queries, and written at once: many small documents
+        cost what one large one does. One that is refused has its refusal in its place, and the others are added.
+
+        In place of a document of which one of the same bytes and pipeline was there before stands that one; two such
+        in `documents` are both added. When it returns all survive power loss; when it raises none stays, nor after a
+        crash some of them. Raises as `add`, but DocumentRefused; RequestTooLarge for more than 4 GiB.
+        """
+
     def set_readers(
         self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None
     ) -> Document:
@@ -346,6 +363,46 @@ class Extractor(Protocol):
 
         Raises DocumentRefused with the file's reason, SandboxUnavailable.
         """
+
+
+class Volumes(Protocol):
+    """The FAT and exFAT file systems of a stick or an image, read in locked children and never mounted. Fails closed.
+
+    `fd` is a block device or a regular file, open for reading; it stays the caller's to close. Cancelling kills the
+    child. Both raise SandboxUnavailable, and DocumentRefused with UNREADABLE where the device gives an error.
+    """
+
+    async def list(self, fd: int) -> tuple[Entry, ...]:
+        """Every file of every volume, in the order of the folders; what cannot be read says why."""
+
+    async def read(self, fd: int, entry: Entry, target: int, max_bytes: int) -> tuple[str, int]:
+        """Write the file's bytes into the empty memfd `target` and seal it; their sha256 in hex and their number.
+
+        Raises DocumentRefused too: TOO_LARGE, CHANGED where it is no more as it was listed, or the volume's own reason.
+        """
+
+
+class Scanner(Protocol):
+    """Looks for malware. Fails closed."""
+
+    async def scan(self, fd: int) -> str:
+        """The name of what was found in the whole file, '' for nothing. `fd`'s offset neither matters nor moves.
+
+        Raises ScannerUnavailable; DocumentRefused, NOT_SCANNED, for a file that the scanner does not take.
+        """
+
+
+class SignedJson(Protocol):
+    """One JSON object in a file that only this box writes, replaced in one step. Not to be written from two threads."""
+
+    def read(self) -> dict[str, Any] | None:
+        """The content, None where there is no file. Raises StoreDamaged where it is not what this box wrote."""
+
+    def damaged(self) -> StoreDamaged:
+        """The error for a content of another form."""
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Survives power loss once it returns. Raises DiskFull, and then the old content stands."""
 
 
 class Progress(Protocol):

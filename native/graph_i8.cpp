@@ -92,13 +92,16 @@ struct Scratch {
 };
 
 // Whether a is worse: a heap by this order keeps the best in front.
-bool worse(const i8::Hit& a, const i8::Hit& b) { return i8::better(b, a); }
+struct Worse {
+    bool operator()(const i8::Hit& a, const i8::Hit& b) const { return i8::better(b, a); }
+};
+constexpr Worse worse{};
 
 struct Search {
     const int8_t* vectors;
     const float* scales;
     uint64_t dim;
-    const uint8_t* allowed;
+    const uint64_t* allowed;
     i8::Dots dots;
     Scratch& scratch;
     uint64_t computed = 0;
@@ -115,6 +118,8 @@ struct Search {
     }
 
     float score(size_t i) const { return scales[scratch.block[i]] * float(scratch.products[i]); }
+
+    bool allows(uint32_t row) const { return allowed == nullptr || (allowed[row / 64] >> (row % 64) & 1) != 0; }
 
     // The node of an upper level that no neighbour is better than, from `position` on.
     uint32_t descend(const Level& level, uint32_t position) {
@@ -141,7 +146,12 @@ struct Search {
 
     // The best `width` allowed rows around `entry`, into scratch.best; ends early once `budget` rows were computed.
     void walk(const Level& level, uint32_t entry, uint64_t width, uint64_t budget) {
-        auto& [seen, epoch, query, frontier, best, block, products] = scratch;
+        auto& frontier = scratch.frontier;
+        auto& best = scratch.best;
+        // a store of a byte may be of anything, so that vectors' own addresses would be read again after each
+        uint8_t* const seen = scratch.seen.data();
+        uint32_t* const block = scratch.block.data();
+        const uint8_t epoch = scratch.epoch;
         block[0] = entry;
         seen[entry] = epoch;
         size_t count = 1;
@@ -153,7 +163,7 @@ struct Search {
                 __builtin_prefetch(level.start + hit.row);
                 frontier.push_back(hit);
                 std::push_heap(frontier.begin(), frontier.end(), worse);
-                if (allowed != nullptr && !allowed[hit.row]) continue;
+                if (!allows(hit.row)) continue;
                 best.push_back(hit);
                 std::push_heap(best.begin(), best.end(), i8::better);
                 if (best.size() > width) {
@@ -214,29 +224,28 @@ __attribute__((visibility("default"))) int64_t check_graph(const uint8_t* graph,
 
 // As scan_i8, of the allowed rows that a walk of the graph meets.
 //
-// graph: that check_graph found sound for these rows. width: how many the walk holds while it looks for better ones
-// (ef); budget: about how many rows it may compare before it gives up with what it has.
-__attribute__((visibility("default"))) int64_t search_graph(const uint8_t* graph, const int8_t* vectors,
-                                                            const float* scales, const uint8_t* allowed, uint64_t rows,
-                                                            uint64_t dim, const float* query, uint64_t k,
-                                                            uint64_t width, uint64_t budget, uint32_t* out_rows,
-                                                            float* out_scores, int32_t path) {
+// width: how many the walk holds while it looks for better ones (ef); budget: about how many rows it may compare before
+// it gives up with what it has.
+__attribute__((visibility("default"))) int64_t search_graph(const i8::Rows* of, const uint64_t* allowed,
+                                                            const float* query, uint64_t k, uint64_t width,
+                                                            uint64_t budget, uint32_t* out_rows, float* out_scores,
+                                                            int32_t path) {
     static thread_local Scratch scratch;
     const i8::Dots dots = i8::choose(path);
     if (dots == nullptr) return -1;
-    scratch.begin(rows, dim);
+    scratch.begin(of->rows, of->dim);
     float query_scale;
-    if (!i8::quantize(query, dim, scratch.query.data(), &query_scale)) return -2;
+    if (!i8::quantize(query, of->dim, scratch.query.data(), &query_scale)) return -2;
 
     Header header;
-    std::memcpy(&header, graph, HEADER_BYTES);
+    std::memcpy(&header, of->graph, HEADER_BYTES);
     Level levels[MOST_LEVELS];
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(graph + HEADER_BYTES);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(of->graph + HEADER_BYTES);
     for (uint32_t number = 0; number < header.levels; number++) {
         levels[number] = level_at(words, number == 0);
         words = levels[number].end;
     }
-    Search search{vectors, scales, dim, allowed, dots, scratch};
+    Search search{of->vectors, of->scales, of->dim, allowed, dots, scratch};
     uint32_t position = header.entry;
     for (uint32_t number = header.levels - 1; number > 0; number--) {
         position = search.descend(levels[number], position);
@@ -249,7 +258,7 @@ __attribute__((visibility("default"))) int64_t search_graph(const uint8_t* graph
     search.walk(levels[0], position, width, budget);
 
     std::sort_heap(scratch.best.begin(), scratch.best.end(), i8::better);
-    i8::contenders(scratch.best, k, scales, query_scale);
+    i8::contenders(scratch.best, k, of->scales, query_scale);
     return i8::give(scratch.best, query_scale, out_rows, out_scores);
 }
 

@@ -1,4 +1,5 @@
-"""kill -9 at random points of writing: every acknowledged document is there afterwards and whole, and no half one is.
+"""kill -9 at random points of writing: every acknowledged document is there afterwards, whole and for whom it was said
+to be, and no half one is.
 
 `python -m tests.crash --kills N` starts a writer process, reads what it acknowledges, kills it at a random moment,
 opens the store again and compares; then the next. Last line: `N passed, M failed`. Another writer, such as a whole
@@ -15,11 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
-from appliance.errors import NotFound
+from appliance.errors import Busy, NotFound
 from appliance.knowledge.embedders import built_in
 from appliance.knowledge.libraries import Bounds, Libraries
 from appliance.knowledge.library import Library
@@ -31,6 +34,15 @@ from tests.searching import search
 COLLECTION = "crash"
 GROUPS = frozenset({EVERYONE})
 SEAL_PASSAGES = 40
+BATCH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document as a reader gets it."""
+
+    pages: tuple[str, ...]
+    readers: frozenset[str] = GROUPS
 
 
 class Workload(Protocol):
@@ -38,15 +50,16 @@ class Workload(Protocol):
 
     A document is known by a number; `pages_of(number)` is its text. The process prints a line as it acknowledges:
     `added NUMBER` or `deleted NUMBER`, and `deleting NUMBER` before it asks for a deletion, which a kill may or may not
-    let through. Documents are written in the order of their numbers; `ahead` is how many may be stored and not yet
-    acknowledged. A kill takes the process's whole group.
+    let through; `sharing NUMBER READERS` and `shared NUMBER READERS` likewise, of `named`. Documents are written in the
+    order of their numbers; `ahead` is how many may be stored and not yet acknowledged. A kill takes the process's whole
+    group.
     """
 
     ahead: int
 
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]": ...
 
-    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+    def stored(self, directory: Path) -> Mapping[int, Stored]:
         """Every document that the store holds, as a reader gets it. Raises where the store does not open."""
 
 
@@ -59,6 +72,11 @@ def pages_of(number: int) -> tuple[str, ...]:
         for _ in range(rng.randint(0, 3))
     ]
     return (*pages, last_words(number))
+
+
+def named(readers: frozenset[str]) -> str:
+    """Readers as a line names them."""
+    return ",".join(sorted(readers))
 
 
 def last_words(number: int) -> str:
@@ -80,20 +98,22 @@ def number_of(title: str) -> int:
 
 
 class LibraryWorkload:
-    """The library alone, with real encryption and real fsync; sealed often, compacted and deleted from now and then."""
+    """The library alone, with real encryption and real fsync; sealed often, also by another thread, compacted and
+    deleted from now and then."""
 
-    ahead = 1
+    ahead = BATCH
 
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
         argv = [sys.executable, "-m", "tests.crash", "--write", str(directory), str(first_number), str(seed)]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
-    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+    def stored(self, directory: Path) -> Mapping[int, Stored]:
         library = open_library(directory)
         try:
             documents, _ = library.documents(COLLECTION, GROUPS)
             found = {
-                number_of(document.title): library.pages(COLLECTION, document.id, GROUPS) for document in documents
+                number_of(document.title): Stored(library.pages(COLLECTION, document.id, GROUPS), document.readers)
+                for document in documents
             }
             assert len(found) == len(documents), "a document is there twice"
             for document in documents[:3]:
@@ -120,12 +140,22 @@ def document_of(number: int) -> NewDocument:
     return NewDocument(title_of(number), "text/plain", digest, 1, "crash", "text/1", "1", pages_of(number))
 
 
+def tidy(library: Library, seed: int) -> None:
+    """Seal and merge beside the writer, so that what it changes falls into the midst of that. Never returns."""
+    rng = random.Random(seed)
+    while True:
+        time.sleep(rng.uniform(0.0, 0.1))
+        library.seal_where_old(0.0)
+        library.compact_where_due()
+
+
 def write(directory: Path, first_number: int, seed: int) -> None:
     """The writer process. Never returns."""
     library, rng = open_library(directory), random.Random(seed)
     if not library.collections():
         library.create(COLLECTION)
     number = first_number
+    Thread(target=tidy, args=(library, seed), daemon=True).start()
     while True:
         added = library.add(COLLECTION, document_of(number))
         print(f"added {number}", flush=True)
@@ -137,17 +167,27 @@ def write(directory: Path, first_number: int, seed: int) -> None:
             library.delete(COLLECTION, victim.id, GROUPS)
             print(f"deleted {gone}", flush=True)
         elif chance < 0.2:
+            victim = rng.choice(library.documents(COLLECTION, GROUPS)[0])
             readers = frozenset({*GROUPS, f"role:{rng.choice(['app', 'admin'])}"})  # everyone finds it all the same
-            library.set_readers(COLLECTION, added.id, readers, GROUPS)
+            print(f"sharing {number_of(victim.title)} {named(readers)}", flush=True)
+            library.set_readers(COLLECTION, victim.id, readers, GROUPS)
+            print(f"shared {number_of(victim.title)} {named(readers)}", flush=True)
         elif chance < 0.3:
             number += 1
             print(f"deleting {number - 1}", flush=True)
             library.add(COLLECTION, replace(document_of(number), replaces=added.id))
             print(f"added {number}", flush=True)
             print(f"deleted {number - 1}", flush=True)
-        elif chance < 0.33:
-            library.compact(COLLECTION)
-        elif chance < 0.36:
+        elif chance < 0.5:
+            batch = [document_of(one) for one in range(number + 1, number + 1 + rng.randint(1, BATCH))]
+            library.add_all(COLLECTION, batch)
+            for _ in batch:
+                number += 1
+                print(f"added {number}", flush=True)
+        elif chance < 0.53:
+            with suppress(Busy):  # the other thread merges just now
+                library.compact(COLLECTION)
+        elif chance < 0.56:
             library.rotate()
         number += 1
 
@@ -156,23 +196,40 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
     """One line a kill: empty where all is well, else what is wrong."""
     rng = random.Random(seed)
     expected: set[int] = set()
+    shared: dict[int, str] = {}  # by document, the readers that were acknowledged
     next_number = 0
     for kill in range(kills):
         process = workload.start(directory, next_number, rng.randrange(1 << 30))
         lines = _run_and_kill(process, rng.uniform(0.0, 1.5))
         unsure: set[int] = set()
+        sharing: dict[int, str] = {}
         begun = next_number  # the first whose acknowledgement the kill may have swallowed
         for line in lines:
-            what, _, number = line.partition(" ")
+            what, number, *readers = line.split(" ")
+            if readers:
+                {"sharing": sharing, "shared": shared}[what][int(number)] = readers[0]
+                continue
             {"added": expected.add, "deleting": unsure.add, "deleted": expected.discard}[what](int(number))
             begun = int(number) + 1 if what == "added" else begun
         stored = workload.stored(directory)
         missing = expected - stored.keys() - unsure
-        halves = [number for number, pages in stored.items() if pages != pages_of(number)]
+        halves = [number for number, one in stored.items() if one.pages != pages_of(number)]
+        astray = [
+            number
+            for number, one in stored.items()
+            if named(one.readers) not in (shared.get(number, named(GROUPS)), sharing.get(number))
+        ]
+        shared = {number: named(one.readers) for number, one in stored.items()}
         surplus = stored.keys() - expected - set(range(begun, begun + workload.ahead))
         expected, next_number = set(stored), begun + workload.ahead
         silent = [] if lines else ["the writer acknowledged nothing"]
-        problems = [("missing", sorted(missing)), ("half", halves), ("unexpected", sorted(surplus)), ("silent", silent)]
+        problems = [
+            ("missing", sorted(missing)),
+            ("half", halves),
+            ("for others", astray),
+            ("unexpected", sorted(surplus)),
+            ("silent", silent),
+        ]
         yield "; ".join(f"kill {kill}: {what} {numbers}" for what, numbers in problems if numbers)
 
 

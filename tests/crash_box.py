@@ -7,18 +7,19 @@ daemon's children, at a random moment; a new daemon then says what it holds. Las
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from appliance.client import Client
 from appliance.errors import Busy, NotFound
-from appliance.types import Document, FileState
-from tests.crash import check_found, last_words, options, pages_of, report
+from appliance.types import EVERYONE, Document, FileState, IngestionState
+from tests.crash import Stored, check_found, last_words, named, options, pages_of, report
 from tests.daemon import running
 
 COLLECTION = "crash"
-FILES = 400
+FILES = 100
 SEAL_PASSAGES = 24
 OPTIONS = (f"--seal-passages={SEAL_PASSAGES}", "--log-level=warning", "--drain-seconds=0")
 DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -39,20 +40,33 @@ class BoxWorkload:
         argv = [sys.executable, "-m", "tests.crash_box", "--write", str(directory), str(first_number), str(seed)]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
-    def stored(self, directory: Path) -> Mapping[int, tuple[str, ...]]:
+    def stored(self, directory: Path) -> Mapping[int, Stored]:
         with running(directory / "data", *OPTIONS) as box, box.client() as client:
+            self._let_go_on(client)
             stored = documents(client)
             # Of a longer document its last words are a small part, and the embedder may like another's better.
             short = [d for d in stored if text_of(number_of(d.title)) == last_words(number_of(d.title))]
             for document in short[:3]:
                 hits = client.search(COLLECTION, last_words(number_of(document.title)), limit=5)
                 check_found(document.name, hits.passages)
-            return {number_of(d.title): self._pages(client, d.name, d.title) for d in stored}
+            return {number_of(d.title): self._stored(client, d.name) for d in stored}
 
-    def _pages(self, client: Client, name: str, title: str) -> tuple[str, ...]:
-        """The pages that the file was made of, where the store has its text; else what the store has."""
-        number, (_, pages) = number_of(title), client.document(name)
-        return pages_of(number) if pages == (text_of(number),) else pages
+    def _let_go_on(self, client: Client) -> None:
+        """What the kill cut short goes on by itself: it comes to its end, and leaves no copy behind; then it is as if
+        the writer had gone on."""
+        for ingestion in client.ingestions():
+            while not (now := client.ingestion(ingestion.name)).state.ended:
+                stopped = now.state in (IngestionState.FAILED, IngestionState.INTERRUPTED)
+                assert not stopped, f"{now.name} stopped: {now.problem}"
+                time.sleep(0.05)
+            states = {file.state for file in client.files(ingestion.name)}
+            assert states <= {FileState.COMMITTED}, f"{ingestion.name} ended with {states}"
+
+    def _stored(self, client: Client, name: str) -> Stored:
+        """With the pages that the file was made of, where the store has its text; else what the store has."""
+        document, pages = client.document(name)
+        number = number_of(document.title)
+        return Stored(pages_of(number) if pages == (text_of(number),) else pages, document.readers)
 
 
 def number_of(title: str) -> int:
@@ -74,15 +88,16 @@ def write(directory: Path, first_number: int, seed: int) -> None:
     for number in range(first_number, first_number + FILES):
         (stick / f"{number:08}.txt").write_text(text_of(number))
     with running(directory / "data", *OPTIONS, launcher=DIES_WITH_PARENT) as box, box.client() as client:
-        job = client.ingest_folder(str(stick), COLLECTION)
+        ingestion = client.ingest(str(stick), COLLECTION)
         told = 0
-        while not client.job(job.id).state.ended:
-            files = list(client.files(job.id))
-            for file in files[told:]:
+        while not client.ingestion(ingestion.name).state.ended:
+            files = list(client.files(ingestion.name))
+            ended = [file for file in files if file.state.ended]
+            for file in ended[told:]:
                 if file.state is not FileState.COMMITTED:
                     raise SystemExit(f"{file.path}: {file.reason} {file.detail}")
                 print(f"added {number_of(file.path)}", flush=True)
-            told = len(files)
+            told = len(ended)
             if rng.random() < 0.1:
                 delete_one(client, rng)
             if rng.random() < 0.1:
@@ -97,7 +112,10 @@ def write(directory: Path, first_number: int, seed: int) -> None:
 def change_readers(client: Client, rng: random.Random) -> None:
     """Of a document that everyone finds all the same."""
     if stored := documents(client):
-        client.set_readers(rng.choice(stored).name, ["everyone", f"role:{rng.choice(['app', 'admin'])}"])
+        victim, readers = rng.choice(stored), frozenset({EVERYONE, f"role:{rng.choice(['app', 'admin'])}"})
+        print(f"sharing {number_of(victim.title)} {named(readers)}", flush=True)
+        client.set_readers(victim.name, sorted(readers))
+        print(f"shared {number_of(victim.title)} {named(readers)}", flush=True)
 
 
 def delete_one(client: Client, rng: random.Random) -> None:

@@ -81,9 +81,12 @@ class WordEncoders:
             raise NotFound(f"There is no model models/{model}.")
         return Encoded(self.embedder.embed(texts), self.embedder.count_tokens(texts))
 
-    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
+    def check_reranker(self, model: str) -> None:
         if model != "judge":
             raise NotFound(f"There is no model models/{model}.")
+
+    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> Encoded:
+        self.check_reranker(model)
         scores = [[float(len(set(query.split()) & set(text.split())))] for text in texts]
         return Encoded(np.array(scores, np.float32), len(texts))
 
@@ -180,11 +183,21 @@ class MemoryLibrary:
             passage_count=len(spans),
             readers=document.readers,
             create_time=EPOCH,
+            metadata=document.metadata,
         )
         held.pop(document.replaces, None)
         held[made.id] = (made, document.pages)
         held.pop(document.replaces, None)
         return made
+
+    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+        added: list[Document | DocumentRefused] = []
+        for document in documents:
+            try:
+                added.append(self.add(collection, document))
+            except DocumentRefused as refusal:
+                added.append(refusal)
+        return tuple(added)
 
     def _spans(self, pages: tuple[str, ...]) -> list[Span]:
         return [piece.span for piece in pieces(pages, (), self.embedder)]

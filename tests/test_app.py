@@ -1,4 +1,5 @@
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,17 @@ from appliance.health import host
 from appliance.health.metrics import Metrics
 from appliance.infer.router import Router
 from appliance.knowledge.quality.drift import SearchTallies
-from appliance.types import EngineStats, ModelFile, ModelKind
+from appliance.types import (
+    EngineStats,
+    Ingestion,
+    IngestionState,
+    ModelFile,
+    ModelKind,
+    Provenance,
+    SourceKind,
+    Wall,
+    Walls,
+)
 
 GIB = 1 << 30
 FILE = ModelFile("big", ModelKind.CHAT, "/nowhere", "llama", "0" * 64, 10 * GIB, "a stick")
@@ -65,6 +76,12 @@ def test_the_options_of_the_configuration_reach_the_engines(tmp_path: Path) -> N
     assert (options.draft_model, options.prefill_beside_streams) == ("small", 64)
 
 
+def test_a_wall_that_is_not_there_is_told_with_what_it_lacks() -> None:
+    layers = (Wall("seccomp", True, True, "41 calls"), Wall("namespaces", False, False, "without user"))
+    assert app._missing_walls(Walls(layers, datetime.now(UTC))) == {"sandbox/namespaces": "without user"}
+    assert app._missing_walls(None) == {}
+
+
 def test_stock_attention_that_nobody_asked_for_is_told_with_its_reason() -> None:
     engines = {
         "one": EngineStats(attention="paged (avx2)"),
@@ -99,3 +116,19 @@ def test_a_damaged_collection_is_a_finding_of_its_tenant() -> None:
 def test_a_cache_on_disk_that_fails_is_told_with_its_reason() -> None:
     engines = {"one": EngineStats(), "two": EngineStats(disk_fault="A file cannot be written.")}
     assert app._failing_caches(engines) == {"models/two": "A file cannot be written."}
+
+
+def test_an_ingestion_that_waits_and_one_that_stopped_are_told_of_with_their_tenants() -> None:
+    where = Provenance(SourceKind.FOLDER, "/srv/drop")
+    begun = Ingestion("1", "acme", "docs", frozenset(), where, "olga", IngestionState.WAITING, datetime.now(UTC))
+    others = [
+        replace(begun, id="2", state=IngestionState.FAILED, problem="The disk is full."),
+        replace(begun, id="3", tenant="rival", state=IngestionState.INTERRUPTED, problem="It was pulled."),
+        replace(begun, id="4", state=IngestionState.RUNNING),
+    ]
+    waiting, stopped = app._waiting([begun, *others])
+    assert waiting == {("acme", "ingestions/1"): "olga began it."}
+    assert stopped == {
+        ("acme", "ingestions/2"): "The disk is full.",
+        ("rival", "ingestions/3"): "It was pulled.",
+    }

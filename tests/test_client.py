@@ -1,3 +1,4 @@
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -219,7 +220,7 @@ def test_files_say_how_they_ended(box: Box, client: Client) -> None:
     box.answers["ListFiles"] = lambda request, context: ingest_pb2.ListFilesResponse(files=[file])
     (found,) = client.files("7f")
     assert (found.state, found.reason, found.time) == (types.FileState.QUARANTINED, "PDF_ENCRYPTED", NOW)
-    assert box.calls[0].request.job == "jobs/7f"
+    assert box.calls[0].request.ingestion == "ingestions/7f"
 
 
 def test_health_is_the_first_report_of_the_watch(box: Box, client: Client) -> None:
@@ -257,7 +258,23 @@ def every_call(client: Client) -> list[Callable[[], object]]:
         lambda: list(client.documents("a")),
         lambda: client.document(document),
         lambda: client.delete_document(document),
-        lambda: client.ingest_folder("/x", "a"),
+        client.sources,
+        lambda: client.watch_source("/x", types.Watch("a", frozenset({"everyone"}))),
+        lambda: client.unwatch_source("a"),
+        lambda: client.allow_device("4c53"),
+        lambda: client.trust_signer("records", ""),
+        lambda: client.ingest("/x", "a"),
+        lambda: client.ingestion("1"),
+        lambda: list(client.ingestions()),
+        lambda: client.approve_ingestion("1"),
+        lambda: client.resume_ingestion("1"),
+        lambda: client.cancel_ingestion("1"),
+        lambda: list(client.report("1")),
+        lambda: client.lineage(document),
+        lambda: client.create_upload("a.md", "a"),
+        lambda: client.upload("1", io.BytesIO(b"a")),
+        lambda: client.release_files(["1"]),
+        lambda: client.purge_files(["1"]),
         lambda: list(client.files("1")),
         lambda: list(client.quarantine()),
         lambda: client.job("1"),

@@ -26,6 +26,15 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ("model_queue = true", "model_queue"),
         ('log_level = "loud"', "log_level"),
         ("model_batch_tokens = 32\nmodel_sequences = 33", "model_batch_tokens"),
+        ('sticks_allowed = "some"', "sticks_allowed"),
+        ('ocr_languages = "../../etc/passwd"', "ocr_languages"),
+        ("archive_max_ratio = 1", "archive_max_ratio"),
+        ('sticks_must_be_signed = "maybe"', "sticks_must_be_signed"),
+        ("sticks_must_be_signed = true", "sticks_must_be_signed"),
+        ('stick_mount = "ext4 xfs"', "stick_mount"),
+        ('stick_mount = "../ext4"', "stick_mount"),
+        ('clamav_socket = "clamd.sock"', "clamav_socket"),
+        ("source_poll_seconds = 0", "source_poll_seconds"),
         ("listen = [", "appliance.toml"),
     ],
 )
@@ -33,6 +42,11 @@ def test_a_wrong_option_is_named(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "appliance.toml").write_text(text)
     with pytest.raises(ConfigInvalid, match=named):
         load({"data_dir": str(tmp_path)}, {})
+
+
+def test_file_systems_that_may_be_mounted_are_named_one_by_one() -> None:
+    assert Config().mountable() == ()
+    assert Config(stick_mount="ext4, xfs,btrfs").mountable() == ("ext4", "xfs", "btrfs")
 
 
 def test_the_http_port_may_be_switched_off(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ MAY_IMPORT = {
     "duckdb": {"knowledge/catalog.py"},
     "hnswlib": {"knowledge/index/hnsw.py"},
     "psutil": {"health/host.py"},
-    "pypdfium2": {"ingest/extract/pdf.py"},
-    "pypdf": {"ingest/extract/pdf.py"},
+    "pyudev": {"ingest/sources/devices.py"},
+    "PIL": {"ingest/extract/image.py"},
+    "charset_normalizer": {"ingest/extract/charset.py"},
+    "pypdfium2": {"ingest/extract/pdf/pdfium.py"},
+    "pypdf": {"ingest/extract/pdf/pypdf_text.py"},
     "selectolax": {"ingest/extract/html.py"},
     "markdown_it": {"ingest/extract/markdown.py"},
     "argon2": {"vault/passphrase.py"},
-    "cryptography": {"access/ca.py", "vault/envelope.py", "vault/keyring.py"},
+    "cryptography": {"access/ca.py", "ingest/signing.py", "vault/envelope.py", "vault/keyring.py"},
 }
 
 

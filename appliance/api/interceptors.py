@@ -45,16 +45,17 @@ class Gate(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(HEALTH_PREFIX):
             return handler
-        make = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        guarded = self._stream(method, handler) if handler.response_streaming else self._unary(method, handler)
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        serializers = handler.request_deserializer, handler.response_serializer
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler), *serializers)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), *serializers)
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *serializers)
 
-    def _unary(self, method: str, handler: Any) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def call(request: Any, context: Context) -> Any:
+    def _unary(self, method: str, handle: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:  # of an upload: its pieces
             async with self._admitted(method, context):
-                return await handler.unary_unary(request, context)
+                return await handle(request, context)
 
         return call
 

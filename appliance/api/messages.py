@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance import types
+from appliance.errors import InvalidArgument
 from appliance.gen.v1 import access_pb2, inference_pb2, ingest_pb2, job_pb2, knowledge_pb2, model_pb2, telemetry_pb2
 
 
@@ -214,6 +215,57 @@ def job(value: types.Job) -> job_pb2.Job:
     )
 
 
+def provenance(value: types.Provenance) -> ingest_pb2.Provenance:
+    return ingest_pb2.Provenance(
+        kind=ingest_pb2.Provenance.Kind.Value(f"KIND_{value.kind.name}"),
+        path=value.path,
+        serial=value.serial,
+        volume=value.volume,
+        label=value.label,
+        signer=value.signer,
+    )
+
+
+def source(value: types.Source) -> ingest_pb2.Source:
+    return ingest_pb2.Source(
+        name=value.name,
+        provenance=provenance(value.provenance),
+        state=ingest_pb2.Source.State.Value(f"STATE_{value.state.name}"),
+        problem=value.problem,
+        filesystem=value.filesystem,
+        size_bytes=value.size_bytes,
+        watch=_watch(value.watch) if value.watch else None,
+    )
+
+
+def _watch(value: types.Watch) -> ingest_pb2.Watch:
+    return ingest_pb2.Watch(
+        collection=f"collections/{value.collection}",
+        readers=sorted(value.readers),
+        approve=value.approve,
+        settle_polls=value.settle_polls,
+    )
+
+
+def ingestion(value: types.Ingestion) -> ingest_pb2.Ingestion:
+    return ingest_pb2.Ingestion(
+        name=value.name,
+        collection=f"collections/{value.collection}",
+        readers=sorted(value.readers),
+        provenance=provenance(value.provenance),
+        operator=value.operator,
+        approver=value.approver,
+        state=ingest_pb2.Ingestion.State.Value(f"STATE_{value.state.name}"),
+        job=value.job,
+        problem=value.problem,
+        counts={state.value: count for state, count in value.counts.items()},
+        by_format=value.by_format,
+        size_bytes=value.size_bytes,
+        create_time=timestamp(value.create_time),
+        end_time=timestamp(value.end_time),
+    )
+
+
 def file_outcome(value: types.FileOutcome) -> ingest_pb2.FileOutcome:
     return ingest_pb2.FileOutcome(
         path=value.path,
@@ -223,8 +275,39 @@ def file_outcome(value: types.FileOutcome) -> ingest_pb2.FileOutcome:
         document=value.document,
         sha256=value.sha256,
         size_bytes=value.size_bytes,
-        job=value.job,
+        ingestion=f"ingestions/{value.ingestion}" if value.ingestion else "",
         time=timestamp(value.time),
+        id=value.id,
+        remedy=value.remedy,
+        format=value.format,
+        released=value.released,
+    )
+
+
+def file_state(value: ingest_pb2.FileOutcome.State.ValueType) -> types.FileState:
+    """Raises InvalidArgument."""
+    try:
+        return types.FileState[ingest_pb2.FileOutcome.State.Name(value).removeprefix("STATE_")]
+    except (KeyError, ValueError):
+        raise InvalidArgument.of("states", f"{value} is no state of a file.") from None
+
+
+def lineage(value: types.Lineage) -> ingest_pb2.Lineage:
+    kind = types.SourceKind(value.kind) if value.kind else None
+    origin = ingest_pb2.Provenance(
+        kind=ingest_pb2.Provenance.Kind.Value(f"KIND_{kind.name if kind else 'UNSPECIFIED'}"),
+        path=value.path,
+        serial=value.serial,
+        volume=value.volume,
+        label=value.label,
+        signer=value.signer,
+    )
+    return ingest_pb2.Lineage(
+        ingestion=value.ingestion,
+        operator=value.operator,
+        approver=value.approver,
+        provenance=origin,
+        container=value.container,
     )
 
 
@@ -347,4 +430,15 @@ def status(value: types.Status) -> telemetry_pb2.GetStatusResponse:
         memory_total_bytes=value.memory_total_bytes,
         disk_free_bytes=value.disk_free_bytes,
         principal=value.principal,
+        walls=_walls(value.walls) if value.walls else None,
     )
+
+
+def _walls(value: types.Walls) -> telemetry_pb2.Walls:
+    layers = [
+        telemetry_pb2.Wall(name=wall.name, stands=wall.stands, needed=wall.needed, detail=wall.detail)
+        for wall in value.layers
+    ]
+    proof_time = Timestamp()
+    proof_time.FromDatetime(value.proof_time)
+    return telemetry_pb2.Walls(layers=layers, proof_time=proof_time)

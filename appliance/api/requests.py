@@ -17,6 +17,9 @@ MAX_PAGE_SIZE = 1000
 COLLECTION = re.compile(rf"collections/({COLLECTION_NAME})")
 DOCUMENT = re.compile(COLLECTION.pattern + r"/documents/([A-Za-z0-9-]{1,64})")
 JOB = re.compile(r"jobs/([a-f0-9]{1,32})")
+INGESTION = re.compile(r"ingestions/([a-f0-9]{1,32})")
+UPLOAD = re.compile(r"uploads/([a-f0-9]{1,32})")
+SOURCE = re.compile(r"sources/([A-Za-z0-9][A-Za-z0-9._-]{0,127})", re.ASCII)
 GROUP = re.compile(r"groups/([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
 APP_KEY = re.compile(r"appKeys/([a-f0-9]{1,32})")
 ALIAS = re.compile(r"aliases/([a-z0-9][a-z0-9.-]{0,63})")
@@ -38,15 +41,30 @@ def collection_id(name: str) -> str:
     return _match(COLLECTION, f"collections/{name}", "collection_id", "handbook")[1]
 
 
-def document(name: str) -> tuple[str, str]:
+def document(name: str, field: str = "name") -> tuple[str, str]:
     """Collection and document id. Raises InvalidArgument."""
-    found = _match(DOCUMENT, name, "name", "collections/handbook/documents/5f2c")
+    found = _match(DOCUMENT, name, field, "collections/handbook/documents/5f2c")
     return found[1], found[2]
 
 
 def job(name: str, field: str = "name") -> str:
     """The id in "jobs/7f3a". Raises InvalidArgument."""
     return _match(JOB, name, field, "jobs/7f3a")[1]
+
+
+def ingestion(name: str, field: str = "name") -> str:
+    """The id in "ingestions/7f3a". Raises InvalidArgument."""
+    return _match(INGESTION, name, field, "ingestions/7f3a")[1]
+
+
+def upload(name: str) -> str:
+    """The id in "uploads/7f3a". Raises InvalidArgument."""
+    return _match(UPLOAD, name, "upload", "uploads/7f3a")[1]
+
+
+def source(name: str) -> str:
+    """The id in "sources/usb-4c530001". Raises InvalidArgument."""
+    return _match(SOURCE, name, "name", "sources/usb-4c530001")[1]
 
 
 def app_key(name: str, field: str = "name") -> str:

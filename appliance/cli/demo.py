@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli import ask, ingest, models
+from appliance.cli import ask, models
 from appliance.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -162,11 +162,13 @@ def _show_why(log: Path, begin: int) -> None:
 def _run(client: "Client", folder: Path, questions: tuple[Question, ...], as_json: bool) -> bool:
     """Ingest, ask, show; whether every answer cites what it should."""
     from appliance.cli import output, progress
+    from appliance.cli.ingest.shown import show_summary
+    from appliance.types import FileState
 
-    job = progress.wait(client, client.ingest_folder(str(folder / "documents"), COLLECTION))
-    outcomes = list(client.files(job.id))
+    begun = client.ingest(str(folder / "documents"), COLLECTION)
+    job = progress.wait(client, client.job(begun.job))
     if not as_json:
-        ingest.show_summary(job, outcomes, as_json=False)
+        show_summary(client.ingestion(begun.id), list(client.files(begun.id, (FileState.QUARANTINED,))))
     progress.raise_failure(job)
     answers = [_ask(client, question, as_json) for question in questions]
     right = all(question.is_right(answer) for question, answer in zip(questions, answers, strict=True))
@@ -206,7 +208,7 @@ def _serve(process: "subprocess.Popen[bytes]", data_dir: Path) -> None:
     where = f"{program} --data-dir {shlex.quote(str(data_dir))}"
     output.show("\nThe box serves until Ctrl-C. Go on in another terminal:", "bold")
     output.show(f'  {where} ask "How do I …?"')
-    output.show(f"  {where} ingest FOLDER")
+    output.show(f"  {where} ingest start FOLDER")
     output.show(f"  {where} status")
     output.show(f"Drop a GGUF chat model into {data_dir / 'import'}, and it serves these too:", "bold")
     output.show(f"  {where} chat")

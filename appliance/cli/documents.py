@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from appliance.client import Client
-    from appliance.types import Document
+    from appliance.types import Document, Ingestion, Lineage
 
-documents = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and delete documents.")
+documents = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, trace and delete documents.")
 DocumentName = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="Its title or id in the collection, or its whole resource name.")
 ]
@@ -71,6 +71,21 @@ def show(
 
 
 @command(documents)
+def why(session: Session, document: DocumentName, collection: CollectionOption = "default") -> None:
+    """Show where a document comes from: its file, stick or share, who let it in, what read it, in which ingestion."""
+    from appliance.cli import output
+
+    with session.connect() as client:
+        found, lineage, ingestion = client.lineage(_resource_name(client, collection, document))
+    line = (
+        session.line("ingest", "report", lineage.ingestion.removeprefix("ingestions/")) if ingestion and lineage else ""
+    )
+    if session.json:
+        return output.show_json({"document": found, "lineage": lineage, "ingestion": ingestion, "report": line})
+    return output.show_fields(pair for pair in _lineage_rows(found, lineage, ingestion, line) if pair[1])
+
+
+@command(documents)
 def delete(
     session: Session, document: DocumentName, collection: CollectionOption = "default", yes: Yes = False
 ) -> None:
@@ -121,6 +136,41 @@ def _resource_name(client: "Client", collection: str, document: str, *, all_: bo
     if len(found) > 1:
         raise InvalidArgument.of("document", f"{len(found)} have this title; name one by its id: {found[0].id}, ….")
     return found[0].name
+
+
+def _lineage_rows(
+    document: "Document", lineage: "Lineage | None", ingestion: "Ingestion | None", report: str
+) -> "list[tuple[str, str]]":
+    """From the passages of a document back to where its file was."""
+    from appliance.cli import output
+    from appliance.cli.ingest.shown import place
+    from appliance.types import Provenance, SourceKind
+
+    rows = [
+        ("document", document.title),
+        ("name", document.name),
+        ("passages", f"{document.passage_count} on {document.page_count} page{'s' * (document.page_count != 1)}"),
+        ("file", f"sha256 {document.sha256}, {output.bytes_text(document.size_bytes)}"),
+        ("source", document.source),
+        ("read by", f"{document.parser}, {document.pipeline}"),
+        ("taken in", output.time_text(document.create_time)),
+    ]
+    if lineage is None:
+        return [
+            *rows,
+            ("ingestion", "none: it was imported or restored with its collection, or came before ingestions"),
+        ]
+    kind = SourceKind(lineage.kind or SourceKind.FOLDER.value)
+    origin = Provenance(kind, lineage.path, lineage.serial, lineage.volume, lineage.label, lineage.signer)
+    return [
+        *rows,
+        ("from", place(origin)),
+        ("inside", lineage.container),
+        ("started by", lineage.operator),
+        ("approved by", lineage.approver),
+        ("ingestion", lineage.ingestion + (f", {output.time_text(ingestion.create_time)}" if ingestion else "")),
+        ("report", report or "no longer kept"),
+    ]
 
 
 def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json: bool) -> None:

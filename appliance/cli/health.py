@@ -7,7 +7,7 @@ import typer
 from appliance.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from appliance.types import HealthReport
+    from appliance.types import HealthReport, Walls
 
 STYLES = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red"}
 
@@ -27,6 +27,8 @@ def health(
         if not watch:
             report = client.health()
             _show(report, session.json, indent=2)
+            if not session.json:
+                _show_walls(client.status().walls)
             if report.severity is Severity.CRITICAL:
                 raise typer.Exit(1)
             return
@@ -46,4 +48,16 @@ def _show(report: "HealthReport", as_json: bool, indent: int | None) -> None:
         pairs = [("code", finding.code), ("subject", finding.subject), ("detail", finding.detail)]
         pairs += [("remedy", finding.remedy), ("since", output.time_text(finding.since))]
         output.show_fields([(f"  {name}", value) for name, value in pairs if value])
+    return None
+
+
+def _show_walls(walls: "Walls | None") -> None:
+    from appliance.cli import output
+
+    if walls is None:
+        return output.show("around parsers: nothing is proven, so nothing is parsed", STYLES["CRITICAL"])
+    output.show(f"around parsers, proven {output.time_text(walls.proof_time)}:")
+    output.show_fields(
+        [(f"  {wall.name}", wall.detail if wall.stands else f"MISSING: {wall.detail}") for wall in walls.layers]
+    )
     return None

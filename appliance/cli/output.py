@@ -51,7 +51,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, frozenset):
         return sorted(plain(part) for part in value)
     if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
+        return {plain(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return value

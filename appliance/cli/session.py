@@ -5,6 +5,7 @@ Imports of the client and of rich stay inside functions: `appliance --help` and 
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -53,6 +54,15 @@ class Session:
 
         return Client.local(self.data_dir, self.address, self.timeout)
 
+    def line(self, *words: str) -> str:
+        """The command line of another verb for the same box."""
+        box = []
+        if self.data_dir and str(self.data_dir) != os.environ.get("APPLIANCE_DATA_DIR"):
+            box = ["--data-dir", str(self.data_dir)]
+        if self.address:
+            box += ["--address", self.address]
+        return shlex.join(("appliance", *box, *words))
+
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a verb of a function that takes a Session first: the session's options are added to its own.
@@ -98,6 +108,10 @@ def complete_collection(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_job(ctx: typer.Context, incomplete: str) -> list[str]:
     return _complete(ctx, incomplete, lambda client: (job.id for job in client.jobs()))
+
+
+def complete_ingestion(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _complete(ctx, incomplete, lambda client: (found.id for found in client.ingestions()))
 
 
 def complete_app_key(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -13,6 +13,7 @@ from appliance.client.box import BoxCalls
 from appliance.client.calls import CALL_SECONDS, WATCH_SECONDS, WORK_SECONDS, Stream
 from appliance.client.failures import restore_error
 from appliance.client.inference import InferenceCalls
+from appliance.client.ingest import IngestCalls
 from appliance.client.knowledge import KnowledgeCalls
 from appliance.client.models import ModelCalls
 from appliance.config import default_data_dir
@@ -20,12 +21,12 @@ from appliance.config import default_data_dir
 __all__ = ["CALL_SECONDS", "WATCH_SECONDS", "WORK_SECONDS", "Client", "Stream", "restore_error"]
 
 
-class Client(InferenceCalls, KnowledgeCalls, ModelCalls, BoxCalls):
+class Client(InferenceCalls, KnowledgeCalls, IngestCalls, ModelCalls, BoxCalls):
     """One box, over TLS with a client certificate.
 
-    Names of collections, models and jobs are taken with or without their prefix; documents by their whole resource
-    name. Every method raises errors of `appliance.errors`: Unreachable, DeadlineExceeded, Unauthenticated, Forbidden,
-    and what the box answers. `timeout_seconds` replaces every call's own deadline.
+    Names of collections, models, ingestions and jobs are taken with or without their prefix; documents by their whole
+    resource name. Every method raises errors of `appliance.errors`: Unreachable, DeadlineExceeded, Unauthenticated,
+    Forbidden, and what the box answers. `timeout_seconds` replaces every call's own deadline.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The box itself: health, ingest, keys of applications, groups of users."""
+"""The box itself: health, keys of applications, groups of users."""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -10,18 +10,16 @@ from appliance import errors, types
 from appliance.client import messages as convert
 from appliance.client.calls import CALL_SECONDS, WATCH_SECONDS, Calls, Stream
 from appliance.client.messages import named
-from appliance.gen.v1 import access_pb2, ingest_pb2, telemetry_pb2
+from appliance.gen.v1 import access_pb2, telemetry_pb2
 from appliance.gen.v1.access_pb2_grpc import AccessServiceStub
-from appliance.gen.v1.ingest_pb2_grpc import IngestServiceStub
 from appliance.gen.v1.telemetry_pb2_grpc import TelemetryServiceStub
 
 
 class BoxCalls(Calls):
-    """The box itself: health, ingest, keys of applications, groups of users."""
+    """The box itself: health, keys of applications, groups of users."""
 
     def __init__(self, *connection: Any) -> None:
         super().__init__(*connection)
-        self._ingest = IngestServiceStub(self._channel)
         self._telemetry = TelemetryServiceStub(self._channel)
         self._access = AccessServiceStub(self._channel)
         self._check: Any = health_pb2_grpc.HealthStub(self._channel).Check  # type: ignore[attr-defined]
@@ -46,24 +44,6 @@ class BoxCalls(Calls):
         """The present report at once, then each change."""
         request = telemetry_pb2.WatchHealthRequest()
         return self._stream(self._telemetry.WatchHealth, request, convert.health, timeout_seconds)
-
-    def ingest_folder(self, path: str, collection: str, readers: Sequence[str] = ()) -> types.Job:
-        """Start to read a folder or file of the box; no `readers`: everyone may read the documents."""
-        request = ingest_pb2.IngestFolderRequest(
-            path=path, collection=named("collections", collection), readers=readers
-        )
-        return convert.job(self._call(self._ingest.IngestFolder, request).job)
-
-    def files(self, job: str) -> Iterator[types.FileOutcome]:
-        """What became of each file of an ingest job."""
-        request = ingest_pb2.ListFilesRequest(job=named("jobs", job))
-        return map(convert.file_outcome, self._pages(self._ingest.ListFiles, request, "files"))
-
-    def quarantine(self) -> Iterator[types.FileOutcome]:
-        """Files that were refused, of all jobs, newest first."""
-        return map(
-            convert.file_outcome, self._pages(self._ingest.ListQuarantine, ingest_pb2.ListQuarantineRequest(), "files")
-        )
 
     def create_app_key(
         self,

@@ -215,6 +215,56 @@ def document(value: knowledge_pb2.Document) -> types.Document:
     )
 
 
+def provenance(value: ingest_pb2.Provenance) -> types.Provenance:
+    return types.Provenance(
+        kind=enum(types.SourceKind, ingest_pb2.Provenance.Kind, value.kind),
+        path=value.path,
+        serial=value.serial,
+        volume=value.volume,
+        label=value.label,
+        signer=value.signer,
+    )
+
+
+def watch(value: ingest_pb2.Watch) -> types.Watch:
+    return types.Watch(
+        value.collection.removeprefix("collections/"), frozenset(value.readers), value.approve, value.settle_polls
+    )
+
+
+def source(value: ingest_pb2.Source) -> types.Source:
+    return types.Source(
+        id=value.name.removeprefix("sources/"),
+        provenance=provenance(value.provenance),
+        state=enum(types.SourceState, ingest_pb2.Source.State, value.state),
+        problem=value.problem,
+        filesystem=value.filesystem,
+        size_bytes=value.size_bytes,
+        watch=watch(value.watch) if value.HasField("watch") else None,
+    )
+
+
+def ingestion(value: ingest_pb2.Ingestion) -> types.Ingestion:
+    """Without its tenant, which is the caller's."""
+    return types.Ingestion(
+        id=value.name.removeprefix("ingestions/"),
+        tenant="",
+        collection=value.collection.removeprefix("collections/"),
+        readers=frozenset(value.readers),
+        provenance=provenance(value.provenance),
+        operator=value.operator,
+        state=enum(types.IngestionState, ingest_pb2.Ingestion.State, value.state),
+        create_time=time(value.create_time),
+        approver=value.approver,
+        job=value.job,
+        problem=value.problem,
+        counts={types.FileState(name): count for name, count in value.counts.items()},
+        by_format=dict(value.by_format),
+        size_bytes=value.size_bytes,
+        end_time=time(value.end_time) if value.HasField("end_time") else None,
+    )
+
+
 def file_outcome(value: ingest_pb2.FileOutcome) -> types.FileOutcome:
     return types.FileOutcome(
         path=value.path,
@@ -224,8 +274,28 @@ def file_outcome(value: ingest_pb2.FileOutcome) -> types.FileOutcome:
         document=value.document,
         sha256=value.sha256,
         size_bytes=value.size_bytes,
-        job=value.job,
+        ingestion=value.ingestion,
         time=time(value.time) if value.HasField("time") else None,
+        id=value.id,
+        remedy=value.remedy,
+        format=value.format,
+        released=value.released,
+    )
+
+
+def lineage(value: ingest_pb2.Lineage) -> types.Lineage:
+    origin = value.provenance
+    return types.Lineage(
+        ingestion=value.ingestion,
+        operator=value.operator,
+        approver=value.approver,
+        kind=enum(types.SourceKind, ingest_pb2.Provenance.Kind, origin.kind).value if origin.kind else "",
+        path=origin.path,
+        serial=origin.serial,
+        volume=origin.volume,
+        label=origin.label,
+        container=value.container,
+        signer=origin.signer,
     )
 
 
@@ -354,4 +424,10 @@ def status(value: telemetry_pb2.GetStatusResponse) -> types.Status:
         memory_total_bytes=value.memory_total_bytes,
         disk_free_bytes=value.disk_free_bytes,
         principal=value.principal,
+        walls=_walls(value.walls) if value.HasField("walls") else None,
     )
+
+
+def _walls(value: telemetry_pb2.Walls) -> types.Walls:
+    layers = tuple(types.Wall(wall.name, wall.stands, wall.needed, wall.detail) for wall in value.layers)
+    return types.Walls(layers, value.proof_time.ToDatetime(UTC))

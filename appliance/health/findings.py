@@ -31,6 +31,12 @@ SANDBOX_UNAVAILABLE = Declared(
     title="Documents cannot be parsed safely, so none are",
     remedy="Run a kernel with Landlock and seccomp enabled (lsm=landlock,…), then restart the daemon.",
 )
+SANDBOX_WEAKENED = Declared(
+    code="SANDBOX_WEAKENED",
+    severity=Severity.WARNING,
+    title="Documents are parsed with a wall less around them",
+    remedy="Let the daemon's user make namespaces (`sysctl user.max_user_namespaces`; AppArmor may forbid it, too).",
+)
 MODEL_RESTARTING = Declared(
     code="MODEL_RESTARTING",
     severity=Severity.WARNING,
@@ -102,11 +108,39 @@ KV_DISK_FAILING = Declared(
     remedy="Free space or mend the disk of the data directory, or set `kv_disk_cache_mib = 0`; answers are as before.",
     visible_after_seconds=10.0,
 )
+OCR_UNAVAILABLE = Declared(
+    code="OCR_UNAVAILABLE",
+    severity=Severity.WARNING,
+    title="Pictures and scanned pages are not read",
+    remedy="Install tesseract and its languages and restart the daemon, or set `ocr_languages` to what is installed.",
+)
+INGEST_WAITING = Declared(
+    code="INGEST_WAITING",
+    severity=Severity.WARNING,
+    title="{subject} waits for somebody to approve it",
+    remedy="Look at it (`appliance ingest preview`), then approve or cancel it.",
+    visible_after_seconds=600.0,
+    of_others="An ingestion of another tenant",
+)
+INGEST_INTERRUPTED = Declared(
+    code="INGEST_INTERRUPTED",
+    severity=Severity.WARNING,
+    title="{subject} stopped before its end",
+    remedy="Plug its source in again, or mend what the detail names and resume it; what was taken is kept.",
+    of_others="An ingestion of another tenant",
+)
+SCANNER_UNAVAILABLE = Declared(
+    code="SCANNER_UNAVAILABLE",
+    severity=Severity.WARNING,
+    title="The virus scanner does not answer, so no document is taken in",
+    remedy="Start clamd, or correct the option `clamav_socket`; then resume what stopped.",
+)
 
 CATALOGUE = {
     declared.code: declared
     for declared in (
         SANDBOX_UNAVAILABLE,
+        SANDBOX_WEAKENED,
         MODEL_RESTARTING,
         MODEL_FAILED,
         SELF_TEST_FAILED,
@@ -117,5 +151,9 @@ CATALOGUE = {
         CANARY_DEMOTED,
         ATTENTION_STOCK,
         KV_DISK_FAILING,
+        INGEST_WAITING,
+        INGEST_INTERRUPTED,
+        SCANNER_UNAVAILABLE,
+        OCR_UNAVAILABLE,
     )
 }

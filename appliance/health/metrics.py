@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from appliance.errors import ApplianceError
 from appliance.health.host import Host
 from appliance.ports import Generator
-from appliance.types import EngineStats, Finish, Generation, ModelFile, SearchTally, Segment, Text
+from appliance.types import EngineStats, FileOutcome, Finish, Generation, ModelFile, SearchTally, Segment, Text
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -72,6 +72,18 @@ class Metrics:
         self.prefill = self._histogram("request_prefill_time_seconds", "Reading the prompt.", REQUEST_SECONDS)
         self.decode = self._histogram("request_decode_time_seconds", "Writing the answer.", REQUEST_SECONDS)
         self.prompt_sizes = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
+        self.files = Counter(
+            "appliance_ingest_files", "Files that came to their end, by how.", ("state",), registry=self._registry
+        )
+        self.file_bytes = Counter(
+            "appliance_ingest_bytes", "Bytes of files that came to their end.", ("state",), registry=self._registry
+        )
+        self.file_seconds = Histogram(
+            "appliance_ingest_read_seconds",
+            "From the quarantine through the scanner and the parser, a file.",
+            registry=self._registry,
+            buckets=TOKEN_SECONDS,
+        )
         self.answer_sizes = self._histogram("request_generation_tokens", "Tokens of an answer.", TOKENS)
 
     def render(
@@ -79,6 +91,13 @@ class Metrics:
     ) -> bytes:
         """All of it in Prometheus' text format. engines: by the name of their model. searches: of one tenant."""
         return bytes(generate_latest(_Scrape(self._registry, engines, host, searches)))
+
+    def ingested(self, file: FileOutcome, read_seconds: float) -> None:
+        """A file of an ingestion has come to its end; 0 seconds where it was not read."""
+        self.files.labels(file.state.value).inc()
+        self.file_bytes.labels(file.state.value).inc(file.size_bytes)
+        if read_seconds:
+            self.file_seconds.observe(read_seconds)
 
     def finished(self, model: str, finish: Finish, first_seconds: float, whole_seconds: float) -> None:
         """An answer has come to its end, so long after the call."""

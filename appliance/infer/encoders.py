@@ -122,6 +122,9 @@ class Encoders:
         rows, tokens = await self._encode(self._file(model, ModelKind.RERANKER), texts, {"query": query})
         return Encoded(rows, tokens)
 
+    def check_reranker(self, model: str) -> None:
+        self._file(model, ModelKind.RERANKER)
+
     async def load(self, name: str) -> None:
         """Start the model's process now. Raises as `embed`."""
         async with self._calling(self._files.get(name)) as loaded:

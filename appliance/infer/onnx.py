@@ -80,6 +80,8 @@ class OnnxEmbedder:
         return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in found]
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        if len(texts) == 1:  # in this thread: a query waits for no batch in the tokenizers' one pool of threads
+            return [self._tokenizer.encode(_clean(texts[0]))]
         found: list[Encoding] = self._tokenizer.encode_batch([_clean(text) for text in texts])
         return found
 

@@ -59,9 +59,9 @@ def _load(told: dict[str, Any]) -> tuple[int, Answer]:
 
 
 def _give_up(memory_bytes: int) -> None:
-    abi = lockdown.check()
+    rights = lockdown.check()
     lockdown.leave_with_parent()
-    lockdown.landlock(abi)
+    lockdown.landlock(rights)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 

@@ -11,7 +11,7 @@ Settings = Mapping[str, int | str]
 class Caps:
     """pages: of a document. members: of a container, and of what lies in it. member_bytes: of all members together,
     unpacked. ratio: how many times its packed size a container may unpack to. pixels: of one image. cells: of one
-    workbook. languages: which tesseract reads, as "eng+deu"; '' for none.
+    workbook. languages: which tesseract reads, as "eng+deu"; '' for none. ocr_cpu_seconds: of one document's pictures.
     """
 
     pages: int = 5000
@@ -21,6 +21,7 @@ class Caps:
     pixels: int = 100_000_000
     cells: int = 2_000_000
     languages: str = "eng"
+    ocr_cpu_seconds: int = 600
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Caps":

@@ -14,15 +14,48 @@ class Format(NamedTuple):
 
 _TEXT, _MARKDOWN = Format("text", "text/plain"), Format("markdown", "text/markdown")
 _HTML, _PDF = Format("html", "text/html"), Format("pdf", "application/pdf")
+_JPEG, _TIFF = Format("image", "image/jpeg"), Format("image", "image/tiff")
+_OPEN_XML = "application/vnd.openxmlformats-officedocument"
+_DOCX = Format("docx", f"{_OPEN_XML}.wordprocessingml.document")
+_PPTX = Format("pptx", f"{_OPEN_XML}.presentationml.presentation")
+_XLSX = Format("xlsx", f"{_OPEN_XML}.spreadsheetml.sheet")
+_GZIP, _XZ, _BZIP2 = (Format("tar", f"application/{kind}") for kind in ("gzip", "x-xz", "x-bzip2"))
 
 FORMATS = {
     ".txt": _TEXT,
     ".text": _TEXT,
+    ".log": _TEXT,
+    ".rst": _TEXT,
+    ".yaml": _TEXT,
+    ".yml": _TEXT,
+    ".json": Format("text", "application/json"),
+    ".xml": Format("text", "application/xml"),
     ".md": _MARKDOWN,
     ".markdown": _MARKDOWN,
     ".html": _HTML,
     ".htm": _HTML,
     ".pdf": _PDF,
+    ".png": Format("image", "image/png"),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".gif": Format("image", "image/gif"),
+    ".bmp": Format("image", "image/bmp"),
+    ".webp": Format("image", "image/webp"),
+    **dict.fromkeys((".docx", ".docm", ".dotx", ".dotm"), _DOCX),
+    **dict.fromkeys((".pptx", ".pptm", ".ppsx", ".ppsm", ".potx", ".potm"), _PPTX),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xltx", ".xltm"), _XLSX),
+    ".xls": Format("xls", "application/vnd.ms-excel"),
+    ".ods": Format("ods", "application/vnd.oasis.opendocument.spreadsheet"),
+    ".csv": Format("delimited", "text/csv"),
+    ".tsv": Format("delimited", "text/tab-separated-values"),
+    ".eml": Format("mail", "message/rfc822"),
+    ".zip": Format("zipped", "application/zip"),
+    ".tar": Format("tar", "application/x-tar"),
+    **dict.fromkeys((".gz", ".tgz"), _GZIP),
+    **dict.fromkeys((".xz", ".txz"), _XZ),
+    **dict.fromkeys((".bz2", ".tbz2"), _BZIP2),
 }
 
 

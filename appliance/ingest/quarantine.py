@@ -1,103 +1,147 @@
-"""The durable list of files that were refused, and why: JSON lines, no content of any file."""
+"""Bytes of files on their way, and of refused ones: encrypted, each under a key of its own, until they are destroyed.
 
-import contextlib
-import errno
-import json
+<directory>/<tenant>/<ingestion>/held/<number of the file>:
+
+    header   80   magic "AIGH", version u16, zeros u16, size u64 of the file, the file's key wrapped by the tenant's
+                  ingest key (61), zeros
+    chunk     n   AES-256-GCM ciphertext of 1 MiB, the last one of what is left, and tag 16
+    …
+
+Nonce = number of the chunk. AAD: header's first 16 bytes, tenant, ingestion and number of the file, number of the
+chunk, and how many there are. Integers are big-endian. To destroy a file its header, and so its key, is overwritten.
+"""
+
+import fcntl
 import os
-import threading
-from dataclasses import asdict
-from datetime import datetime
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from appliance.errors import DiskFull
-from appliance.types import FileOutcome, FileState
+from appliance.errors import NotFound, StoreDamaged
+from appliance.ingest import durable
+from appliance.ingest.keys import WRAPPED_BYTES, IngestKeys
+from appliance.ports import Cipher
 
-MAX_ENTRIES = 10_000
-BEFORE_TENANTS = "default"
-"""Whose the refusals are that a release without tenants wrote."""
+CHUNK_BYTES = 1 << 20
+HEADER_BYTES = 80
+_HEADER = struct.Struct(">4sHHQ")
+_TAG_BYTES = 16
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class Quarantine:
-    """`refused.jsonl` in a folder of its own; at least the newest `max_entries` are kept. Blocking, thread-safe."""
+    """Blocking; safe to use from many threads on different files. No byte of a file is ever on disk in the clear."""
 
-    def __init__(self, folder: Path, max_entries: int = MAX_ENTRIES) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = folder / "refused.jsonl"
-        self._max_entries = max_entries
-        self._writing = threading.Lock()
-        self._entries = self._read()
+    def __init__(self, directory: Path, keys: IngestKeys) -> None:
+        self._directory, self._keys = directory, keys
 
-    def add(self, outcome: FileOutcome) -> None:
-        """Durable when it returns. Raises DiskFull."""
-        with self._writing:
-            try:
-                self._append(outcome)
-                self._entries.append(outcome)
-                if len(self._entries) >= 2 * self._max_entries:
-                    self._drop_oldest()
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise DiskFull(f"{self._path} cannot be written: the disk is full.") from None
-                raise
+    def hold(self, tenant: str, ingestion: str, number: int, memfd: int) -> None:
+        """Keep what a memfd holds; its bytes are durable on return, its name after `settle`.
 
-    def newest_first(self, tenant: str) -> tuple[FileOutcome, ...]:
-        """Those of one tenant."""
-        with self._writing:
-            return tuple(outcome for outcome in reversed(self._entries) if outcome.tenant == tenant)
+        Raises DiskFull, KeyUnavailable, StoreDamaged; nothing of it stays then.
+        """
+        path, context = self._path(tenant, ingestion, number), _context(tenant, ingestion, number)
+        with durable.disk_errors(path):
+            durable.make_directory(path.parent)
+        cipher, wrapped = self._keys.new(tenant, context)
+        durable.write_file(path, _sealed(memfd, cipher, wrapped, context))
 
-    def _append(self, outcome: FileOutcome) -> None:
-        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def settle(self, tenant: str, ingestion: str) -> None:
+        """What is held of an ingestion will be found after a power cut. Raises StoreDamaged."""
+        folder = self._folder(tenant, ingestion)
+        if folder.is_dir():
+            with durable.disk_errors(folder):
+                durable.sync_directory(folder)
+
+    def open(self, tenant: str, ingestion: str, number: int) -> int:
+        """A sealed memfd of what is held; the caller closes it. Raises NotFound, StoreDamaged, KeyUnavailable."""
+        path, context = self._path(tenant, ingestion, number), _context(tenant, ingestion, number)
+        if not path.exists():
+            raise NotFound("Its bytes are not kept.")
+        memfd = new_memfd()
         try:
-            size = os.fstat(fd).st_size
-            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a crash left half a line; begin a new one
-            _write(fd, b"\n" * torn + _line(outcome))
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        if size == 0:
-            _sync_folder(self._path.parent)
+            with durable.disk_errors(path), path.open("rb", buffering=0) as file:
+                header = file.read(HEADER_BYTES)
+                size = _size(path, header)
+                wrapped = header[_HEADER.size : _HEADER.size + WRAPPED_BYTES]
+                cipher, count = self._keys.open(tenant, wrapped, context), _chunks(size)
+                for chunk in range(count):
+                    sealed = file.read(CHUNK_BYTES + _TAG_BYTES)
+                    aad = _aad(header, context, chunk, count)
+                    durable.write_at(memfd, cipher.open(_nonce(chunk), sealed, aad), chunk * CHUNK_BYTES)
+            if os.fstat(memfd).st_size != size:
+                raise StoreDamaged(f"{path} is damaged: it does not hold what was written.")
+            seal(memfd)
+        except BaseException:
+            os.close(memfd)
+            raise
+        return memfd
 
-    def _drop_oldest(self) -> None:
-        del self._entries[: -self._max_entries]
-        fresh = self._path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _write(fd, b"".join(map(_line, self._entries)))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(fresh, self._path)
-        _sync_folder(self._path.parent)
+    def sizes(self, tenant: str, ingestion: str) -> dict[int, int]:
+        """Bytes on disk, by number, of the files of an ingestion that are held."""
+        folder = self._folder(tenant, ingestion)
+        if not folder.is_dir():
+            return {}
+        with os.scandir(folder) as entries:
+            return {int(entry.name): entry.stat().st_size for entry in entries if entry.name.isdecimal()}
 
-    def _read(self) -> list[FileOutcome]:
-        entries: list[FileOutcome] = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_bytes().split(b"\n"):
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # half a line of a crash
-                    entries.append(_outcome(json.loads(line)))
-        return entries[-self._max_entries :]
+    def destroy(self, tenant: str, ingestion: str, numbers: Iterable[int]) -> int:
+        """Keys first; how many were there. Raises StoreDamaged."""
+        paths = [self._path(tenant, ingestion, number) for number in numbers]
+        return sum(durable.destroy(path, HEADER_BYTES) for path in paths)
 
+    def _path(self, tenant: str, ingestion: str, number: int) -> Path:
+        return self._folder(tenant, ingestion) / str(number)
 
-def _line(outcome: FileOutcome) -> bytes:
-    fields = asdict(outcome) | {"state": outcome.state.value, "time": outcome.time and outcome.time.isoformat()}
-    return json.dumps(fields).encode() + b"\n"
-
-
-def _outcome(fields: dict[str, str]) -> FileOutcome:
-    time = datetime.fromisoformat(fields["time"]) if fields["time"] else None
-    known = {"tenant": BEFORE_TENANTS} | fields | {"state": FileState(fields["state"]), "time": time}
-    return FileOutcome(**known)  # type: ignore[arg-type]
+    def _folder(self, tenant: str, ingestion: str) -> Path:
+        return self._directory / tenant / ingestion / "held"
 
 
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def new_memfd() -> int:
+    """An empty anonymous file that can be sealed; the caller closes it."""
+    return os.memfd_create("document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def memfd_of(content: bytes) -> int:
+    """A sealed memfd; the caller closes it."""
+    memfd = new_memfd()
+    durable.write_at(memfd, content, 0)
+    seal(memfd)
+    return memfd
+
+
+def seal(memfd: int) -> None:
+    """Nothing changes it from now on."""
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, _SEALS)
+
+
+def _sealed(memfd: int, cipher: Cipher, wrapped: bytes, context: bytes) -> Iterator[bytes]:
+    size = os.fstat(memfd).st_size
+    header = (_HEADER.pack(b"AIGH", 1, 0, size) + wrapped).ljust(HEADER_BYTES, b"\0")
+    yield header
+    count = _chunks(size)
+    for chunk in range(count):
+        plain = os.pread(memfd, CHUNK_BYTES, chunk * CHUNK_BYTES)
+        yield cipher.seal(_nonce(chunk), plain, _aad(header, context, chunk, count))
+
+
+def _size(path: Path, header: bytes) -> int:
+    if len(header) < HEADER_BYTES or header[:8] != _HEADER.pack(b"AIGH", 1, 0, 0)[:8]:
+        raise StoreDamaged(f"{path} is damaged: its header is not the one that was written.")
+    return int(_HEADER.unpack_from(header)[3])
+
+
+def _chunks(size: int) -> int:
+    return max(1, -(-size // CHUNK_BYTES))
+
+
+def _aad(header: bytes, context: bytes, chunk: int, count: int) -> bytes:
+    return header[: _HEADER.size] + context + struct.pack(">II", chunk, count)
+
+
+def _nonce(chunk: int) -> bytes:
+    return chunk.to_bytes(12, "big")
+
+
+def _context(tenant: str, ingestion: str, number: int) -> bytes:
+    return b"held file\x00" + f"{tenant}\x00{ingestion}\x00{number}".encode()

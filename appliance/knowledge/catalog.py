@@ -346,6 +346,11 @@ class Instant:
         query = f"SELECT {_NAMES}, segment, acl FROM documents WHERE {{where}}{behind} ORDER BY title, id{limited}"  # noqa: S608
         return tuple(self._to_row(values).document for values in self._run(query, after=place).fetchall())
 
+    def of_segment(self, segment: int) -> tuple[Row, ...]:
+        """In the order of their ordinals."""
+        query = f"SELECT {_NAMES}, segment, acl FROM documents WHERE {{where}} AND segment = ? ORDER BY ordinal"  # noqa: S608
+        return tuple(map(self._to_row, self._run(query, after=[segment]).fetchall()))
+
     def facets(self) -> dict[str, tuple[FacetCount, ...]]:
         """By field, the FACET_VALUES commonest values of a column or of metadata."""
         if self._facets and self._asks == "filter" and self._values:

@@ -4,16 +4,16 @@ One writer at a time writes to the disk (`_writing`). What readers see is publis
 (published.py); what takes long is done beside both (rewrite.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from threading import RLock
 
 import structlog
 
 from appliance import types
-from appliance.errors import ApplianceError, EmbedderChanged, InvalidArgument, NotFound
+from appliance.errors import ApplianceError, DocumentRefused, EmbedderChanged, InvalidArgument, NotFound
 from appliance.knowledge import intake, keyset
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Row
 from appliance.knowledge.embedders import Embedders
@@ -26,7 +26,7 @@ from appliance.knowledge.search.filter import Condition, parse
 from appliance.knowledge.search.rank import Query, Unit, candidates
 from appliance.knowledge.search.snippet import snippet
 from appliance.knowledge.storage.pin import Pinned
-from appliance.knowledge.storage.record import Deletion, Entry, ReadersChange
+from appliance.knowledge.storage.record import Deletion, Entry, ReadersChange, encode
 from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder, Progress
 from appliance.types import (
@@ -43,6 +43,14 @@ from appliance.types import (
 log = structlog.get_logger()
 
 _PLAIN = SearchOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A document that is ready to be written. payload: what the log says of it."""
+
+    entry: Entry
+    payload: bytes
 
 
 class Collection:
@@ -199,43 +207,82 @@ class Collection:
     # --- writing
 
     def add(self, new: NewDocument) -> Document:
-        """The present document where the same was added before. What it replaces is gone in the same instant.
+        """As `add_all`, and raises DocumentRefused, too."""
+        (added,) = self.add_all([new])
+        if isinstance(added, DocumentRefused):
+            raise added
+        return added
 
-        Raises InvalidArgument, NotFound (of what it replaces), DocumentRefused, EmbedderChanged, Broken, DiskFull.
+    def add_all(self, new: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+        """In the same instant, embedded together and written at once. In the place of a document of which a like one
+        was there before stands that one; what a document replaces is gone in the same instant.
+
+        Raises InvalidArgument, NotFound (of what is replaced), EmbedderChanged, Broken, DiskFull, RequestTooLarge.
         """
-        self._check_replaced(new.replaces)
-        if not new.replaces and (present := self.find(new.sha256, new.pipeline)):
-            return present
+        for one in new:
+            self._check_replaced(one.replaces)
+        if all(not one.replaces for one in new):
+            present = [self.find(one.sha256, one.pipeline) for one in new]
+            if all(present):
+                return tuple(filter(None, present))
         while True:
-            embedder = self._embedder()
-            entry = intake.to_entry(self.name, new, embedder, self._overlap_tokens)
+            embedder = self._embedder(background=True)
+            prepared = [self._encoded(one) for one in intake.to_entries(self.name, new, embedder, self._overlap_tokens)]
             with self._writing:
                 self._check_alive()
-                if self._store.manifest.embedder == embedder.identity:
-                    return self._add(entry)
+                if self._store.manifest.embedder != embedder.identity:
+                    continue
+                added = self._add_all(prepared)
+            self._seal_if_full()
+            return added
 
-    def _add(self, entry: Entry) -> Document:
-        self._check_replaced(entry.replaces)
-        document = entry.document
-        present = self.find(document.sha256, document.pipeline)
-        if present and present.id != entry.replaces:
-            if entry.replaces:
-                self._delete(entry.replaces)
-            return present
-        self._store.append(entry)
-        gone = [entry.replaces] if entry.replaces else []
+    def _encoded(self, entry: Entry | DocumentRefused) -> "_Prepared | DocumentRefused":
+        if isinstance(entry, DocumentRefused):
+            return entry
+        try:
+            return _Prepared(entry, self._store.encoded(entry))
+        except DocumentRefused as refusal:
+            return refusal
+
+    def _add_all(self, prepared: Sequence["_Prepared | DocumentRefused"]) -> tuple[Document | DocumentRefused, ...]:
+        results: list[Document | DocumentRefused] = []
+        added: list[Entry] = []
+        payloads: list[bytes] = []
+        gone: list[str] = []
+        for one in prepared:
+            if isinstance(one, DocumentRefused):
+                results.append(one)
+                continue
+            document, replaces = one.entry.document, one.entry.replaces
+            if replaces in gone:
+                raise NotFound(f"Collection {self.name} has no document {replaces} to replace any more.")
+            self._check_replaced(replaces)
+            present = self.find(document.sha256, document.pipeline)
+            if present and present.id not in (replaces, *gone):
+                if replaces:
+                    payloads.append(encode(Deletion(replaces)))
+                results.append(present)
+            else:
+                payloads.append(one.payload)
+                added.append(one.entry)
+                results.append(document)
+            gone += [replaces] if replaces else []
+        if payloads:
+            self._store.append(payloads)
+            self._publish_added(added, gone)
+        return tuple(results)
+
+    def _publish_added(self, added: Sequence[Entry], gone: Sequence[str]) -> None:
         for replaced in gone:
             self._rewriter.amendments.delete(replaced)
         memtable = self._published.snapshot.memtable
-        row = Row(document, MEMTABLE, memtable.documents, 0, page_bytes(entry))
+        rows = [Row(one.document, MEMTABLE, at, 0, page_bytes(one)) for at, one in enumerate(added, memtable.end)]
 
         def change(catalog: Catalog) -> None:
             catalog.remove(gone)
-            catalog.add([row])
+            catalog.add(rows)
 
-        self._publish(change, memtable.with_entry(entry))
-        self._seal_if_full()
-        return document
+        self._publish(change, memtable.with_entries(added))
 
     def delete(self, document: str, groups: frozenset[str] | None) -> None:
         """Raises NotFound, DiskFull."""
@@ -245,7 +292,7 @@ class Collection:
             self._delete(document)
 
     def _delete(self, document: str) -> None:
-        self._store.append(Deletion(document))
+        self._store.append([encode(Deletion(document))])
         self._rewriter.amendments.delete(document)
         self._publish(lambda catalog: catalog.remove([document]), self._published.snapshot.memtable)
 
@@ -256,7 +303,7 @@ class Collection:
             self._check_alive()
             row, snapshot = self._published.locate(document, groups)
             if row.document.readers != readers:
-                self._store.append(ReadersChange(document, readers))
+                self._store.append([encode(ReadersChange(document, readers))])
                 self._rewriter.amendments.readers[document] = readers
                 self._publish(lambda catalog: catalog.set_readers({document: readers}), snapshot.memtable)
             return replace(row.document, readers=readers)
@@ -275,9 +322,11 @@ class Collection:
     def seal_if_old(self, max_age_seconds: float) -> None:
         """Seal what has been in the log for longer than that; the mark follows the log. Raises DiskFull."""
         with self._writing:
+            is_old = self._store.unsealed_seconds > max_age_seconds
+        if is_old:
+            self._rewriter.seal()
+        with self._writing:
             self._check_alive()
-            if self._store.unsealed_seconds > max_age_seconds:
-                self._rewriter.seal()
             self._store.note_progress()
 
     def rotate(self) -> None:
@@ -310,16 +359,17 @@ class Collection:
         self._published.publish(change, snapshot)
 
     def _seal_if_full(self) -> None:
-        if self._published.snapshot.memtable.passages >= self._seal_passages:
+        """Whoever filled it waits for the seal, and for one that is under way: so much and no more is in memory."""
+        if self._published.snapshot.memtable.open_passages >= self._seal_passages:
             try:
-                self._rewriter.seal()
+                self._rewriter.seal(self._seal_passages)
             except ApplianceError as error:  # what was added is safe in the log; the next document tries again
                 log.warning("seal_failed", collection=self.name, reason=error.reason, error=str(error))
 
-    def _embedder(self) -> Embedder:
+    def _embedder(self, *, background: bool = False) -> Embedder:
         """Of the vectors that there are. Raises EmbedderChanged."""
         pinned = self._store.manifest
-        embedder = self._embedders(pinned.embedder_name, pinned.embedder)
+        embedder = self._embedders(pinned.embedder_name, pinned.embedder, background=background)
         if (embedder.identity, embedder.dimension) != (pinned.embedder, pinned.dimension):
             raise EmbedderChanged(
                 f"Collection {self.name} was made with embedder {pinned.embedder[:16]} ({pinned.dimension} dimensions);"

@@ -3,8 +3,10 @@
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from appliance.knowledge import chunk
 from appliance.knowledge.storage.record import Entry, to_stored_precision
 from appliance.ports import Embedder
 from appliance.types import Document, Floats, MetadataValue, NewDocument
+
+EMBEDDED_TEXTS = 256
+"""At once: many batches of an embedder's, of like length each, and so few that several who embed take turns."""
 
 MAX_READERS = 10_000
 MAX_READER_CHARACTERS = 200
@@ -23,14 +28,29 @@ METADATA_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def to_entry(collection: str, new: NewDocument, embedder: Embedder, overlap_tokens: int = 0) -> Entry:
-    """Chunk and embed. Raises DocumentRefused, InvalidArgument, Broken where a vector is not of numbers."""
+def to_entries(
+    collection: str, new: Iterable[NewDocument], embedder: Embedder, overlap_tokens: int = 0
+) -> list[Entry | DocumentRefused]:
+    """Chunk, and embed all together; in place of what is no document stands its refusal.
+
+    Raises InvalidArgument, Broken where a vector is not of numbers.
+    """
+    found = [_to_entry(collection, one, embedder, overlap_tokens) for one in new]
+    entries = [one for one in found if isinstance(one, Entry)]
+    vectors = embedded([text for entry in entries for text in entry.searched()], embedder)
+    borders = np.cumsum([0, *(len(entry.pieces) for entry in entries)])
+    parts = (vectors[start:end] for start, end in pairwise(borders))
+    return [replace(one, vectors=next(parts)) if isinstance(one, Entry) else one for one in found]
+
+
+def _to_entry(collection: str, new: NewDocument, embedder: Embedder, overlap_tokens: int) -> Entry | DocumentRefused:
+    """Without vectors."""
     readers, metadata = checked_readers(new.readers), checked_metadata(new.metadata)
     if any(_SURROGATE.search(text) for text in (new.title, new.source, *new.pages)):
-        raise DocumentRefused("NOT_UNICODE", f"{new.title!a} holds characters that are not Unicode text.")
+        return DocumentRefused("NOT_UNICODE", f"{new.title!a} holds characters that are not Unicode text.")
     pieces = tuple(chunk.pieces(new.pages, new.blocks, embedder, overlap_tokens))
     if not pieces:
-        raise DocumentRefused("NO_TEXT", f"{new.title} holds no text.")
+        return DocumentRefused("NO_TEXT", f"{new.title} holds no text.")
     document = Document(
         id=secrets.token_hex(16),
         collection=collection,
@@ -47,16 +67,20 @@ def to_entry(collection: str, new: NewDocument, embedder: Embedder, overlap_toke
         create_time=new.create_time or datetime.now(UTC),
         metadata=metadata,
     )
-    vectors = embedded([piece.read(new.pages[piece.span.page - 1]) for piece in pieces], embedder)
-    return Entry(document, new.pages, pieces, vectors, new.replaces, new.blocks)
+    none = np.zeros((len(pieces), embedder.dimension), np.float32)
+    return Entry(document, new.pages, pieces, none, new.replaces, new.blocks)
 
 
-def embedded(texts: list[str], embedder: Embedder) -> Floats:
+def embedded(texts: Sequence[str], embedder: Embedder) -> Floats:
     """Vectors as they are stored, float32 [len(texts), dimension]. Raises Broken where one is not of numbers."""
-    vectors = to_stored_precision(embedder.embed(texts))
-    if vectors.shape != (len(texts), embedder.dimension) or not np.isfinite(vectors).all():
-        raise Broken("The embedder gave a vector with a value that is no number, or of another dimension.")
-    return vectors
+    found = [np.zeros((0, embedder.dimension), np.float32)]
+    for start in range(0, len(texts), EMBEDDED_TEXTS):
+        some = texts[start : start + EMBEDDED_TEXTS]
+        vectors = to_stored_precision(embedder.embed(some))
+        if vectors.shape != (len(some), embedder.dimension) or not np.isfinite(vectors).all():
+            raise Broken("The embedder gave a vector with a value that is no number, or of another dimension.")
+        found.append(vectors)
+    return np.concatenate(found)
 
 
 def checked_readers(readers: frozenset[str]) -> frozenset[str]:

@@ -5,7 +5,7 @@ A damaged collection says so to whoever uses it, and is named by `damaged`; the 
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from appliance.errors import (
     AlreadyExists,
     ApplianceError,
     BackupRefused,
+    DocumentRefused,
     KeyUnavailable,
     NotFound,
     StoreDamaged,
@@ -290,6 +291,10 @@ class Library:
     def add(self, collection: str, document: NewDocument) -> Document:
         with self._using(collection) as opened:
             return opened.add(document)
+
+    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+        with self._using(collection) as opened:
+            return opened.add_all(documents)
 
     def set_readers(
         self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None

@@ -1,13 +1,14 @@
 """Documents that are in the log and in no segment yet, in memory, as immutable blocks.
 
-Adding returns another memtable, so whoever holds one keeps seeing what was there: a reader pins it by holding it.
+Adding returns another memtable, so whoever holds one keeps seeing what was there: a reader pins it by holding it, and
+what is sealed goes on being searched here until its segment takes its place.
 Blocks of one document are merged by eights, and these again, so that a passage is indexed about log8(documents) times
 and a search visits few blocks. The words of small blocks are indexed by the first search that comes: while documents
 pour in, most blocks are merged before one does.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -100,7 +101,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Memtable:
+    """frozen: how many of the first blocks are being sealed, and so neither grow nor are merged. Ordinals go on from
+    block to block, also when the first blocks are gone."""
+
     blocks: tuple[Block, ...] = ()
+    frozen: int = 0
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "Memtable":
@@ -109,28 +114,55 @@ class Memtable:
         return cls((Block(found, 0, level=len(found).bit_length() // _FAN_BITS),) if found else ())
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
-        """In the order of their ordinals, with those that were deleted since."""
-        return tuple(entry for block in self.blocks for entry in block.entries)
+    def entries(self) -> Mapping[int, Entry]:
+        """By ordinal, ascending, with those that were deleted since."""
+        return {
+            ordinal: entry for block in self.blocks for ordinal, entry in enumerate(block.entries, block.first_ordinal)
+        }
 
     @property
-    def documents(self) -> int:
-        return sum(block.documents for block in self.blocks)
+    def end(self) -> int:
+        """The ordinal of the next document."""
+        return self.blocks[-1].first_ordinal + self.blocks[-1].documents if self.blocks else 0
 
     @property
     def passages(self) -> int:
         return sum(block.rows for block in self.blocks)
 
-    def with_entry(self, entry: Entry) -> "Memtable":
-        """This memtable and one more document; its ordinal is `documents` of this one."""
-        entries: tuple[Entry, ...] = (entry,)
-        first, level = self.documents, 0
+    @property
+    def open_passages(self) -> int:
+        """Of what is not being sealed."""
+        return sum(block.rows for block in self.blocks[self.frozen :])
+
+    def with_entries(self, entries: Iterable[Entry]) -> "Memtable":
+        """This memtable and more documents, their ordinals from `end` of this one on."""
         blocks = list(self.blocks)
-        while len(blocks) >= _FAN - 1 and all(block.level == level for block in blocks[1 - _FAN :]):
-            entries = tuple(one for block in blocks[1 - _FAN :] for one in block.entries) + entries
+        end = self.end
+        for entry in entries:
+            self._add(blocks, entry, end)
+            end += 1
+        return replace(self, blocks=tuple(blocks))
+
+    def _add(self, blocks: list[Block], entry: Entry, ordinal: int) -> None:
+        merged: tuple[Entry, ...] = (entry,)
+        first, level = ordinal, 0
+        while len(blocks) - self.frozen >= _FAN - 1 and all(block.level == level for block in blocks[1 - _FAN :]):
+            merged = tuple(one for block in blocks[1 - _FAN :] for one in block.entries) + merged
             first, level = blocks[1 - _FAN].first_ordinal, level + 1
             del blocks[1 - _FAN :]
-        return Memtable((*blocks, Block(entries, first, level)))
+        blocks.append(Block(merged, first, level))
+
+    def freeze(self) -> "Memtable":
+        """All that is there is being sealed."""
+        return replace(self, frozen=len(self.blocks))
+
+    def thaw(self) -> "Memtable":
+        """Nothing is being sealed any more: it failed."""
+        return replace(self, frozen=0)
+
+    def rest(self) -> "Memtable":
+        """Without what was being sealed."""
+        return Memtable(self.blocks[self.frozen :])
 
     def entry(self, ordinal: int) -> Entry:
         return next(

@@ -162,6 +162,8 @@ class Published:
     def held(self, numbers: Iterable[int] | None = None) -> tuple[Snapshot, list[Row]]:
         """The documents of some segments, by default of all and of the memtable, and the snapshot that they lie in."""
         with self._lock:
+            snapshot, instant = self._snapshot, self._catalog.instant(None)
+        with instant:
             if numbers is None:
-                numbers = (*(segment.number for segment in self._snapshot.segments), MEMTABLE)
-            return self._snapshot, [row for number in numbers for row in self._catalog.of_segment(number)]
+                numbers = (*(segment.number for segment in snapshot.segments), MEMTABLE)
+            return snapshot, [row for number in numbers for row in instant.of_segment(number)]

@@ -8,9 +8,11 @@ are amendments to what segments say, by document, and a rewrite ends only those 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from threading import Lock, RLock
+from types import MappingProxyType
 
+import numpy as np
 import structlog
 
 from appliance.errors import Busy, StoreDamaged
@@ -25,6 +27,7 @@ from appliance.knowledge.storage.manifest import SegmentEntry
 from appliance.knowledge.storage.record import Deletion, Entry, ReadersChange
 from appliance.knowledge.storage.store import Store
 from appliance.ports import Embedder, Progress
+from appliance.types import Floats
 
 log = structlog.get_logger()
 
@@ -110,7 +113,10 @@ def _catalog(name: str, segments: Sequence[Sealed]) -> Catalog:
 
 
 class Rewriter:
-    """Whoever calls `seal` holds `writing`; the others take it themselves, and for as short as they can."""
+    """Takes `writing` itself, for as short as it can; who holds it must call nothing here.
+
+    Of its own locks `_rewriting` comes first, then `_sealing`, then `writing`.
+    """
 
     def __init__(
         self,
@@ -124,15 +130,43 @@ class Rewriter:
         self.amendments = amendments
         self._name, self._store, self._published = name, store, published
         self._writing, self._check_alive = writing, check_alive
-        self._rewriting = Lock()
+        self._rewriting, self._sealing = Lock(), Lock()
         self._numbers = count(1 + max((entry.number for entry in store.manifest.segments), default=MEMTABLE))
 
-    def seal(self) -> None:
-        """The memtable becomes a segment, and the logs are dropped. Raises DiskFull."""
-        snapshot, rows = self._published.held([MEMTABLE])
-        if snapshot.memtable.blocks or self._store.manifest.wals:
-            held = frozenset(entry.document.id for entry in snapshot.memtable.entries)
-            self._replace(frozenset([MEMTABLE]), held, self._write(list(snapshot.entries(rows)), background=False))
+    def seal(self, least_passages: int = 0) -> None:
+        """The memtable becomes a segment, and the logs of it are dropped; waits for a seal that is under way.
+
+        Searches, deletions and additions go on meanwhile: the log and the part of the memtable that they go to are
+        others from the first instant on. least_passages: nothing is done where fewer are in that part. Raises DiskFull,
+        NotFound; nothing is changed then.
+        """
+        with self._sealing:
+            self._seal(least_passages)
+
+    def _seal(self, least_passages: int = 0) -> None:
+        with self._writing:
+            self._check_alive()
+            snapshot = self._published.snapshot
+            if snapshot.memtable.open_passages < least_passages:
+                return
+            if not (snapshot.memtable.blocks or self._store.manifest.wals):
+                return
+            logs, frozen = self._store.freeze_logs(), snapshot.memtable.freeze()
+            self._published.publish(lambda catalog: None, replace(snapshot, memtable=frozen))
+        written: list[Written] = []
+        try:
+            held = frozenset(entry.document.id for entry in frozen.entries.values())
+            seen, rows = self._published.held([MEMTABLE])
+            written = self._write(list(seen.entries(row for row in rows if row.ordinal < frozen.end)), background=False)
+            with self._writing:
+                self._check_alive()
+                self._replace(frozenset(), held, written, sealed_logs=logs)
+        except BaseException:
+            self._store.discard(one.entry for one in written)
+            with self._writing:
+                snapshot = self._published.snapshot
+                self._published.publish(lambda catalog: None, replace(snapshot, memtable=snapshot.memtable.thaw()))
+            raise
 
     def compact(self) -> None:
         """All that is worth anything. Raises DiskFull, StoreDamaged; the collection is then as it was. Raises Busy
@@ -141,7 +175,7 @@ class Rewriter:
         if not self._rewriting.acquire(blocking=False):
             raise Busy(f"Collection {self._name} is being rewritten already.", _REWRITING_SECONDS)
         try:
-            self._seal_now()
+            self.seal()
             self._merge(compact.asked(self._shapes()), background=False)
         finally:
             self._rewriting.release()
@@ -161,7 +195,7 @@ class Rewriter:
             with self._rewriting:
                 least, rounds = self._left(made), 0
                 while rounds < _ROUNDS:
-                    self._seal_now()
+                    self.seal()
                     self._reembed_missing(made, embedder, report)
                     left = self._left(made)
                     if left <= _LAST_PASSAGES and self._switched(made, name, embedder, report):
@@ -176,13 +210,15 @@ class Rewriter:
         log.info("collection_reembedded", collection=self._name, embedder=embedder.identity)
 
     def _switched(self, made: dict[int, list[Written]], name: str, embedder: Embedder, report: Progress) -> bool:
-        """Embed while nobody writes what is left, and switch; not where it has become much."""
-        with self._writing:
+        """Embed what is left, and switch; not where it has become much. Nobody writes meanwhile, but what was there
+        before that is embedded by then."""
+        ahead = _vectors(list(self._published.snapshot.memtable.entries.values()), embedder)
+        with self._sealing, self._writing:
             self._check_alive()
             if self._left(made) > _LAST_PASSAGES:
                 return False
-            self.seal()
-            self._reembed_missing(made, embedder, report, background=False)
+            self._seal()
+            self._reembed_missing(made, embedder, report, ahead, background=False)
             self._switch(made, name, embedder)
             return True
 
@@ -191,34 +227,35 @@ class Rewriter:
         snapshot = self._published.snapshot
         return snapshot.memtable.passages + sum(one.rows for one in snapshot.segments if one.number not in made)
 
-    def _seal_now(self) -> None:
-        with self._writing:
-            self._check_alive()
-            self.seal()
-
     def _reembed_missing(
-        self, made: dict[int, list[Written]], embedder: Embedder, report: Progress, *, background: bool = True
+        self,
+        made: dict[int, list[Written]],
+        embedder: Embedder,
+        report: Progress,
+        known: Mapping[str, Floats] = MappingProxyType({}),
+        *,
+        background: bool = True,
     ) -> None:
-        """Segments beside those that are not in `made` yet."""
+        """Segments beside those that are not in `made` yet. known: vectors by document."""
         segments = self._published.snapshot.segments
         done, total = 0, sum(segment.rows for segment in segments)
         for segment in segments:
             if segment.number not in made:
-                entries = self._reembedded(segment, embedder, partial(_report, report, done, total))
+                told = partial(_report, report, done, total)
+                entries = self._reembedded(segment, embedder, told, known)
                 made[segment.number] = self._write(entries, background=background)
             done += segment.rows
         report.update(done, total)
 
-    def _reembedded(self, segment: Sealed, embedder: Embedder, told: Callable[[int], None]) -> list[Entry]:
+    def _reembedded(
+        self, segment: Sealed, embedder: Embedder, told: Callable[[int], None], known: Mapping[str, Floats]
+    ) -> list[Entry]:
         snapshot, rows = self._published.held([segment.number])
         entries: list[Entry] = []
         for batch in _batches(snapshot.entries(rows)):
             told(sum(len(entry.pieces) for entry in entries))
-            vectors = embedded([text for entry in batch for text in entry.searched()], embedder)
-            at = 0
-            for entry in batch:
-                entries.append(replace(entry, vectors=vectors[at : at + len(entry.pieces)]))
-                at += len(entry.pieces)
+            found = {**known, **_vectors([entry for entry in batch if entry.document.id not in known], embedder)}
+            entries += [replace(entry, vectors=found[entry.document.id]) for entry in batch]
         return entries
 
     def _switch(self, made: Mapping[int, list[Written]], name: str, embedder: Embedder) -> None:
@@ -262,10 +299,13 @@ class Rewriter:
         held: frozenset[str],
         written: Sequence[Written],
         embedder: tuple[str, Embedder] | None = None,
+        *,
+        sealed_logs: frozenset[bytes] | None = None,
     ) -> None:
-        """Commit segments in place of old ones, or of the memtable. held: every document that lay there.
+        """Commit segments in place of old ones. held: every document that lay there.
 
-        embedder: by name, of all vectors from now on.
+        embedder: by name, of all vectors from now on. sealed_logs: in place of what is frozen of the memtable, too, and
+        of these logs.
         """
         snapshot, manifest = self._published.snapshot, self._store.manifest
         rows = [row for one in written for row in one.rows]
@@ -276,14 +316,21 @@ class Rewriter:
         self._store.commit(
             tuple(entries),
             frozenset(amendments.deleted),
-            drop_logs=MEMTABLE in old,
+            drop_logs=sealed_logs or frozenset(),
             readers=amendments.readers,
             embedder=embedder and (embedder[0], embedder[1].identity, embedder[1].dimension),
         )
         self.amendments = amendments
-        memtable = Memtable() if MEMTABLE in old else snapshot.memtable
+        memtable = snapshot.memtable if sealed_logs is None else snapshot.memtable.rest()
         shown = Snapshot(tuple(segments), memtable, self._store.manifest.embedder, self._store.version)
         self._published.publish(lambda catalog: catalog.move(), shown)
+
+
+def _vectors(entries: Sequence[Entry], embedder: Embedder) -> dict[str, Floats]:
+    """Of all their passages, by document."""
+    vectors = embedded([text for entry in entries for text in entry.searched()], embedder)
+    borders = pairwise(np.cumsum([0, *(len(entry.pieces) for entry in entries)]))
+    return {entry.document.id: vectors[start:end] for entry, (start, end) in zip(entries, borders, strict=True)}
 
 
 def _report(report: Progress, done: int, total: int, more: int) -> None:

@@ -228,7 +228,7 @@ class Sealed:
 
     def nearest(self, query: Floats, allowed: Bools, k: int) -> tuple[NDArray[np.uint32], Floats]:
         """The k best allowed rows by cosine, best first."""
-        halves = partial(self._file.rows, "vec_f16", self._half_bytes)
+        halves = partial(self._file.rows_joined, "vec_f16", self._half_bytes)
         return vectors.SegmentVectors(self._codes, halves).search(query, None if allowed.all() else allowed, k)
 
     def vectors(self, rows: NDArray[np.uint32]) -> Floats:

@@ -41,7 +41,7 @@ class Upkeep:
 
     def reembed(self, tenant: str, collection: str, model: str) -> Job:
         """Vectors of that embedder beside the present ones, then in their place. Raises NotFound."""
-        library, embedder = self._libraries.of(tenant), self._embedders(model, "")
+        library, embedder = self._libraries.of(tenant), self._embedders(model, "", background=True)
         library.require(collection)
 
         def work(progress: Progress) -> None:

@@ -1,22 +1,24 @@
 """What a process gives up before it reads untrusted bytes: files, network, other processes, new code, endless memory.
 
-Landlock and a seccomp allow-list are mandatory: where one is missing nothing may be parsed. Namespaces are a third
-wall, taken where the kernel gives them. All of it by system calls through ctypes, unprivileged, on x86_64 and aarch64.
+Landlock and a seccomp allow-list are mandatory: where one is missing nothing may be parsed. Limits and privileges are
+given up by every kernel. Namespaces are a wall more, taken where the kernel gives them. All of it by system calls
+through ctypes, unprivileged, on x86_64 and aarch64.
 
-Sources: landlock(7), seccomp(2), bpf's classic filters in linux/filter.h, and the kernel's system call tables
-(arch/x86/entry/syscalls/syscall_64.tbl, scripts/syscall.tbl).
+Sources: landlock(7), seccomp(2), capset(2), setrlimit(2), user_namespaces(7), pivot_root(2).
 """
 
 import ctypes
-import errno
 import os
 import platform
 import resource
 import signal
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.errors import SandboxUnavailable
+from appliance.sandbox.syscalls import ARCHITECTURES, KILL, build_filter
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -29,14 +31,17 @@ CLONE_FLAGS = {
     "net": 0x40000000,
     "ipc": 0x08000000,
     "uts": 0x04000000,
+    "mount": 0x00020000,
 }
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_PRIVATE_ALL, _DETACH = 2, 4, 8, 0x4000 | (1 << 18), 2
 
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
 LANDLOCK_CREATE_RULESET_VERSION = 1
-# File rights known to each ABI: 13 at first, then refer, truncate, (4: none new), device ioctl.
-_FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
-_NET_RIGHTS = 0b11  # bind and connect of TCP, since ABI 4
-_SCOPES = 0b11  # abstract unix sockets and signals, since ABI 6
+_LANDLOCK_QUIET = 1  # LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF, since ABI 7
+_FILES_AT_LEAST = (1 << 13) - 1  # the rights of ABI 1
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL = 1, 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+STACK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,103 +53,74 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Architecture:
-    """A system call table. `allow` may be called; `deny` is answered EACCES, for libraries ask it harmlessly."""
+class Rights:
+    """What this kernel's Landlock can take away, a bit a right: of files, of TCP ports, of what lies outside."""
 
-    audit_arch: int
-    seccomp: int
-    mmap: int
-    mprotect: int
-    tgkill: int
-    allow: tuple[int, ...]
-    deny: tuple[int, ...]
-    x32: bool = False
+    abi: int
+    files: int
+    net: int
+    scopes: int
 
 
-_X86_64 = _Architecture(
-    audit_arch=0xC000003E,
-    seccomp=317,
-    mmap=9,
-    mprotect=10,
-    tgkill=234,
-    allow=(
-        *(0, 1, 3, 5, 7, 8),  # read write close fstat poll lseek
-        *(11, 12, 13, 14, 15),  # munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
-        *(17, 19, 20, 24, 25, 28),  # pread64 readv writev sched_yield mremap madvise
-        *(35, 39, 60, 96, 98),  # nanosleep getpid exit gettimeofday getrusage
-        *(102, 104, 107, 108, 131),  # getuid getgid geteuid getegid sigaltstack
-        *(186, 202, 204, 219),  # gettid futex sched_getaffinity restart_syscall
-        *(228, 229, 230, 231),  # clock_gettime clock_getres clock_nanosleep exit_group
-        *(271, 318, 334),  # ppoll getrandom rseq
-    ),
-    deny=(
-        *(2, 4, 6, 16, 21, 32),  # open stat lstat ioctl access dup
-        *(63, 72, 79, 89, 99),  # uname fcntl getcwd readlink sysinfo
-        *(217, 257, 262, 267, 269),  # getdents64 openat newfstatat readlinkat faccessat
-        *(302, 332, 439),  # prlimit64 statx faccessat2
-    ),
-    x32=True,
-)
-_AARCH64 = _Architecture(
-    audit_arch=0xC00000B7,
-    seccomp=277,
-    mmap=222,
-    mprotect=226,
-    tgkill=131,
-    allow=(
-        *(63, 64, 57, 80, 73, 62),  # read write close fstat ppoll lseek
-        *(215, 214, 134, 135, 139),  # munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
-        *(67, 65, 66, 124, 216, 233),  # pread64 readv writev sched_yield mremap madvise
-        *(101, 172, 93, 169, 165),  # nanosleep getpid exit gettimeofday getrusage
-        *(174, 176, 175, 177, 132),  # getuid getgid geteuid getegid sigaltstack
-        *(178, 98, 123, 128),  # gettid futex sched_getaffinity restart_syscall
-        *(113, 114, 115, 94),  # clock_gettime clock_getres clock_nanosleep exit_group
-        *(278, 293),  # getrandom rseq
-    ),
-    deny=(
-        *(56, 79, 29, 48, 23),  # openat newfstatat ioctl faccessat dup
-        *(160, 25, 17, 78, 179),  # uname fcntl getcwd readlinkat sysinfo
-        *(61, 261, 291, 439),  # getdents64 prlimit64 statx faccessat2
-    ),
-)
-_ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
+def check() -> Rights:
+    """What Landlock can take away. Raises SandboxUnavailable: no Landlock, no seccomp, no table for this processor.
 
-_LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
-_NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_2 = 0, 4, 16, 32  # offsets in struct seccomp_data; low words, little endian
-_KILL, _ALLOW, _REFUSE = 0x80000000, 0x7FFF0000, 0x00050000 | errno.EACCES
-_PROT_EXEC = 4
-_X32_BIT = 0x40000000
-
-
-def check() -> int:
-    """The kernel's Landlock ABI. Raises SandboxUnavailable: no Landlock, no seccomp, no table for this processor."""
-    if platform.machine() not in _ARCHITECTURES:
+    Each right is asked for by itself, so that those of kernels newer than this page are given up too.
+    """
+    if platform.machine() not in ARCHITECTURES:
         raise SandboxUnavailable(f"There is no system call table for {platform.machine()} processors.")
     try:
-        abi = _syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+        abi = _call("landlock_create_ruleset", None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
     except OSError as error:
         raise SandboxUnavailable(f"This kernel offers no Landlock: {error.strerror}.") from None
-    kill = ctypes.byref(ctypes.c_uint32(_KILL))
+    rights = Rights(abi, _known(0, 32), _known(1, 16), _known(2, 16))
+    if rights.files & _FILES_AT_LEAST != _FILES_AT_LEAST:
+        raise SandboxUnavailable("This kernel's Landlock does not know the rights that its first release had.")
     try:
-        _syscall(_ARCHITECTURES[platform.machine()].seccomp, 2, 0, kill)  # SECCOMP_GET_ACTION_AVAIL
+        _call("seccomp", _SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(ctypes.c_uint32(KILL)))
     except OSError as error:
         raise SandboxUnavailable(f"This kernel offers no seccomp filters: {error.strerror}.") from None
-    return abi
+    return rights
 
 
 def enter_namespaces() -> tuple[str, ...]:
     """New namespaces for this process and what it forks, as many as are given; their names. Needs a single thread.
 
-    The process itself keeps its pid namespace: its next child becomes process 1 of the new one.
+    The process itself keeps its pid namespace: its next child becomes process 1 of the new one. Nothing below it can
+    make a user namespace again, and with it privileges that were given up.
     """
+    uid, gid = os.geteuid(), os.getegid()
     every = tuple(CLONE_FLAGS)
-    for names in (every, tuple(name for name in every if name != "pid"), ("user",)):
-        flags = 0
-        for name in names:
-            flags |= CLONE_FLAGS[name]
+    for names in (every, tuple(name for name in every if name != "mount"), ("user", "net", "ipc", "uts"), ("user",)):
+        flags = sum(CLONE_FLAGS[name] for name in names)
         if _libc.unshare(ctypes.c_int(flags)) == 0:
+            with suppress(OSError):
+                Path("/proc/self/setgroups").write_text("deny")
+                Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+                Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+            with suppress(OSError):
+                Path("/proc/sys/user/max_user_namespaces").write_text("0")
             return names
     return ()
+
+
+def enter_empty_root(probe: str) -> bool:
+    """Go on in a file system of 4 KiB that holds one empty file, /`probe`; False where that is not allowed.
+
+    Needs a mount namespace of its own. What was open stays open.
+    """
+    try:
+        _mount(None, "/", None, _MS_PRIVATE_ALL, None)
+        _mount("tmpfs", "/proc", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "size=4k,nr_inodes=2,mode=700")
+        os.chdir("/proc")
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    _call("pivot_root", b".", b".")  # the old root now lies over the new one
+    if _libc.umount2(b".", _DETACH) != 0:
+        raise _error()
+    os.chdir("/")
+    return True
 
 
 def leave_with_parent() -> None:
@@ -154,24 +130,27 @@ def leave_with_parent() -> None:
     _prctl(PR_SET_DUMPABLE, 0)
 
 
-def landlock(abi: int) -> None:
-    """No file, no TCP, no signal to or abstract socket of a process outside. Needs no_new_privs. Raises OSError."""
-    net = _NET_RIGHTS if abi >= 4 else 0
-    scopes = _SCOPES if abi >= 6 else 0
-    known_bytes = 8 if abi < 4 else 16 if abi < 6 else 24
-    attributes = struct.pack("=QQQ", _FS_RIGHTS[min(abi, 5)], net, scopes)[:known_bytes]
-    ruleset = _syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
-    _syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)
+def drop_capabilities() -> None:
+    """No capability is left, permitted, effective or inheritable, nor in a namespace of its own. Raises OSError."""
+    _call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+
+
+def landlock(rights: Rights, quiet: bool = False) -> None:
+    """No file, no TCP, no signal to or abstract socket of a process outside. Needs no_new_privs. Raises OSError.
+
+    quiet: what is denied is not told in the kernel's audit log, where it has one.
+    """
+    ruleset = _ruleset(rights.files, rights.net, rights.scopes)
+    _call("landlock_restrict_self", ruleset, _LANDLOCK_QUIET if quiet and rights.abi >= 7 else 0)
     os.close(ruleset)
 
 
 def seccomp() -> None:
     """Only reading, writing, memory and clocks from here on; anything else kills the process. Raises OSError."""
-    architecture = _ARCHITECTURES[platform.machine()]
-    program = _filter(architecture, os.getpid())
+    program = build_filter(ARCHITECTURES[platform.machine()], os.getpid())
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    _syscall(architecture.seccomp, 1, 0, ctypes.create_string_buffer(header, len(header)))  # SECCOMP_SET_MODE_FILTER
+    _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, ctypes.create_string_buffer(header, len(header)))
 
 
 def limit(limits: Limits, mapped_bytes: int, open_files: int) -> None:
@@ -180,6 +159,9 @@ def limit(limits: Limits, mapped_bytes: int, open_files: int) -> None:
     for kind, soft, hard in (
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_DATA, memory, memory),
+        (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1),
         (resource.RLIMIT_NOFILE, open_files, open_files),
         (resource.RLIMIT_FSIZE, 0, 0),
@@ -189,61 +171,50 @@ def limit(limits: Limits, mapped_bytes: int, open_files: int) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def lock(abi: int, limits: Limits, mapped_bytes: int, keep: int = 3) -> None:
+def lock(rights: Rights, limits: Limits, mapped_bytes: int, keep: int = 3) -> None:
     """All of it, for good: descriptors from `keep` on are closed, then the walls go up. Raises OSError, ValueError."""
     leave_with_parent()
-    os.closerange(keep, 1 << 20)
-    landlock(abi)
+    _call("close_range", ctypes.c_uint(keep), ctypes.c_uint(0xFFFFFFFF), 0)
+    drop_capabilities()
+    landlock(rights)
     limit(limits, mapped_bytes, keep)
     seccomp()
 
 
-def _filter(architecture: _Architecture, pid: int) -> bytes:
-    """The allow-list as classic BPF: 8 bytes an instruction {code, jump if true, jump if false, operand}."""
-    program: list[bytes] = []
-
-    def emit(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> None:
-        program.append(struct.pack("=HBBI", code, if_true, if_false, operand))
-
-    def when_number_is(number: int, skip: int) -> None:
-        emit(_JUMP_EQUAL, number, 0, skip)
-
-    emit(_LOAD, _ARCH)
-    emit(_JUMP_EQUAL, architecture.audit_arch, 1, 0)
-    emit(_RETURN, _KILL)
-    emit(_LOAD, _NUMBER)
-    if architecture.x32:
-        emit(_JUMP_SET, _X32_BIT, 0, 1)
-        emit(_RETURN, _KILL)
-    for number in architecture.allow:
-        when_number_is(number, 1)
-        emit(_RETURN, _ALLOW)
-    for number in architecture.deny:
-        when_number_is(number, 1)
-        emit(_RETURN, _REFUSE)
-    for number in (architecture.mmap, architecture.mprotect):
-        when_number_is(number, 4)
-        emit(_LOAD, _ARGUMENT_2)
-        emit(_JUMP_SET, _PROT_EXEC, 0, 1)
-        emit(_RETURN, _REFUSE)
-        emit(_RETURN, _ALLOW)
-    when_number_is(architecture.tgkill, 3)  # abort() signals its own process, so that it dies with the right name
-    emit(_LOAD, _ARGUMENT_0)
-    emit(_JUMP_EQUAL, pid, 0, 1)
-    emit(_RETURN, _ALLOW)
-    emit(_RETURN, _KILL)
-    return b"".join(program)
+def _known(field: int, bits: int) -> int:
+    """The rights of one field of struct landlock_ruleset_attr that the kernel takes."""
+    known = 0
+    for right in (1 << bit for bit in range(bits)):
+        with suppress(OSError):
+            os.close(_ruleset(*(right if place == field else 0 for place in range(3))))
+            known |= right
+    return known
 
 
-def _syscall(number: int, *arguments: object) -> int:
-    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+def _ruleset(files: int, net: int, scopes: int) -> int:
+    """A descriptor. A kernel that knows fewer fields takes the longer struct where the rest of it is 0."""
+    attributes = struct.pack("=QQQ", files, net, scopes)
+    return _call("landlock_create_ruleset", attributes, ctypes.c_size_t(len(attributes)), 0)
+
+
+def _call(name: str, *arguments: object) -> int:
+    result = int(_libc.syscall(ctypes.c_long(ARCHITECTURES[platform.machine()].numbers[name]), *arguments))
     if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise _error()
     return result
 
 
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise _error()
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    texts = (text.encode() if text else None for text in (source, target, kind))
+    if _libc.mount(*texts, ctypes.c_ulong(flags), options.encode() if options else None) != 0:
+        raise _error()
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))

@@ -1,15 +1,19 @@
 """The one form in which a locked child may answer, and its strict reader: the child may be in an attacker's hands.
 
-A header, a frame a page, and a frame of blocks; each is a big-endian u32 length and that many bytes. The header is
-JSON: {"media_type", "parser", "pages": n}, or {"reason", "message"} and nothing after it. Pages are UTF-8. A block is
-14 bytes: kind u8 (its place in KINDS), level u8 (1 to MAX_LEVEL for a heading, else 0), page u32 from 1, start and end
-u32 in code points of the page. Blocks are in order, hold something, lie inside their page and do not overlap.
+A header, a frame a page, a frame of blocks, and three frames a member; each is a big-endian u32 length and that many
+bytes. The header is JSON: {"media_type", "parser", "pages": n, "members": n}, or {"reason", "message"} and nothing
+after it. Pages are UTF-8; only what has members may have none. A block is 14 bytes: kind u8 (its place in KINDS), level
+u8 (1 to MAX_LEVEL for a heading, else 0), page u32 from 1, start and end u32 in code points of the page. Blocks are in
+order, hold something, lie inside their page and do not overlap. A member is its path (1 to MAX_PATH_BYTES bytes), '' or
+why it was left out (UTF-8), and its content, empty where it was left out. A path may be any bytes: what is no UTF-8 in
+it is read as Python reads file names (`surrogateescape`, PEP 383), so that a path leads back to its bytes.
 """
 
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from appliance.errors import DocumentRefused
 
@@ -21,37 +25,63 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newlin
 KINDS = ("heading", "paragraph", "list", "table", "code")
 MAX_BLOCKS = 1 << 18
 MAX_LEVEL = 9
+MAX_PATH_BYTES = 4096
+MAX_SHORT_CHARACTERS = 500
 BLOCK = struct.Struct(">BBIII")
 
 Row = tuple[str, int, int, int, int]
 """A block: kind, level, page, start, end."""
 
-Member = tuple[str, bytes]
-"""A file inside a container: its path there, its bytes."""
+Member = tuple[str, bytes, str]
+"""A file inside a container: its path there, its bytes, '' or why it was left out."""
 
 Parsed = tuple[str, str, Sequence[str], Sequence[Row], Sequence[Member]]
 """Media type, parser with its version, text by page, blocks, members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is believed at most. text_bytes: of all but blocks and members. member_bytes: of all members' content."""
+
+    text_bytes: int
+    pages: int
+    members: int = 0
+    member_bytes: int = 0
+
+    @property
+    def result_bytes(self) -> int:
+        """Of a whole result."""
+        a_member = 3 * _LENGTH.size + MAX_PATH_BYTES + 4 * MAX_SHORT_CHARACTERS
+        return self.text_bytes + MAX_BLOCKS * BLOCK.size + self.members * a_member + self.member_bytes
 
 
 class Malformed(Exception):
     """The bytes are no result. The message says what is wrong, without content."""
 
 
-def encode(parsed: Parsed) -> bytes:
-    """The frames of a document that was read. Of its blocks, the first MAX_BLOCKS."""
-    media_type, parser, pages, blocks, _ = parsed
-    header = json.dumps({"media_type": media_type, "parser": parser, "pages": len(pages)}).encode()
+def encode(parsed: Parsed) -> Iterator[bytes]:
+    """The frames of a document that was read, in pieces. Of its blocks, the first MAX_BLOCKS.
+
+    Raises DocumentRefused, before the first piece, for a member's path that is empty or too long.
+    """
+    media_type, parser, pages, blocks, members = parsed
+    paths = [path.encode("utf-8", "surrogateescape") for path, _, _ in members]
+    if not all(0 < len(path) <= MAX_PATH_BYTES for path in paths):
+        raise DocumentRefused("MEMBER_NAME", f"A file in it has no name, or one of more than {MAX_PATH_BYTES} bytes.")
+    header = {"media_type": media_type, "parser": parser, "pages": len(pages), "members": len(members)}
     rows = b"".join(BLOCK.pack(KINDS.index(kind), *place) for kind, *place in blocks[:MAX_BLOCKS])
-    return b"".join(_LENGTH.pack(len(frame)) + frame for frame in (header, *(page.encode() for page in pages), rows))
+    yield b"".join(map(_framed, (json.dumps(header).encode(), *(page.encode() for page in pages), rows)))
+    for path, (_, content, why) in zip(paths, members, strict=True):
+        yield _framed(path) + _framed(why.encode()) + _LENGTH.pack(len(content))
+        yield content
 
 
 def encode_refusal(reason: str, message: str) -> bytes:
     """The frame of a document that was refused."""
-    header = json.dumps({"reason": reason, "message": message}).encode()
-    return _LENGTH.pack(len(header)) + header
+    return _framed(json.dumps({"reason": reason, "message": message}).encode())
 
 
-def decode(data: bytes | bytearray | memoryview, max_pages: int) -> Parsed:
+def decode(data: bytes | bytearray | memoryview, bounds: Bounds) -> Parsed:
     """What the child says. Raises DocumentRefused where it refuses, Malformed where a rule of the format is broken."""
     view = memoryview(data)
     header_bytes, position = _frame(view, 0)
@@ -61,19 +91,30 @@ def decode(data: bytes | bytearray | memoryview, max_pages: int) -> Parsed:
         if not _REASON.fullmatch(reason) or position != len(view):
             raise Malformed("a refusal with a bad reason or with more after it")
         raise DocumentRefused(reason, message)
-    if header.keys() != {"media_type", "parser", "pages"}:
+    if header.keys() != {"media_type", "parser", "pages", "members"}:
         raise Malformed("a header with other fields")
-    count = header["pages"]
-    if type(count) is not int or not 0 < count <= max_pages:
-        raise Malformed("a page count out of range")
+    members_count = _count(header["members"], 0, bounds.members, "member")
+    page_count = _count(header["pages"], 0 if members_count else 1, bounds.pages, "page")
     pages: list[str] = []
-    for _ in range(count):
+    for _ in range(page_count):
         page, position = _frame(view, position)
         pages.append(_page(page))
     rows, position = _frame(view, position)
+    blocks = _blocks(rows, pages)
+    members, position = _members(view, position, members_count, bounds.member_bytes)
     if position != len(view):
-        raise Malformed("bytes after the blocks")
-    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), _blocks(rows, pages), ()
+        raise Malformed("bytes after the last frame")
+    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), blocks, members
+
+
+def _framed(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
+
+
+def _count(value: object, least: int, most: int, what: str) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise Malformed(f"a {what} count out of range")
+    return value
 
 
 def _frame(view: memoryview, position: int) -> tuple[memoryview, int]:
@@ -99,8 +140,8 @@ def _header(frame: memoryview) -> dict[str, object]:
 
 
 def _short_text(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 500 or not value.isprintable():
-        raise Malformed("a header field that is no short printable text")
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_SHORT_CHARACTERS or not value.isprintable():
+        raise Malformed("a field that is no short printable text")
     return value
 
 
@@ -127,3 +168,28 @@ def _blocks(frame: memoryview, pages: Sequence[str]) -> tuple[Row, ...]:
         rows.append((KINDS[kind], level, page, start, end))
         last = (page, end)
     return tuple(rows)
+
+
+def _members(view: memoryview, position: int, count: int, max_bytes: int) -> tuple[tuple[Member, ...], int]:
+    """And where the next frame would begin."""
+    members: list[Member] = []
+    for _ in range(count):
+        path, position = _frame(view, position)
+        why, position = _frame(view, position)
+        content, position = _frame(view, position)
+        max_bytes -= len(content)
+        if max_bytes < 0:
+            raise Malformed("more bytes of members than are allowed")
+        if not 0 < len(path) <= MAX_PATH_BYTES:
+            raise Malformed("a member's path of a bad length")
+        if why and content:
+            raise Malformed("a member that was left out and is there")
+        members.append((str(path, "utf-8", "surrogateescape"), bytes(content), _why(why)))
+    return tuple(members), position
+
+
+def _why(frame: memoryview) -> str:
+    try:
+        return _short_text(str(frame, "utf-8")) if frame else ""
+    except UnicodeDecodeError:
+        raise Malformed("a member left out for what is not UTF-8") from None

@@ -1,17 +1,18 @@
-"""The process that every parser child is forked from: `python -m appliance.sandbox.zygote FD PARSER MEMORY CPU JSON`.
+"""The process that locked children are forked from: `python -m appliance.sandbox.zygote FD SERVICE MEMORY CPU JSON`.
 
-It is single-threaded, imports the parser and warms it with a document of each format (what a locked child would import
-for the first time, it could not), proves the lock, and then forks one locked child a document. It reads no document
-itself. When its control socket closes, it and its children die.
+It is single-threaded, imports the service and warms it (what a locked child would import for the first time, it could
+not), proves the lock, and then forks one locked child a request. It reads nothing untrusted itself. When its control
+socket closes, it and its children die.
 
 Control socket (SOCK_SEQPACKET, JSON messages):
-    to the daemon    {"ready": {"landlock_abi", "namespaces"}} or {"failed": "why"}, once
-    to the zygote    {"id", "suffix"} with two descriptors, document and result pipe; or {"kill": id}
+    to the daemon    {"ready": [[wall, stands, needed, detail], …]} or {"failed": "why"}, once
+    to the zygote    {"id", "request", "more_cpu_seconds"} with two descriptors, subject and result pipe; {"kill": id};
+                     or {"attest": true}
     to the daemon    {"id", "status", "cpu_seconds", "peak_bytes"} when the child has ended
+    to the daemon    {"attested": [what was not denied, …]}
 """
 
 import array
-import contextlib
 import gc
 import importlib
 import json
@@ -21,28 +22,25 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, Protocol
 
-from appliance.errors import DocumentRefused, SandboxUnavailable
+from appliance.errors import SandboxUnavailable
 from appliance.sandbox import lockdown
-from appliance.sandbox.attest import attest
-from appliance.sandbox.result import Parsed, encode, encode_refusal
+from appliance.sandbox.attest import Probe, attest, walls
 
-LOCKED = b"L"  # written to the result pipe between the lock and the parser: without it the child never was locked
-MESSAGE_BYTES = 4096
+LOCKED = b"L"  # written to the result pipe between the lock and the service: without it the child never was locked
+MESSAGE_BYTES = 1 << 15  # a request may hold a path
 
 
-class Parser(Protocol):
-    """Reads documents. A parser's module has `reader(settings: Mapping[str, int | str]) -> Parser`."""
+class Service(Protocol):
+    """What children do. Its module has `service(settings: Mapping[str, int | str]) -> Service`."""
 
-    @property
-    def warm_documents(self) -> Sequence[tuple[str, bytes]]:
-        """Suffix and content, one of each format and of each road that imports anything of its own."""
+    def warm(self) -> None:
+        """Have everything imported and loaded that `answer` will need."""
 
-    def parse(self, data: bytes, suffix: str) -> Parsed:
-        """Raises DocumentRefused."""
+    def answer(self, fd: int, request: str) -> Iterable[bytes]:
+        """The answer, in pieces, in a form that says whether it is whole. fd: the subject, open for reading."""
 
 
 def main() -> None:
@@ -53,26 +51,35 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon drains first, then closes the control socket
         signal.signal(ignored, signal.SIG_IGN)
     try:
-        abi = lockdown.check()
+        rights = lockdown.check()
         namespaces = lockdown.enter_namespaces()
         _become_first_process(control, namespaces)
-        parser = _warmed(name, settings)
-        mapped_bytes = _mapped_bytes()
-        if allowed := attest(abi, limits, mapped_bytes):
+        service: Service = importlib.import_module(name).service(settings)
+        service.warm()
+        mapped_bytes, nowhere = _mapped_bytes(), os.open(os.devnull, os.O_WRONLY)
+        probe, namespaces = _leave_files(namespaces)
+
+        def prove() -> tuple[str, ...]:
+            return attest(rights, limits, mapped_bytes, probe)
+
+        if allowed := prove():
             raise SandboxUnavailable(f"The lock does not hold against {'; '.join(allowed)}.")
-    except Exception as error:  # noqa: BLE001 - anything that goes wrong here means: parse nothing, and say why
+    except Exception as error:  # noqa: BLE001 - anything that goes wrong here means: read nothing, and say why
         why = str(error) if isinstance(error, SandboxUnavailable) else f"{type(error).__name__}: {error}"
         control.send(json.dumps({"failed": why[:1000]}).encode())
         return
     gc.collect()
     gc.freeze()  # children then share these pages instead of copying them at their first collection
-    control.send(json.dumps({"ready": {"landlock_abi": abi, "namespaces": namespaces}}).encode())
+    control.send(json.dumps({"ready": walls(rights, limits, namespaces)}).encode())
 
-    def child(document: int, result: int, suffix: str) -> NoReturn:
-        lock = partial(lockdown.lock, abi, limits, mapped_bytes)
-        _run_child(document, result, lock, partial(_answer, parser, suffix=suffix))
+    def child(subject: int, result: int, request: str, more_cpu_seconds: int) -> NoReturn:
+        def lock() -> None:
+            own = lockdown.Limits(memory_bytes, cpu_seconds + more_cpu_seconds)
+            lockdown.lock(rights, own, mapped_bytes)
 
-    _serve(control, child)
+        _run_child((subject, result, nowhere), lock, lambda: service.answer(0, request))
+
+    _serve(control, child, prove)
 
 
 def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> None:
@@ -85,27 +92,17 @@ def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> 
     lockdown.leave_with_parent()
 
 
-def _warmed(name: str, settings: Mapping[str, int | str]) -> Parser:
-    parser: Parser = importlib.import_module(name).reader(settings)
-    for suffix, data in parser.warm_documents:
-        with contextlib.suppress(DocumentRefused):
-            encode(parser.parse(data, suffix))
-    return parser
+def _leave_files(namespaces: tuple[str, ...]) -> tuple[Probe, tuple[str, ...]]:
+    """Files to prove the lock with, in an empty root where there can be one; and the namespaces that count."""
+    if "mount" in namespaces and lockdown.enter_empty_root("probe"):
+        return Probe("/probe", "/probe"), namespaces
+    return Probe(sys.executable, os.devnull), tuple(name for name in namespaces if name != "mount")
 
 
-def _answer(parser: Parser, data: bytes, suffix: str) -> bytes:
-    try:
-        return encode(parser.parse(data, suffix))
-    except DocumentRefused as refusal:
-        return encode_refusal(refusal.file_reason, str(refusal))
-    except MemoryError:
-        return encode_refusal("TOO_MUCH_MEMORY", "Reading it takes more memory than a document may use.")
-    except Exception as error:  # noqa: BLE001 - a parser may raise anything; its text may hold content
-        return encode_refusal("PARSER_FAILED", f"The parser gave up ({type(error).__name__}).")
-
-
-def _serve(control: socket.socket, child: Callable[[int, int, str], NoReturn]) -> None:
-    """Fork, kill and reap on command until the control socket closes."""
+def _serve(
+    control: socket.socket, child: Callable[[int, int, str, int], NoReturn], prove: Callable[[], Sequence[str]]
+) -> None:
+    """Fork, kill, reap and prove on command until the control socket closes."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     children: dict[int, tuple[int, int]] = {}  # by pidfd: pid and id
@@ -124,16 +121,25 @@ def _serve(control: socket.socket, child: Callable[[int, int, str], NoReturn]) -
             if "kill" in order:
                 for pidfd in [pidfd for pidfd, (_, number) in children.items() if number == order["kill"]]:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                continue
-            document, result = fds
-            pid = os.fork()
-            if pid == 0:
-                child(document, result, order["suffix"])
-            os.close(document)
-            os.close(result)
-            pidfd = os.pidfd_open(pid)
-            children[pidfd] = (pid, order["id"])
-            poll.register(pidfd, select.POLLIN)
+            elif "attest" in order:
+                control.send(json.dumps({"attested": prove()}).encode())
+            else:
+                pidfd, pid = _fork(fds, order["request"], order["more_cpu_seconds"], child)
+                children[pidfd] = (pid, order["id"])
+                poll.register(pidfd, select.POLLIN)
+
+
+def _fork(
+    fds: Sequence[int], request: str, more_cpu_seconds: int, child: Callable[[int, int, str, int], NoReturn]
+) -> tuple[int, int]:
+    """pidfd and pid of a child that has the descriptors."""
+    subject, result = fds
+    pid = os.fork()
+    if pid == 0:
+        child(subject, result, request, more_cpu_seconds)
+    os.close(subject)
+    os.close(result)
+    return os.pidfd_open(pid), pid
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -159,29 +165,21 @@ def _obituary(pid: int, number: int) -> bytes:
     ).encode()
 
 
-def _run_child(document: int, result: int, lock: Callable[[], None], answer: Callable[[bytes], bytes]) -> NoReturn:
+def _run_child(fds: Sequence[int], lock: Callable[[], None], answer: Callable[[], Iterable[bytes]]) -> NoReturn:
+    """fds: what become descriptors 0 to 2; no other is open once it is locked."""
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-        os.dup2(document, 0)
-        os.dup2(result, 1)
-        size = os.fstat(0).st_size
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
         lock()
         os.write(1, LOCKED)
-        rest = memoryview(answer(_read(0, size)))
-        while rest:
-            rest = rest[os.write(1, rest) :]
+        for piece in answer():
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(1, rest) :]
         code = 0
     finally:
         os._exit(code)
-
-
-def _read(fd: int, size: int) -> bytes:
-    """The whole file from its beginning, whatever the shared offset says."""
-    data = os.pread(fd, size, 0)
-    if len(data) < size:  # one read gives at most 2 GiB; a sealed file cannot have shrunk
-        raise OSError("short read")
-    return data
 
 
 def _mapped_bytes() -> int:

@@ -2,7 +2,7 @@
 
 from appliance.types.access import EVERYONE, AppKey, AppScope, Group, PassphraseCost, Principal, Role
 from appliance.types.arrays import Bools, Floats, Ints
-from appliance.types.health import Finding, HealthReport, Severity, Status
+from appliance.types.health import Finding, HealthReport, Severity, Status, Wall, Walls
 from appliance.types.inference import (
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
@@ -34,16 +34,19 @@ from appliance.types.inference import (
     Usage,
 )
 from appliance.types.ingest import (
+    Entry,
     Extracted,
     FileOutcome,
     FileState,
     Ingestion,
     IngestionState,
+    Lineage,
     Member,
     Provenance,
     Source,
     SourceKind,
     SourceState,
+    Volume,
     Watch,
 )
 from appliance.types.jobs import Job, JobState
@@ -120,6 +123,7 @@ __all__ = [
     "Document",
     "Encoded",
     "EngineStats",
+    "Entry",
     "Expand",
     "Explanation",
     "Extracted",
@@ -143,6 +147,7 @@ __all__ = [
     "JobState",
     "Leg",
     "LegScore",
+    "Lineage",
     "Member",
     "MemoryPlan",
     "Message",
@@ -187,5 +192,8 @@ __all__ = [
     "Turn",
     "Unsupported",
     "Usage",
+    "Volume",
+    "Wall",
+    "Walls",
     "Watch",
 ]

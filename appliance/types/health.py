@@ -33,8 +33,32 @@ class HealthReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Wall:
+    """One layer around what reads untrusted bytes. stands: as was proven. needed: without it nothing is read.
+
+    detail: of what it is made, or what it lacks.
+    """
+
+    name: str
+    stands: bool
+    needed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """All layers, in the order in which a call meets them, and when they were last proven."""
+
+    layers: tuple[Wall, ...]
+    proof_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """The box at a glance, as a caller sees it: collections of its tenant, and documents that it may read."""
+    """The box at a glance, as a caller sees it: collections of its tenant, and documents that it may read.
+
+    walls: around what reads untrusted documents; None where they are not proven, and nothing is read.
+    """
 
     version: str
     uptime_seconds: float
@@ -48,3 +72,4 @@ class Status:
     memory_total_bytes: int
     disk_free_bytes: int
     principal: str = ""
+    walls: Walls | None = None

@@ -11,7 +11,7 @@ from appliance.types.knowledge import Block
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file inside a container, or attached to a message. path: as it was written there, to be believed in nothing;
-    bytes of it that are no UTF-8 stand as `surrogateescape` has them. problem: why it was left out, then without content.
+    bytes of it that are no UTF-8 stand as `surrogateescape` has them. problem: why it was left out, without content.
     """
 
     path: str
@@ -91,14 +91,51 @@ class Source:
 class Watch:
     """What is done, unasked, with whole files of a source. approve: without an operator's word.
 
-    settle_polls: how often size, time and hash must be the same before a file counts as whole; 0: only files whose name
-    was made by taking ".ready" or ".part" off, or that a signed manifest lists.
+    settle_polls: how often size and time must be the same before a file counts as whole; 0: only files that lie
+    beside another of the same name and ".ready", or that a signed manifest lists.
     """
 
     collection: str
     readers: frozenset[str]
     approve: bool = False
     settle_polls: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file system on a stick or in an image, as a locked child found it. number: its place there, from 0.
+
+    offset_bytes: where it begins. id, label: its own, printable; '' where it has none. filesystem: "FAT12", "FAT16",
+    "FAT32", "exFAT", '' for what cannot be read, and then why: reason, detail.
+    """
+
+    number: int
+    filesystem: str
+    offset_bytes: int
+    size_bytes: int
+    id: str = ""
+    label: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file on a volume as a locked child found it: believed in nothing, but as what to ask the next child for.
+
+    path: below the volume's root, slashes between; never '', '.' or '..' in it. modified_ns: since 1970, a local time
+    read as UTC where the volume names no zone, 0: unknown. cluster, contiguous: where its bytes lie. reason, detail:
+    why it cannot be read, '' where it can. An entry without a name tells of its volume alone.
+    """
+
+    volume: Volume
+    path: str
+    size_bytes: int = 0
+    modified_ns: int = 0
+    cluster: int = 0
+    contiguous: bool = False
+    reason: str = ""
+    detail: str = ""
 
 
 class FileState(Enum):
@@ -134,7 +171,6 @@ class FileOutcome:
     sha256: str = ""
     size_bytes: int = 0
     ingestion: str = ""
-    job: str = ""
     time: datetime | None = None
     tenant: str = ""
     id: str = ""
@@ -188,3 +224,23 @@ class Ingestion:
     @property
     def name(self) -> str:
         return f"ingestions/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How a document came in, as the document carries it; '' for what there was none of. ingestion: its name.
+
+    kind: of the source, a `SourceKind`'s value; path, serial, volume, label: its provenance. container: the printable
+    path of the archive or mail that the file lay in.
+    """
+
+    ingestion: str
+    operator: str = ""
+    approver: str = ""
+    kind: str = ""
+    path: str = ""
+    serial: str = ""
+    volume: str = ""
+    label: str = ""
+    container: str = ""
+    signer: str = ""

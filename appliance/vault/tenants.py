@@ -5,6 +5,7 @@ what is wrapped says under which epoch. An epoch that is destroyed is never used
 a later one lives. This module holds files; the order of a rotation is its caller's (knowledge/library.py).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import KeyUnavailable, StoreDamaged
@@ -18,6 +19,7 @@ class FileTenantKeys:
     def __init__(self, directory: Path, keyring: Keyring) -> None:
         """directory: keys/tenants, made at the first key. Raises KeyUnavailable."""
         self._directory, self._keyring = directory, keyring
+        self._before_destroy: Callable[[str, int], None] = lambda tenant, epoch: None
         for left in directory.glob("*/.*.new"):  # by a writer that died
             files.remove_leftover(left.with_name(left.name[1 : -len(".new")]))
         for path in directory.glob("*/*"):
@@ -47,8 +49,13 @@ class FileTenantKeys:
         files.write_key_file(path, files.KIND_TENANT, wrapped)
         return epoch
 
+    def before_destroy(self, call: Callable[[str, int], None]) -> None:
+        """Have `call` wrap anew what it keeps under an epoch that is to be destroyed; if it raises, the epoch stays."""
+        self._before_destroy = call
+
     def destroy(self, tenant: str, epoch: int) -> None:
         """Overwritten and unlinked on return; may be called again. Raises DiskFull, KeyUnavailable."""
+        self._before_destroy(tenant, epoch)
         files.destroy_key_file(self._path(tenant, epoch))
 
     def rewrap(self) -> None:

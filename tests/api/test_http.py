@@ -124,7 +124,7 @@ async def test_an_app_key_has_the_rights_of_an_app_and_no_more(served: HttpBox) 
         except Forbidden:
             continue
     assert {"Chat", "Embed", "Search", "Ask", "ListModels", "GetStatus"} <= opened
-    assert not opened & {"CreateAppKey", "DeleteCollection", "IngestFolder", "LoadModel", "WatchHealth", "ListJobs"}
+    assert not opened & {"CreateAppKey", "DeleteCollection", "StartIngestion", "LoadModel", "WatchHealth", "ListJobs"}
     assert set(SCOPES.values()) == set(AppScope)
 
 

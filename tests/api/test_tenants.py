@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,6 @@ import pytest
 
 from appliance.access.callers import Callers
 from appliance.access.groups import GroupBook
-from appliance.api.ingest import IngestService
 from appliance.api.interceptors import Context
 from appliance.api.job import JobService
 from appliance.api.knowledge import KnowledgeService
@@ -27,8 +26,8 @@ from appliance.ports import Progress
 from appliance.types import Principal, Role, Severity, Status
 from appliance.vault.keyring import FileKeyring
 from tests.fakes import WordEmbedder
-from tests.ingest.test_pipeline import Bench, PlainExtractor
-from tests.ingest.test_service import CallOf, book_of
+from tests.ingest.bench import Bench
+from tests.ingest.test_service import CallOf, book_of, service_of
 from tests.knowledge.conftest import new_document, open_libraries
 
 OURS, THEIRS = Principal("clinic", "olga", Role.OPERATOR), Principal("rival", "rex", Role.ADMIN)
@@ -56,7 +55,7 @@ class Started:
 
 @pytest.fixture
 async def started(tmp_path: Path) -> AsyncIterator[Started]:
-    bench = Bench(tmp_path, PlainExtractor())
+    bench = Bench(tmp_path)
 
     async def work(progress: Progress) -> None:
         await asyncio.Event().wait()
@@ -90,21 +89,48 @@ async def test_a_job_of_another_tenant_is_as_one_that_there_is_not(started: Star
 
 
 async def test_files_and_refusals_are_told_to_their_own_tenant_alone(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
-    bench.write("a.exe", "One.")
-    service = IngestService(Callers(book_of(bench)), bench.ingest)
-    start = ingest_pb2.IngestFolderRequest(path=str(bench.folder), collection="collections/board")
-    job = (await service.IngestFolder(start, call_of(OURS))).job.name
-    async for _ in bench.jobs.watch(job.removeprefix("jobs/")):
+    bench = Bench(tmp_path)
+    bench.write(a__exe="One.")
+    service = service_of(bench)
+    start = ingest_pb2.StartIngestionRequest(source="sources/usb", collection="collections/board", approve=True)
+    begun = (await service.StartIngestion(start, call_of(OURS))).ingestion
+    async for _ in bench.jobs.watch(begun.job.removeprefix("jobs/")):
         pass
-    asked = ingest_pb2.ListFilesRequest(job=job)
+    asked = ingest_pb2.ListFilesRequest(ingestion=begun.name)
     [file] = (await service.ListFiles(asked, call_of(OURS))).files
     assert file.path == "a.exe"
-    with pytest.raises(ApplianceError, match="There is no record of the files of"):
+    with pytest.raises(ApplianceError, match="There is no ingestion"):
         await service.ListFiles(asked, call_of(THEIRS))
     everything = ingest_pb2.ListQuarantineRequest()
     assert [one.path for one in (await service.ListQuarantine(everything, call_of(OURS))).files] == ["a.exe"]
     assert list((await service.ListQuarantine(everything, call_of(THEIRS))).files) == []
+
+
+async def test_an_ingestion_and_an_upload_of_another_tenant_are_as_ones_that_there_are_not(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.write(a__exe="One.")
+    service = service_of(bench)
+    start = ingest_pb2.StartIngestionRequest(source="sources/usb", collection="collections/board", approve=True)
+    begun = (await service.StartIngestion(start, call_of(OURS))).ingestion
+    await bench.wait(bench.ingest.get("clinic", begun.name))
+    [file] = bench.ingest.quarantined("clinic")
+    create = ingest_pb2.CreateUploadRequest(path="a.txt", collection="collections/board")
+    upload = (await service.CreateUpload(create, call_of(OURS))).upload
+    refused: dict[str, Any] = {
+        **{f"{verb}Ingestion": {"name": begun.name} for verb in ("Get", "Approve", "Resume", "Cancel")},
+        **{f"{verb}Files": {"ids": [file.id]} for verb in ("Release", "Purge")},
+        "GetUpload": {"upload": upload},
+    }
+    for method, fields in refused.items():
+        with pytest.raises(NotFound):
+            await getattr(service, method)(getattr(ingest_pb2, f"{method}Request")(**fields), call_of(THEIRS))
+    with pytest.raises(NotFound):
+        await anext(service.GetReport(ingest_pb2.GetReportRequest(ingestion=begun.name), call_of(THEIRS)))
+    with pytest.raises(NotFound):
+        await service.GetUpload(ingest_pb2.GetUploadRequest(upload=upload), call_of(replace(OURS, user="otto")))
+    listed = ingest_pb2.ListIngestionsRequest()
+    assert [one.name for one in (await service.ListIngestions(listed, call_of(OURS))).ingestions] == [begun.name]
+    assert list((await service.ListIngestions(listed, call_of(THEIRS))).ingestions) == []
 
 
 @dataclass
@@ -124,7 +150,7 @@ def telling(tmp_path: Path) -> Telling:
         asked.append(caller)
         return Status("1", 0.0, "/data", "", Severity.OK, 1, 1, 1, 1, 1, 1, principal=str(caller))
 
-    bench = Bench(tmp_path, PlainExtractor())
+    bench = Bench(tmp_path)
     return Telling(TelemetryService(Callers(book_of(bench)), monitor, status, dict), asked)
 
 
@@ -190,8 +216,8 @@ async def test_long_work_on_a_collection_is_a_job_of_its_tenant(tmp_path: Path) 
     libraries = open_libraries(data, embedder)
     keyring = FileKeyring.open(data / "vault", data / "knowledge")
     libraries.of("clinic").create("board")
-    upkeep = Upkeep(libraries, lambda name, identity: embedder, jobs)
-    transfers = Transfers(libraries, keyring, jobs, data)
+    upkeep = Upkeep(libraries, lambda name, identity, background=False: embedder, jobs)
+    transfers = Transfers(libraries, keyring, jobs, data, lambda tenant: frozenset())
     (tmp_path / "there").touch()
     started = [
         upkeep.verify("clinic", "board"),

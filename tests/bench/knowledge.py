@@ -7,9 +7,11 @@ thread each, in turn:
     the walk that reaches it; with 1% of the rows allowed, beside hnswlib's callback; resident bytes a chunk
   the whole library, encrypted, beside the same code with a cipher that does nothing: ingest, query p95
   the encrypted library as it grows: reopening, queries cold and warm, memory
-  qdrant-client's local mode, where it is installed
+  qdrant-client's local mode, where it can be imported; it is no dependency of ours:
+      pip install --target PEER qdrant-client && PYTHONPATH=PEER python -m tests.bench.knowledge
 
-A million chunks are a million insertions into graphs: about half an hour. Prints tables, and last one JSON line.
+A million chunks are about a million insertions into graphs, which take most of some forty minutes. `--folder` keeps the
+growing library, and the next run goes on from what it holds. Prints tables, progress on stderr, and last one JSON line.
 """
 
 import argparse
@@ -28,12 +30,13 @@ from tests.bench.knowledge_plot import svg
 
 QUERIES = 500  # of the index
 _MILLION = 1_000_000
+_GROWTH = [10_000, 30_000, 100_000, 300_000, _MILLION]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-knowledge")
     parser.add_argument("--rows", type=int, default=100_000, help="chunks of the comparisons")
-    parser.add_argument("--growth", type=int, nargs="*", default=[10_000, 100_000, _MILLION], help="chunks, rising")
+    parser.add_argument("--growth", type=int, nargs="*", default=_GROWTH, help="chunks, rising")
     parser.add_argument("--queries", type=int, default=200, help="queries of the library")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of queries of the index")
     parser.add_argument("--plot", type=Path, help="an SVG of growth")
@@ -50,7 +53,7 @@ def beside_qdrant(known: Vectors) -> dict[str, float]:
     try:
         from qdrant_client import QdrantClient, models
     except ImportError:
-        print("\nqdrant-client is not installed: its local mode is left out (pip install qdrant-client).")
+        print("\nqdrant-client is absent: `pip install --target PEER qdrant-client`, and PYTHONPATH=PEER brings it in.")
         return {}
     client = QdrantClient(":memory:")
     client.create_collection("bench", vectors_config=models.VectorParams(size=DIM, distance=models.Distance.COSINE))

@@ -116,6 +116,7 @@ def health_of(severity: telemetry_pb2.Severity.ValueType) -> telemetry_pb2.Watch
 
 
 def test_health_shows_what_to_do_and_ends_with_1_only_where_it_is_critical(box: Box, cli: Cli) -> None:
+    box.answers["GetStatus"] = lambda request, context: OK
     box.answers["WatchHealth"] = lambda request, context: iter([health_of(telemetry_pb2.SEVERITY_WARNING)])
     result = cli("health")
     assert result.exit_code == 0
@@ -124,6 +125,32 @@ def test_health_shows_what_to_do_and_ends_with_1_only_where_it_is_critical(box: 
     result = cli("health", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["findings"][0]["code"] == "DISK_FULL_SOON"
+
+
+WALLS = telemetry_pb2.Walls(
+    layers=[
+        telemetry_pb2.Wall(name="seccomp", stands=True, needed=True, detail="41 system calls"),
+        telemetry_pb2.Wall(name="namespaces", detail="without user, pid"),
+    ],
+    proof_time=answers.STAMP,
+)
+
+
+def test_health_shows_every_wall_around_parsers_and_which_is_missing(box: Box, cli: Cli) -> None:
+    fine = telemetry_pb2.WatchHealthResponse(severity=telemetry_pb2.SEVERITY_OK)
+    box.answers["WatchHealth"] = lambda request, context: iter([fine])
+    walled = telemetry_pb2.GetStatusResponse(severity=telemetry_pb2.SEVERITY_OK, walls=WALLS)
+    box.answers["GetStatus"] = lambda request, context: walled
+    shown = cli("health").stdout
+    assert "41 system calls" in shown
+    assert "MISSING: without user, pid" in shown
+    told = json.loads(cli("status", "--json").stdout)["walls"]
+    assert [(wall["name"], wall["stands"], wall["needed"]) for wall in told["layers"]] == [
+        ("seccomp", True, True),
+        ("namespaces", False, False),
+    ]
+    box.answers["GetStatus"] = lambda request, context: OK
+    assert "nothing is parsed" in cli("health").stdout
 
 
 def test_watched_health_is_a_line_of_json_at_each_change(box: Box, cli: Cli) -> None:

@@ -1,12 +1,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from appliance import errors
-from appliance.cli import chat, demo, progress
+from appliance.cli import chat, demo
 from appliance.client import Client
 from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2
 from appliance.types import Finish, Message, Speaker, Text
@@ -14,11 +13,6 @@ from tests.box import Box, refusal
 from tests.cli import answers
 from tests.cli.answers import Cli
 
-COMMITTED, DUPLICATE, QUARANTINED = (
-    ingest_pb2.FileOutcome.STATE_COMMITTED,
-    ingest_pb2.FileOutcome.STATE_DUPLICATE,
-    ingest_pb2.FileOutcome.STATE_QUARANTINED,
-)
 HOSTILE = "evil\x1b[2J\u202efdp[bold].md"
 
 
@@ -93,10 +87,10 @@ def test_hostile_titles_and_texts_are_escaped_in_every_verb(box: Box, cli: Cli) 
     box.answers["Search"] = lambda request, context: knowledge_pb2.SearchResponse(passages=[answers.passage(HOSTILE)])
     box.answers["ListDocuments"] = answers.documents(HOSTILE)
     box.answers["ListQuarantine"] = lambda request, context: ingest_pb2.ListQuarantineResponse(
-        files=[answers.outcome(HOSTILE, QUARANTINED, "NOT_UTF8")]
+        files=[answers.outcome(HOSTILE, ingest_pb2.FileOutcome.STATE_QUARANTINED, "NOT_UTF8")]
     )
     box.answers["Chat"] = answers.chat(HOSTILE)
-    verbs = [("ask", "Q"), ("search", "Q"), ("documents", "list"), ("ingest", "--quarantine"), ("chat", "Q")]
+    verbs = [("ask", "Q"), ("search", "Q"), ("documents", "list"), ("ingest", "quarantine", "list"), ("chat", "Q")]
     for verb in verbs:
         for form in ((), ("--json",)):
             result = cli(*verb, *form)
@@ -117,83 +111,7 @@ def test_search_shows_where_each_passage_stands(box: Box, cli: Cli) -> None:
     assert "Nothing was found." in cli("search", "badges").stdout
 
 
-# --- ingest and jobs --------------------------------------------------------------------------------------------------
-
-
-def ingesting(box: Box, *states: job_pb2.Job) -> None:
-    started = answers.job(job_pb2.Job.STATE_QUEUED)
-    box.answers["IngestFolder"] = lambda request, context: ingest_pb2.IngestFolderResponse(job=started)
-    box.answers["WatchJob"] = answers.watched(started, *states)
-    box.answers["ListFiles"] = answers.files(
-        answers.outcome("a.md", COMMITTED),
-        answers.outcome("b.md", DUPLICATE),
-        answers.outcome("c.pdf", QUARANTINED, "PDF_ENCRYPTED"),
-    )
-
-
-def test_ingest_ends_with_counts_and_the_refused_files(
-    box: Box, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ingesting(box, answers.job(job_pb2.Job.STATE_SUCCEEDED, done=3, total=3))
-    result = cli("ingest", "stick", "--reader", "role:admin")
-    assert result.exit_code == 0
-    assert "Succeeded: 3 files." in result.stdout
-    assert "c.pdf" in result.stdout
-    assert "PDF_ENCRYPTED" in result.stdout
-    assert "a.md" not in result.stdout
-    request = box.calls[0].request
-    assert (request.path, request.collection, list(request.readers)) == (
-        str(tmp_path / "stick"),
-        "collections/default",
-        ["role:admin"],
-    )
-    shown = json.loads(cli("ingest", "stick", "--json").stdout)
-    assert shown["job"]["state"] == "succeeded"
-    assert shown["counts"] == {"committed": 1, "duplicate": 1, "quarantined": 1}
-    assert [file["path"] for file in shown["quarantined"]] == ["c.pdf"]
-
-
-def test_an_ingest_that_fails_says_what_was_kept_and_fails_as_its_job_did(box: Box, cli: Cli) -> None:
-    failed = answers.job(job_pb2.Job.STATE_FAILED, error_reason="DISK_FULL", error_message="No space is left.")
-    ingesting(box, failed)
-    result = cli("ingest", "/stick")
-    assert result.exit_code == errors.DiskFull.exit_code
-    assert "Failed: 3 files. What was committed is kept." in result.stdout
-    assert "error: No space is left." in result.stderr
-
-
-def test_ctrl_c_cancels_the_job_and_says_what_was_kept(box: Box, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    ingesting(box, answers.job(job_pb2.Job.STATE_CANCELLED, done=1, total=3))
-    cancelled = answers.job(job_pb2.Job.STATE_RUNNING)
-    box.answers["CancelJob"] = lambda request, context: job_pb2.CancelJobResponse(job=cancelled)
-    show, interrupts = progress._shown, iter([KeyboardInterrupt()])
-
-    def interrupted_once(*given: Any) -> Any:
-        for interrupt in interrupts:
-            raise interrupt
-        return show(*given)
-
-    monkeypatch.setattr(progress, "_shown", interrupted_once)
-    result = cli("ingest", "/stick")
-    assert result.exit_code == 130
-    assert "CancelJob" in [call.method for call in box.calls]
-    assert "Cancelled: 3 files. What was committed is kept." in result.stdout
-    assert "committed    1" in result.stdout
-
-
-def test_ingest_without_waiting_names_its_job(box: Box, cli: Cli) -> None:
-    ingesting(box)
-    assert "appliance jobs watch 7f" in cli("ingest", "/stick", "--no-wait").stdout
-    assert json.loads(cli("ingest", "/stick", "--no-wait", "--json").stdout)["job"]["name"] == "jobs/7f"
-    assert {call.method for call in box.calls} == {"IngestFolder"}
-
-
-def test_the_files_of_a_job_are_listed_later(box: Box, cli: Cli) -> None:
-    ingesting(box)
-    assert "b.md" in cli("ingest", "--files", "7f").stdout
-    listed = json.loads(cli("ingest", "--files", "7f", "--json").stdout)["files"]
-    assert [file["state"] for file in listed] == ["committed", "duplicate", "quarantined"]
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_watched_job_is_a_line_of_json_at_each_change(box: Box, cli: Cli) -> None:

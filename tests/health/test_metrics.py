@@ -7,7 +7,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from appliance.errors import QueueFull
 from appliance.health.host import Host
 from appliance.health.metrics import MeasuredGenerator, Metrics
-from appliance.types import EngineStats, Finish, FinishReason, Generation, SearchTally, Text, Timings, Usage
+from appliance.types import (
+    EngineStats,
+    FileOutcome,
+    FileState,
+    Finish,
+    FinishReason,
+    Generation,
+    SearchTally,
+    Text,
+    Timings,
+    Usage,
+)
 from tests.fakes import ScriptedGenerator
 
 FINISH = Finish(
@@ -160,3 +171,25 @@ def test_no_label_names_a_tenant_a_user_or_content() -> None:
     labels = {key for family in text_string_to_metric_families(text) for s in family.samples for key in s.labels}
     assert labels == {"model_name", "finished_reason", "le", "collection"}
     assert "acme" not in text
+
+
+def test_files_are_counted_by_how_they_ended_and_those_that_were_read_by_their_seconds() -> None:
+    metrics = Metrics()
+    for state, seconds in ((FileState.COMMITTED, 0.5), (FileState.COMMITTED, 1.5), (FileState.DUPLICATE, 0.0)):
+        metrics.ingested(FileOutcome("secret.txt", state, size_bytes=10), seconds)
+    text = metrics.render({}).decode()
+    found = {
+        (one.name, one.labels.get("state", "")): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+        if family.name.startswith("appliance_ingest") and not one.name.endswith(("_created", "_bucket"))
+    }
+    assert found == {
+        ("appliance_ingest_files_total", "committed"): 2,
+        ("appliance_ingest_files_total", "duplicate"): 1,
+        ("appliance_ingest_bytes_total", "committed"): 20,
+        ("appliance_ingest_bytes_total", "duplicate"): 10,
+        ("appliance_ingest_read_seconds_count", ""): 2,
+        ("appliance_ingest_read_seconds_sum", ""): 2.0,
+    }
+    assert "secret" not in text

@@ -122,6 +122,9 @@ async def test_a_model_of_another_kind_does_not_answer(bench: Bench) -> None:
     reranker = bench.add(write_reranker(bench.root / "judge"), RERANKER)
     with pytest.raises(NotFound, match="no reranker model"):
         await bench.encoders.rerank(embedder, "q", ["a"])
+    with pytest.raises(NotFound, match="no reranker model"):
+        bench.encoders.check_reranker(embedder)
+    bench.encoders.check_reranker(reranker)
     with pytest.raises(NotFound, match="no embedding model"):
         await bench.encoders.embed(reranker, ["a"])
     with pytest.raises(NotFound, match="models/none"):

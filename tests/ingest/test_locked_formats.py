@@ -1,6 +1,7 @@
 """Each format in the locked child gives what it gives outside: nothing is imported there for the first time."""
 
 import asyncio
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
 from appliance.ingest.extract import Reader
 from appliance.sandbox.extractor import LockedExtractor
-from tests import pdf_files
+from tests import container_files, office_files, office_samples, pdf_files
 from tests.sandbox.locked import extract
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -57,6 +58,34 @@ DOCUMENTS = {
     "cut.pdf": pdf_files.text_pdf()[:700],
     "noise.pdf": b"%PDF-1.4\n" + bytes(range(256)) * 40,
     "nameless": b"text",
+    "library.docx": office_samples.docx_sample(),
+    "library.pptx": office_samples.pptx_sample(),
+    "library.xlsx": office_samples.xlsx_sample(),
+    "library.xls": office_samples.xls_sample(),
+    "cut.xls": office_samples.xls_sample()[:3000],
+    "noise.xls": office_samples.xls_sample()[:600] + bytes(range(256)) * 40,
+    "entities.docx": office_files.package(office_files.DOCX, "word/document.xml", office_files.BILLION_LAUGHS + "<x/>"),
+    "utf-16.xlsx": office_files.package(office_files.XLSX, "xl/workbook.xml", "<x/>".encode("utf-16")),
+    "encoding.xlsx": office_files.package(office_files.XLSX, "xl/w.xml", b"<?xml version='1.0' encoding='cp037'?><x/>"),
+    "encrypted.xlsx": office_files.encrypted_package(),
+    "repeated.ods": office_files.ods("<table:table table:name='A'/>"),
+    "charset.csv": "Schlüssel;Inhaberin\nHaustür;Frau Müller\n".encode("cp1252"),
+    "unclosed.csv": b'a,b\n"open,1\n2,3\n',
+    **{
+        f"{charset}.eml": container_files.mail(
+            f"Subject: x\nContent-Type: text/plain; charset={charset}", b"Gr\xfc\xdfe " * 9
+        )
+        for charset in ("iso-8859-1", "cp037", "no-such", "rot13", "utf-7", "idna", "punycode")
+    },
+    "attached.eml": container_files.mail(
+        container_files.attachment("=?cp037?Q?=81?=.bin", b"x").replace("filename=", "filename*0=")
+    ),
+    "damaged.tar": container_files.tar_of([("a", b"x")])[:300] + b"x" * 800,
+    "cut.gz": container_files.tar_of([("a", b"x")], "w:gz")[:-9],
+    "cut.xz": container_files.tar_of([("a", b"x")], "w:xz")[:-9],
+    "cut.bz2": container_files.tar_of([("a", b"x")], "w:bz2")[:-9],
+    "names.zip": container_files.raw_zip([(b"\x81\xff", b"x"), (b"../a", b"y"), (b"b", b"z")]),
+    "bzip2.zip": container_files.zip_of({"a": b"x"}, zipfile.ZIP_BZIP2),
 }
 
 
@@ -81,7 +110,7 @@ async def inside(locked: LockedExtractor, data: bytes, name: str) -> tuple[objec
     except DocumentRefused as refusal:
         return (refusal.file_reason, str(refusal))
     rows = tuple((one.kind.value, one.level, one.page, one.start, one.end) for one in read.blocks)
-    members = tuple((one.path, one.content) for one in read.members)
+    members = tuple((one.path, one.content, one.problem) for one in read.members)
     return (read.media_type, read.parser, read.pages, rows, members)
 
 

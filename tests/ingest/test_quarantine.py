@@ -1,95 +1,125 @@
-import errno
+"""Bytes in the quarantine: what comes out is what went in, or a named damage."""
+
 import os
 import stat
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import DiskFull
-from appliance.ingest.quarantine import Quarantine
-from appliance.types import FileOutcome, FileState
+from appliance.errors import NotFound, StoreDamaged
+from appliance.ingest.keys import IngestKeys
+from appliance.ingest.quarantine import CHUNK_BYTES, HEADER_BYTES, Quarantine, memfd_of
+from appliance.vault import FileKeyring, FileTenantKeys
 
-REFUSED = FileOutcome(
-    path="a\\n.pdf",
-    state=FileState.QUARANTINED,
-    reason="PDF_BROKEN",
-    detail="It is broken.",
-    sha256="ab" * 32,
-    size_bytes=7,
-    job="jobs/1",
-    time=datetime(2026, 11, 20, 12, 0, tzinfo=UTC),
-    tenant="clinic",
+SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES)
+
+
+@pytest.fixture
+def quarantine(tmp_path: Path) -> Quarantine:
+    keyring = FileKeyring.open(tmp_path / "keys", protects=tmp_path / "knowledge")
+    tenant_keys = FileTenantKeys(tmp_path / "keys" / "tenants", keyring)
+    keys = IngestKeys(tmp_path / "ingest", keyring, tenant_keys)
+    for tenant in ("clinic", "rival"):
+        tenant_keys.add(tenant)
+        keys.prepare(tenant)
+    return Quarantine(tmp_path / "ingest", keys)
+
+
+def hold(quarantine: Quarantine, content: bytes, number: int = 0, tenant: str = "clinic", load: str = "1") -> None:
+    memfd = memfd_of(content)
+    try:
+        quarantine.hold(tenant, load, number, memfd)
+    finally:
+        os.close(memfd)
+
+
+def opened(quarantine: Quarantine, number: int = 0, tenant: str = "clinic", load: str = "1") -> bytes:
+    memfd = quarantine.open(tenant, load, number)
+    try:
+        return os.pread(memfd, 1 << 30, 0)
+    finally:
+        os.close(memfd)
+
+
+def path_of(tmp_path: Path, number: int = 0, tenant: str = "clinic", load: str = "1") -> Path:
+    return tmp_path / "ingest" / tenant / load / "held" / str(number)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_held_comes_out_as_it_went_in_and_sealed(quarantine: Quarantine, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    hold(quarantine, content)
+    assert opened(quarantine) == content
+    memfd = quarantine.open("clinic", "1", 0)
+    with pytest.raises(PermissionError):
+        os.write(memfd, b"x")
+    os.close(memfd)
+    assert stat.S_IMODE(path_of(tmp_path).stat().st_mode) == 0o600
+    assert content[:64] not in path_of(tmp_path).read_bytes() or size < 64
+
+
+def _flip(raw: bytes) -> bytes:
+    return raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:]
+
+
+def _swap_chunks(raw: bytes) -> bytes:
+    first, second = raw[HEADER_BYTES:][: CHUNK_BYTES + 16], raw[HEADER_BYTES:][CHUNK_BYTES + 16 :]
+    return raw[:HEADER_BYTES] + second + first
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip,
+        _swap_chunks,
+        lambda raw: raw[:-1],
+        lambda raw: raw[: HEADER_BYTES + CHUNK_BYTES + 16],
+        lambda raw: raw[: HEADER_BYTES - 1],
+        lambda raw: b"",
+        lambda raw: bytes(HEADER_BYTES) + raw[HEADER_BYTES:],
+        lambda raw: raw[:15] + bytes([raw[15] ^ 1]) + raw[16:],
+        lambda raw: raw[:20] + bytes([raw[20] ^ 1]) + raw[21:],
+    ],
 )
+def test_a_copy_that_was_changed_does_not_open(
+    quarantine: Quarantine, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    hold(quarantine, os.urandom(2 * CHUNK_BYTES))
+    path = path_of(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreDamaged):
+        opened(quarantine)
 
 
-def paths(quarantine: Quarantine) -> list[str]:
-    return [outcome.path for outcome in quarantine.newest_first("clinic")]
+@pytest.mark.parametrize(("tenant", "load", "number"), [("rival", "1", 0), ("clinic", "2", 0), ("clinic", "1", 7)])
+def test_a_copy_in_anothers_place_does_not_open(
+    quarantine: Quarantine, tmp_path: Path, tenant: str, load: str, number: int
+) -> None:
+    hold(quarantine, b"Pay.")
+    other = path_of(tmp_path, number, tenant, load)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(path_of(tmp_path).read_bytes())
+    with pytest.raises(StoreDamaged):
+        opened(quarantine, number, tenant, load)
 
 
-def test_a_refusal_is_still_there_after_a_restart(tmp_path: Path) -> None:
-    Quarantine(tmp_path / "q").add(REFUSED)
-    Quarantine(tmp_path / "q").add(replace(REFUSED, path="b.pdf"))
-    assert Quarantine(tmp_path / "q").newest_first("clinic") == (replace(REFUSED, path="b.pdf"), REFUSED)
+def test_what_is_destroyed_is_gone_and_its_key_was_overwritten_first(
+    quarantine: Quarantine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(quarantine, b"Pay.")
+    hold(quarantine, b"More.", 1)
+    seen: list[bytes] = []
+    real = os.unlink
 
+    def watched(path: Path) -> None:
+        seen.append(path.read_bytes())
+        real(path)
 
-def test_only_the_owner_may_look(tmp_path: Path) -> None:
-    Quarantine(tmp_path / "q").add(REFUSED)
-    assert stat.S_IMODE((tmp_path / "q").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "q" / "refused.jsonl").stat().st_mode) == 0o600
-
-
-def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
-    Quarantine(tmp_path).add(REFUSED)
-    with (tmp_path / "refused.jsonl").open("ab") as file:
-        file.write(b'{"path": "half')
-    again = Quarantine(tmp_path)
-    assert paths(again) == [REFUSED.path]
-    again.add(replace(REFUSED, path="b.pdf"))
-    assert paths(Quarantine(tmp_path)) == ["b.pdf", REFUSED.path]
-
-
-def test_a_tenant_is_told_of_its_own_files_alone(tmp_path: Path) -> None:
-    quarantine = Quarantine(tmp_path)
-    quarantine.add(REFUSED)
-    quarantine.add(replace(REFUSED, path="b.pdf", tenant="rival"))
-    for one in (quarantine, Quarantine(tmp_path)):
-        assert [outcome.path for outcome in one.newest_first("rival")] == ["b.pdf"]
-        assert paths(one) == [REFUSED.path]
-
-
-def test_a_line_of_a_release_without_tenants_is_of_the_default_tenant(tmp_path: Path) -> None:
-    Quarantine(tmp_path).add(REFUSED)
-    file = tmp_path / "refused.jsonl"
-    file.write_bytes(file.read_bytes().replace(b', "tenant": "clinic"', b""))
-    old = Quarantine(tmp_path)
-    assert old.newest_first("default") == (replace(REFUSED, tenant="default"),)
-    assert paths(old) == []
-
-
-@pytest.mark.parametrize("line", [b"[]", b"1", b"{}", b'{"time": 1}', b"\xff", b'{"time": null, "state": "x"}'])
-def test_a_foreign_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "refused.jsonl").write_bytes(line + b"\n")
-    assert Quarantine(tmp_path).newest_first("clinic") == ()
-
-
-def test_the_oldest_are_dropped_in_the_end(tmp_path: Path) -> None:
-    quarantine = Quarantine(tmp_path, max_entries=3)
-    for number in range(8):
-        quarantine.add(replace(REFUSED, path=str(number)))
-    assert paths(quarantine) == ["7", "6", "5", "4", "3"]
-    assert paths(Quarantine(tmp_path, max_entries=3)) == ["7", "6", "5"]
-    assert (tmp_path / "refused.jsonl").read_bytes().count(b"\n") == 5
-
-
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quarantine = Quarantine(tmp_path)
-
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fdatasync", full)
-    with pytest.raises(DiskFull, match=r"refused\.jsonl"):
-        quarantine.add(REFUSED)
-    assert quarantine.newest_first("clinic") == ()
+    monkeypatch.setattr(os, "unlink", watched)
+    assert quarantine.destroy("clinic", "1", [0, 5]) == 1
+    assert not any(seen[0][:HEADER_BYTES])
+    with pytest.raises(NotFound):
+        opened(quarantine)
+    assert opened(quarantine, 1) == b"More."
+    assert quarantine.sizes("clinic", "1").keys() == {1}

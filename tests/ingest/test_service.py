@@ -14,9 +14,10 @@ from appliance.api.ingest import IngestService
 from appliance.api.interceptors import Context
 from appliance.errors import InvalidArgument
 from appliance.gen.v1 import ingest_pb2 as pb
+from appliance.ingest.sources import Sources
 from appliance.types import EVERYONE, Document, Principal, Role
-from appliance.vault.keyring import FileKeyring
-from tests.ingest.test_pipeline import Bench, PlainExtractor
+from tests.fakes import OneLibrary
+from tests.ingest.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,24 @@ class CallOf:
         }
 
 
-OPERATOR = Principal("t", "olga", Role.OPERATOR)
+OPERATOR = Principal("clinic", "olga", Role.OPERATOR)
 
 
 def book_of(bench: Bench) -> GroupBook:
-    data = bench.config.data_dir
-    return GroupBook(data / "access" / "groups.json", FileKeyring.open(data / "keys", protects=data / "knowledge"))
+    return GroupBook(bench.config.data_dir / "access" / "groups.json", bench.keyring)
+
+
+def service_of(bench: Bench) -> IngestService:
+    """Of its own sources it needs none."""
+    return IngestService(Callers(book_of(bench)), bench.ingest, cast(Sources, bench.sources), OneLibrary(bench.library))
 
 
 async def ingest(bench: Bench, *readers: str) -> None:
-    request = pb.IngestFolderRequest(path=str(bench.folder), collection="collections/handbook", readers=readers)
-    service = IngestService(Callers(book_of(bench)), bench.ingest)
-    answer = await service.IngestFolder(request, cast(Context, CallOf(OPERATOR)))
-    async for _ in bench.jobs.watch(answer.job.name.removeprefix("jobs/")):
+    request = pb.StartIngestionRequest(
+        source="sources/usb", collection="collections/handbook", readers=readers, approve=True
+    )
+    answer = await service_of(bench).StartIngestion(request, cast(Context, CallOf(OPERATOR)))
+    async for _ in bench.jobs.watch(answer.ingestion.job.removeprefix("jobs/")):
         pass
 
 
@@ -55,30 +61,34 @@ def stored(bench: Bench, groups: frozenset[str]) -> tuple[Document, ...]:
 
 @pytest.mark.parametrize("role", Role)
 async def test_a_document_for_a_role_and_a_user_is_found_by_both(tmp_path: Path, role: Role) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
-    bench.write("a.txt", "One.")
-    ann, ben, eve = Principal("t", "Ann.B-c_d", Role.APP), Principal("t", "ben", role), Principal("t", "eve", Role.APP)
+    bench = Bench(tmp_path)
+    bench.write(a__txt="One.")
+    ann, ben, eve = (
+        Principal("clinic", "Ann.B-c_d", Role.APP),
+        Principal("clinic", "ben", role),
+        Principal("clinic", "eve", Role.APP),
+    )
     await ingest(bench, "user:Ann.B-c_d", f"role:{role.value}")
     assert len(stored(bench, ann.groups)) == len(stored(bench, ben.groups)) == 1
     assert len(stored(bench, eve.groups)) == (role is Role.APP)
 
 
 async def test_a_document_for_a_group_is_found_by_its_users_only(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
-    bench.write("a.txt", "One.")
-    book_of(bench).set("t", "hr", ["ann"])
+    bench = Bench(tmp_path)
+    bench.write(a__txt="One.")
+    book_of(bench).set("clinic", "hr", ["ann"])
     await ingest(bench, "group:hr")
     callers = Callers(book_of(bench))
 
     def seen_by(caller: Principal) -> int:
         return len(stored(bench, callers.by_certificate(CallOf(caller).auth_context()).groups))
 
-    assert seen_by(Principal("t", "ann", Role.APP)) == 1
+    assert seen_by(Principal("clinic", "ann", Role.APP)) == 1
     assert seen_by(OPERATOR) == seen_by(Principal("rival", "ann", Role.APP)) == 0
 
 
 async def test_a_group_of_another_tenant_is_no_reader(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
+    bench = Bench(tmp_path)
     book_of(bench).set("rival", "hr", ["ann"])
     with pytest.raises(InvalidArgument, match="readers: 'group:hr' names no group"):
         await ingest(bench, "group:hr")
@@ -86,8 +96,8 @@ async def test_a_group_of_another_tenant_is_no_reader(tmp_path: Path) -> None:
 
 
 async def test_a_document_for_nobody_in_particular_is_for_everyone(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
-    bench.write("a.txt", "One.")
+    bench = Bench(tmp_path)
+    bench.write(a__txt="One.")
     await ingest(bench)
     [document] = stored(bench, frozenset({EVERYONE}))
     assert document.readers == {EVERYONE}
@@ -99,7 +109,7 @@ async def test_a_document_for_nobody_in_particular_is_for_everyone(tmp_path: Pat
      "user:" + "a" * 65, "group:hr", "everyone\n", "role:admin,role:app"],
 )  # fmt: skip
 async def test_a_reader_that_no_caller_can_be_is_named_and_nothing_starts(tmp_path: Path, reader: str) -> None:
-    bench = Bench(tmp_path, PlainExtractor())
+    bench = Bench(tmp_path)
     with pytest.raises(InvalidArgument, match="readers: ") as refused:
         await ingest(bench, "role:admin", reader)
     assert repr(reader[:80]) in str(refused.value)

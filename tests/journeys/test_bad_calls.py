@@ -86,8 +86,8 @@ def test_names_limits_and_empty_texts_are_checked_before_anything_is_done(box: D
             client.search("nothing-there", "badge", limit=1000)
         with pytest.raises(InvalidArgument, match="messages"):
             list(client.chat([]))
-        with pytest.raises(InvalidArgument, match="path"):
-            client.ingest_folder("relative/path", "handbook")
+        with pytest.raises(InvalidArgument, match="absolute"):
+            client.ingest("relative/path", "handbook")
 
 
 def test_chat_without_a_chat_model_says_what_to_do(box: Daemon) -> None:

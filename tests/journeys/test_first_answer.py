@@ -35,9 +35,9 @@ def client(box: Daemon) -> Iterator[Client]:
 
 def ingest(client: Client, path: Path, collection: str) -> list[FileState]:
     """Ingest and wait; how each file ended."""
-    job = client.ingest_folder(str(path), collection)
-    assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
-    return [file.state for file in client.files(job.id)]
+    begun = client.ingest(str(path), collection)
+    assert [seen.state for seen in client.watch_job(begun.job)][-1] is JobState.SUCCEEDED
+    return [file.state for file in client.files(begun.id)]
 
 
 def answer_of(pieces: list[AskPiece]) -> str:

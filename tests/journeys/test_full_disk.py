@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.types import FileState, JobState
+from appliance.types import FileState, IngestionState, JobState
 from tests.daemon import Daemon, running
 
 pytestmark = pytest.mark.long
@@ -30,25 +30,28 @@ def fill(box: Daemon, leave_bytes: int) -> Path:
 
 
 def test_a_full_disk_stops_the_job_by_name_and_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    folder = tmp_path / "stick"
-    folder.mkdir()
     for number in range(24):
+        folder = tmp_path / ("first" if number < 8 else "rest")
+        folder.mkdir(exist_ok=True)
         sentences = "".join(f"Rule {number}.{line} says what to do at gate {line}. " for line in range(150))
         (folder / f"rule-{number:02}.txt").write_text(sentences)
     data = tmp_path / "data"
     with running(data, launcher=small_disk(data)) as box, box.client() as client:
-        ballast = fill(box, leave_bytes=192 << 10)
-        job = list(client.watch_job(client.ingest_folder(str(folder), "rules").id))[-1]
+        first = client.ingest(str(tmp_path / "first"), "rules")
+        assert list(client.watch_job(first.job))[-1].state is JobState.SUCCEEDED
+        ballast = fill(box, leave_bytes=96 << 10)
+        begun = client.ingest(str(tmp_path / "rest"), "rules")
+        job = list(client.watch_job(begun.job))[-1]
         assert (job.state, job.error_reason) == (JobState.FAILED, "DISK_FULL")
-        kept = [file for file in client.files(job.id) if file.state is FileState.COMMITTED]
-        assert 0 < len(kept) < 24
-        stored = {document.name for document in client.documents("rules")}
-        assert stored == {file.document for file in kept}
+        told = [*client.files(first.id), *client.files(begun.id)]
+        kept = {file.document for file in told if file.state is FileState.COMMITTED}
+        assert 8 <= len(kept) < 24
+        assert {document.name for document in client.documents("rules")} == kept
         assert client.search("rules", "rule 0.7 gate").passages
 
         ballast.unlink()
-        again = list(client.watch_job(client.ingest_folder(str(folder), "rules").id))[-1]
-        assert again.state is JobState.SUCCEEDED
-        states = [file.state for file in client.files(again.id)]
-        assert states.count(FileState.DUPLICATE) == len(kept)
+        again = client.resume_ingestion(begun.id)
+        assert list(client.watch_job(again.job))[-1].state is JobState.SUCCEEDED
+        assert client.ingestion(begun.id).state is IngestionState.SUCCEEDED
+        assert {file.state for file in client.files(begun.id)} == {FileState.COMMITTED}
         assert len(list(client.documents("rules"))) == 24

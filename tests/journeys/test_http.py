@@ -38,8 +38,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(folder / "data", "--model-context-tokens=1024", "--inference-threads=1") as started:
         (folder / "badges.txt").write_text("Badges expire after 90 days. Visitors sign the book at the gate.")
         with started.client() as client:
-            job = client.ingest_folder(str(folder / "badges.txt"), "handbook")
-            assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
+            begun = client.ingest(str(folder / "badges.txt"), "handbook")
+            assert [seen.state for seen in client.watch_job(begun.job)][-1] is JobState.SUCCEEDED
             job = client.import_model(str(gguf_models.write_llama(folder / "tiny.gguf", seed=1)))
             assert [seen.state for seen in client.watch_job(job.id)][-1] is JobState.SUCCEEDED
         yield started

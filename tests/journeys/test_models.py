@@ -81,8 +81,8 @@ def test_a_dropped_gguf_serves_chat_and_generate_without_a_restart(
     assert client.model(name).state is ModelState.READY
 
     (tmp_path / "rules.txt").write_text("Badges expire after 90 days. The gate opens at six in the morning.")
-    ingested = client.ingest_folder(str(tmp_path / "rules.txt"), f"made-for-{architecture}")
-    assert [job.done for job in client.watch_job(ingested.id)][-1] == 1
+    ingested = client.ingest(str(tmp_path / "rules.txt"), f"made-for-{architecture}")
+    assert [job.done for job in client.watch_job(ingested.job)][-1] == 1
     asked = list(client.ask(f"made-for-{architecture}", "When do badges expire?", model=name, sampling=sampling))
     first, last = asked[0], asked[-1]
     assert isinstance(first, Passages)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import NotFound
+from appliance.errors import Cancelled, NotFound
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.embedders import built_in
 from appliance.knowledge.libraries import Bounds, Libraries
@@ -87,6 +87,19 @@ class Shelf:
     def _open(self) -> Library:
         self.libraries = open_libraries(self.root, self.embedder, self.seal_passages)
         return self.libraries.of("default")
+
+
+class Steps:
+    """Counts what is told, and stops at a step, if it is to."""
+
+    def __init__(self, stops_at: int = -1) -> None:
+        self.told: list[tuple[int, int]] = []
+        self._stops_at = stops_at
+
+    def update(self, done: int, total: int = 0, note: str = "") -> None:
+        if len(self.told) == self._stops_at:
+            raise Cancelled("It was cancelled.")
+        self.told.append((done, total))
 
 
 def open_libraries(root: Path, embedder: Embedder, seal_passages: int = 1000) -> Libraries:

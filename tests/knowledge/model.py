@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from appliance.errors import EmbedderChanged, NotFound
+from appliance.errors import DocumentRefused, EmbedderChanged, NotFound
 from appliance.knowledge.libraries import Bounds, Libraries
 from appliance.knowledge.library import Library
 from appliance.ports import Embedder
-from appliance.types import EVERYONE, Leg, MetadataValue, SearchOptions
+from appliance.types import EVERYONE, Document, Leg, MetadataValue, NewDocument, SearchOptions
 from appliance.vault import FileKeyring, FileTenantKeys
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import new_document
+from tests.knowledge.meanwhile import changing
 from tests.searching import search
 
 COLLECTION = "model"
@@ -61,7 +62,7 @@ class Known:
     metadata: dict[str, MetadataValue]
 
 
-def embedder(name: str, identity: str) -> Embedder:
+def embedder(name: str, identity: str, *, background: bool = False) -> Embedder:
     found = EMBEDDERS[name]
     if identity not in ("", found.identity):
         raise EmbedderChanged(f"There is no embedder {name} {identity}.")
@@ -130,13 +131,19 @@ class Model(RuleBasedStateMachine):
 
     def put(self, text: Sequence[str], who: frozenset[str], tag: dict[str, MetadataValue], replaces: str = "") -> None:
         before = self.counted()
-        self.made += 1
-        known = Known(f"title {self.made % 3} {self.made}", " ".join([*text, f"number{self.made}"]), who, tag)
-        new = new_document(known.text, title=known.title, readers=who)
-        document = self.library.add(COLLECTION, replace(new, metadata=tag, replaces=replaces))
+        known, new = self.made_of(text, who, tag, replaces)
+        document = self.library.add(COLLECTION, new)
         self.known.pop(replaces, None)
         self.known[document.id] = known
         assert self.library.version(COLLECTION) != before
+
+    def made_of(
+        self, text: Sequence[str], who: frozenset[str], tag: dict[str, MetadataValue], replaces: str
+    ) -> tuple[Known, NewDocument]:
+        self.made += 1
+        known = Known(f"title {self.made % 3} {self.made}", " ".join([*text, f"number{self.made}"]), who, tag)
+        new = new_document(known.text, title=known.title, readers=who)
+        return known, replace(new, metadata=tag, replaces=replaces)
 
     @rule(text=words, who=readers, tag=tags)
     def add(self, text: list[str], who: frozenset[str], tag: dict[str, MetadataValue]) -> None:
@@ -146,6 +153,22 @@ class Model(RuleBasedStateMachine):
     @rule(text=words, who=readers, tag=tags, place=places)
     def replace(self, text: list[str], who: frozenset[str], tag: dict[str, MetadataValue], place: int) -> None:
         self.put(text, who, tag, self.some(place))
+
+    @rule(texts=st.lists(words, max_size=4), who=readers, tag=tags, place=places, has_bad=st.booleans())
+    def add_all(
+        self, texts: list[list[str]], who: frozenset[str], tag: dict[str, MetadataValue], place: int, has_bad: bool
+    ) -> None:
+        before = self.counted()
+        gone = self.some(place) if self.known and place % 2 else ""
+        made = [self.made_of(text, who, tag, "" if at else gone) for at, text in enumerate(texts)]
+        bad = [new_document("", title="bad")] if has_bad else []
+        found = self.library.add_all(COLLECTION, [*(new for _, new in made), *bad])
+        assert [isinstance(one, DocumentRefused) for one in found] == [False] * len(made) + [True] * len(bad)
+        if texts:
+            self.known.pop(gone, None)
+        added = (one for one in found if isinstance(one, Document))
+        self.known |= {document.id: known for document, (known, _) in zip(added, made, strict=True)}
+        assert (self.library.version(COLLECTION) != before) == bool(texts)
 
     @precondition(lambda self: self.known)
     @rule(place=places)
@@ -167,18 +190,42 @@ class Model(RuleBasedStateMachine):
         assert (self.library.version(COLLECTION) == before) == same
         self.known[document] = replace(self.known[document], readers=who)
 
+    @rule(first=places, second=places, who=readers, text=words, which=st.sampled_from(["all", "due", "old"]))
+    def change_while_tidying(self, first: int, second: int, who: frozenset[str], text: list[str], which: str) -> None:
+        """Where a segment is written: before its bytes, and behind them, before it is part of the collection."""
+
+        def before() -> None:
+            self.put(text, who, {})
+            self.delete(first)
+
+        def behind() -> None:
+            if self.known:
+                self.set_readers(second, who)
+                if self.seal_passages > 2:  # else it would fill what takes over, and wait
+                    self.put(text, who, {}, self.some(first))
+            if self.known:
+                self.delete(second)
+            self.check_listings()
+
+        with changing(before, behind):
+            self.tidied(which)
+        self.check_listings()
+
     # --- what changes nothing that anybody sees
 
     @rule(which=st.sampled_from(["all", "due", "old", "old"]))
     def tidy(self, which: str) -> None:
         before = self.counted()
+        self.tidied(which)
+        assert self.library.version(COLLECTION) == before
+
+    def tidied(self, which: str) -> None:
         if which == "all":
             self.library.compact(COLLECTION)
         elif which == "due":
             self.library.compact_where_due()
         else:
             self.library.seal_where_old(-1.0)
-        assert self.library.version(COLLECTION) == before
 
     @rule(name=st.sampled_from(sorted(EMBEDDERS)))
     def reembed(self, name: str) -> None:

@@ -25,10 +25,12 @@ from appliance.knowledge.storage.record import (
     Deletion,
     Entry,
     ReadersChange,
+    Record,
     decode,
     document_to_json,
     encode,
     to_stored_precision,
+    together,
 )
 from appliance.types import EVERYONE, Document, FacetCount, Span
 
@@ -105,7 +107,7 @@ def test_a_record_of_the_log_comes_back_as_it_was(
 ) -> None:
     vectors = to_stored_precision(np.random.default_rng(1).standard_normal((len(cut), 8)).astype(np.float32))
     entry = Entry(replace(made, passage_count=len(cut)), tuple(pages), tuple(cut), vectors, replaces)
-    back = decode(encode(entry))
+    (back,) = decode(encode(entry))
     assert isinstance(back, Entry)
     assert (back.document, back.pages, back.pieces, back.replaces) == (
         entry.document,
@@ -114,8 +116,11 @@ def test_a_record_of_the_log_comes_back_as_it_was(
         replaces,
     )
     assert np.array_equal(back.vectors, entry.vectors)
-    assert decode(encode(Deletion(made.id))) == Deletion(made.id)
-    assert decode(encode(ReadersChange(made.id, made.readers))) == ReadersChange(made.id, made.readers)
+    others: list[Record] = [Deletion(made.id), ReadersChange(made.id, made.readers)]
+    assert [decode(encode(other)) for other in others] == [(other,) for other in others]
+    first, *rest = decode(together([encode(entry), *map(encode, others)]))
+    assert isinstance(first, Entry)
+    assert (encode(first), rest) == (encode(entry), others)
 
 
 def test_a_record_of_an_older_log_is_read() -> None:
@@ -124,7 +129,7 @@ def test_a_record_of_an_older_log_is_read() -> None:
     del facts["metadata"]
     head = json.dumps(facts).encode()
     arrays = np.array([(1, 0, 6)], "<i4").tobytes() + np.ones((1, 4), "<f2").tobytes()
-    entry = decode(struct.pack(">BI", 1, len(head)) + head + b"Badges expire.." + arrays)
+    (entry,) = decode(struct.pack(">BI", 1, len(head)) + head + b"Badges expire.." + arrays)
     assert isinstance(entry, Entry)
     assert entry.pages == ("Badges expire..",)
     assert entry.pieces == (Piece(Span(1, 0, 6), (0, 15), "", ""),)
@@ -133,7 +138,7 @@ def test_a_record_of_an_older_log_is_read() -> None:
 
 
 def test_a_record_of_a_later_release_is_refused() -> None:
-    for payload in (b"\x05{}", b""):
+    for payload in (b"\x06{}", b"", together([b"\x06{}", encode(Deletion("a"))])):
         with pytest.raises(StoreDamaged, match="does not know"):
             decode(payload)
 

@@ -1,23 +1,16 @@
-"""A kill, a power cut and a full disk at the steps of every kind of write: nothing acknowledged is lost or half there.
-
-A step is a call that changes the disk. Of steps that look alike (the same call, from the same chain of functions) the
-first and the last are taken, and of the others some by a fixed seed; each kind of step of each kind of write is hit.
-"""
+"""A kill, a power cut, a full disk at the steps of every kind of write: nothing acknowledged is lost or half there."""
 
 import dataclasses
-import errno
-import os
-import random
 import shutil
+import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.knowledge.test_upgrade import WAS, version_1
 
 from appliance.errors import ApplianceError, DiskFull
 from appliance.knowledge.library import Library
@@ -25,173 +18,34 @@ from appliance.knowledge.storage.manifest import ManifestStore
 from tests import crash
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, new_document, open_libraries
-from tests.knowledge.test_keys import WAS, version_1
+from tests.knowledge.disk_faults import (
+    ALL_STEPS,
+    NEVER,
+    STATES,
+    Died,
+    Disk,
+    Platter,
+    break_down,
+    die,
+    die_in_the_middle,
+    run_full,
+    worth_trying,
+)
 
-_NEVER = 1 << 30
-_CHAIN = 5
-_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir", "link", "rmdir")
-_ALL_STEPS = frozenset(_STEPS)
-
-
-class Died(BaseException):
-    """The process is gone: no handler of the code under test may run on it."""
-
-
-class Disk:
-    """Counts the steps that go to the disk; the one of number `fails_at` fails, and all after it.
-
-    kinds: for each step its call, and the functions of the code under test that it came from.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Callable[[str, tuple[object, ...]], None]) -> None:
-        self._patch, self._fault = monkeypatch, fault
-        self.steps = 0
-        self.fails_at = 0
-        self.kinds: list[tuple[str, ...]] = []
-
-    @contextmanager
-    def failing_at(self, step: int) -> Iterator[None]:
-        self.steps, self.fails_at, self.kinds = 0, step, []
-        with self._patch.context() as patch:
-            for name in _STEPS:
-                patch.setattr(f"appliance.knowledge.storage.durable.os.{name}", self._wrap(name, getattr(os, name)))
-            yield
-
-    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def step(*arguments: object, **options: object) -> object:
-            writes = os.O_CREAT | os.O_WRONLY
-            reads = name == "open" and isinstance(arguments[1], int) and not arguments[1] & writes
-            if not reads:
-                self.steps += 1
-                self.kinds.append((name, *islice(_callers(), _CHAIN)))
-                if self.steps > self.fails_at:
-                    self._fault(name, arguments)
-            return real(*arguments, **options)
-
-        return step
-
-
-def _callers() -> Iterator[str]:
-    """The functions of the code under test that are running, the innermost first."""
-    frame = sys._getframe(2)
-    while frame.f_back:
-        if f"{os.sep}appliance{os.sep}" in frame.f_code.co_filename:
-            yield frame.f_code.co_qualname
-        frame = frame.f_back
-
-
-def die(name: str, arguments: tuple[object, ...]) -> None:
-    raise Died
-
-
-def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
-    """Half of what was to be written is written."""
-    if name == "pwrite":
-        descriptor, data, offset = arguments
-        assert isinstance(descriptor, int)
-        assert isinstance(data, bytes | memoryview)
-        assert isinstance(offset, int)
-        _PWRITE(descriptor, data[: len(data) // 2], offset)
-    raise Died
-
-
-def run_full(name: str, arguments: tuple[object, ...]) -> None:
-    if name not in ("open", "rename", "unlink", "ftruncate", "rmdir"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def break_down(name: str, arguments: tuple[object, ...]) -> None:
-    """The disk fails in everything that is asked of it."""
-    raise OSError(errno.EIO, "Input/output error")
-
-
-class Platter:
-    """What a power cut leaves of a folder: of a file what was in it when it was synced last, of a folder the names that
-    were there then. What was never synced may have come through for all that, in any order: `left` makes three of the
-    states that may be.
-
-    Files are told apart by their inode, which is kept open, lest another file gets its number.
-    """
-
-    def __init__(self, root: Path) -> None:
-        """All that is there now came through."""
-        self._root = root
-        self._content: dict[int, bytes] = {}
-        self._names: dict[int, dict[str, int]] = {}
-        self._held: list[int] = []
-        for path in (root, *root.rglob("*")):
-            self._hold(path)
-            if path.is_file():
-                self._content[path.stat().st_ino] = path.read_bytes()
-            else:
-                self._names[path.stat().st_ino] = {one.name: one.inode() for one in os.scandir(path)}
-
-    @contextmanager
-    def watching(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        with monkeypatch.context() as patch:
-            for name in ("fsync", "fdatasync"):
-                patch.setattr(os, name, self._wrap(getattr(os, name)))
-            yield
-
-    def _wrap(self, real: Callable[[int], None]) -> Callable[[int], None]:
-        def sync(descriptor: int) -> None:
-            real(descriptor)
-            path = Path(f"/proc/self/fd/{descriptor}")
-            number = os.fstat(descriptor).st_ino
-            self._hold(path)
-            if path.is_dir():
-                self._names[number] = {one.name: one.inode() for one in os.scandir(descriptor)}
-                for one in os.scandir(descriptor):
-                    self._hold(path / one.name)
-            else:
-                self._content[number] = path.read_bytes()
-
-        return sync
-
-    def _hold(self, path: Path) -> None:
-        self._held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-
-    def close(self) -> None:
-        while self._held:
-            os.close(self._held.pop())
-
-    def left(self, target: Path, state: str) -> Path:
-        """state: "nothing" that was not synced came through, "removals" did, "names" did without any content."""
-        live = {path.stat().st_ino for path in self._root.rglob("*")}
-        present = {path.stat().st_ino: {one.name: one.inode() for one in os.scandir(path)}
-                   for path in (self._root, *self._root.rglob("*")) if path.is_dir()}  # fmt: skip
-
-        def names(number: int) -> dict[str, int]:
-            if state == "names":
-                return present[number]
-            synced = self._names.get(number, {})
-            return {
-                name: one
-                for name, one in synced.items()
-                if state == "nothing" or one in live or name in present.get(number, {})
-            }
-
-        def make(number: int, path: Path) -> None:
-            if number in self._names or number in present:
-                path.mkdir(mode=0o700)
-                for name, one in names(number).items():
-                    make(one, path / name)
-            else:
-                path.write_bytes(self._content.get(number, b""))
-                path.chmod(0o600)
-
-        make(self._root.stat().st_ino, target)
-        return target
-
-
-STATES = ("nothing", "removals", "names")
-_PWRITE = os.pwrite
 NEW = ("Badge new expires.", "", "Die Größe zählt.")
+NEWER = ("Badge newer expires.", "")
 OLD = [(f"Badge {number} expires.", "", "Die Größe zählt.") for number in range(5)]
 
 
 def add(shelf: Shelf) -> None:
     shelf.add(*NEW)
+
+
+def add_all(shelf: Shelf) -> None:
+    """Three, of which one is refused and one takes the place of another."""
+    old = next(iter(shelf.contents()))
+    new = [new_document(*NEW), new_document(" "), dataclasses.replace(new_document(*NEWER), replaces=old)]
+    shelf.library.add_all("handbook", new)
 
 
 def delete(shelf: Shelf) -> None:
@@ -237,8 +91,8 @@ class Quiet:
         pass
 
 
-WRITES = [add, delete, seal, rewrite, replace, set_readers, rotate, shred, reembed]
-OF_ALL_STEPS = [add, seal, rotate, shred, reembed]
+WRITES = [add, add_all, delete, seal, rewrite, replace, set_readers, rotate, shred, reembed]
+OF_ALL_STEPS = [add, add_all, seal, rotate, shred, reembed]
 """Those without which a kind of step would be missed: what the others do to the disk, these do, too."""
 
 
@@ -267,6 +121,8 @@ def after(write: object, before: list[tuple[str, ...]]) -> list[list[tuple[str, 
     """What the store may hold once the write is done."""
     if write is add:
         return [sorted([*before, NEW])]
+    if write is add_all:
+        return [sorted([*(other for other in before if other != gone), NEW, NEWER]) for gone in before]
     if write is replace:
         return [sorted([*(other for other in before if other != gone), NEW]) for gone in before]
     if write in (delete, set_readers):
@@ -274,22 +130,16 @@ def after(write: object, before: list[tuple[str, ...]]) -> list[list[tuple[str, 
     return [before]
 
 
-def worth_trying(
-    prepared: Shelf, disk: Disk, write: Callable[[Shelf], None], only: frozenset[str] = _ALL_STEPS
+def steps_of(
+    prepared: Shelf, disk: Disk, write: Callable[[Shelf], None], only: frozenset[str] = ALL_STEPS
 ) -> list[int]:
-    """The steps before which a write is to fail: those of the calls `only`, and the one behind the last."""
+    """The steps before which a write is to fail, and the one behind its last."""
     shelf = prepared.copy("rehearsed")
     texts(shelf)  # what opening writes is no step
-    with disk.failing_at(_NEVER):
+    with disk.failing_at(NEVER):
         write(shelf)
     shelf.library.close()
-    alike = defaultdict[tuple[str, ...], list[int]](list)
-    for step, kind in enumerate(disk.kinds):
-        if kind[0] in only:
-            alike[kind].append(step)
-    chosen = {step for steps in alike.values() for step in (steps[0], steps[-1])}
-    others = sorted({step for steps in alike.values() for step in steps} - chosen)
-    return sorted([*chosen, *random.Random(0).sample(others, min(1, len(others))), len(disk.kinds)])
+    return worth_trying(disk.kinds, only)
 
 
 @pytest.mark.long
@@ -300,7 +150,7 @@ def test_a_kill_or_a_power_cut_at_any_step_loses_nothing_acknowledged(
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, die)
-    steps = worth_trying(prepared, disk, write)
+    steps = steps_of(prepared, disk, write)
     for at, step in enumerate(steps):
         shelf, acknowledged = prepared.copy(f"step{step}"), False
         before = texts(shelf)
@@ -341,7 +191,7 @@ def test_a_kill_in_the_middle_of_a_write_loses_nothing_acknowledged(
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, die_in_the_middle)
-    for step in worth_trying(prepared, disk, write, frozenset({"pwrite"}))[:-1]:
+    for step in steps_of(prepared, disk, write, frozenset({"pwrite"}))[:-1]:
         shelf = prepared.copy(f"step{step}")
         before = texts(shelf)
         with disk.failing_at(step), pytest.raises(Died):
@@ -373,7 +223,7 @@ def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, break_down)
-    steps = worth_trying(prepared, disk, write)
+    steps = steps_of(prepared, disk, write)
     for step in steps:
         shelf, told = prepared.copy(f"step{step}"), False
         before = texts(shelf)
@@ -398,7 +248,7 @@ def test_a_full_disk_at_any_step_is_told_and_the_store_stays_usable(
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, run_full)
-    for step in worth_trying(prepared, disk, write, frozenset({"pwrite", "fsync", "fdatasync", "mkdir", "link"})):
+    for step in steps_of(prepared, disk, write, frozenset({"pwrite", "fsync", "fdatasync", "mkdir", "link"})):
         shelf, done = prepared.copy(f"step{step}"), False
         before = texts(shelf)
         with disk.failing_at(step):
@@ -526,13 +376,33 @@ def test_a_stored_document_that_a_search_misses_is_told(tmp_path: Path, monkeypa
         crash.LibraryWorkload().stored(tmp_path)
 
 
+class Forgetful:
+    """A workload that acknowledges other readers, and whose store does not have them."""
+
+    ahead = 1
+
+    def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
+        said = "added 0\nadded 1\nsharing 0 role:admin\nshared 0 role:admin\nsharing 1 role:app"
+        program = f"import time; print({said!r}, flush=True); time.sleep(60)"
+        return subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def stored(self, directory: Path) -> dict[int, crash.Stored]:
+        return {number: crash.Stored(crash.pages_of(number)) for number in (0, 1)}
+
+
+def test_readers_that_were_acknowledged_and_are_not_stored_are_told(tmp_path: Path) -> None:
+    assert list(crash.check(Forgetful(), tmp_path, kills=1, seed=1)) == ["kill 0: for others [0]"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [die, die_in_the_middle, run_full])
 def test_an_upgrade_that_ends_at_any_step_goes_on_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
     disk = Disk(monkeypatch, fault)
-    with disk.failing_at(_NEVER):
+    with disk.failing_at(NEVER):
         open_libraries(version_1(tmp_path / "rehearsed"), WordEmbedder()).close()
     kinds = {kind: step for step, kind in reversed(list(enumerate(disk.kinds)))}  # the first of each
     assert len(kinds) > 15

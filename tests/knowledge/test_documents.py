@@ -8,20 +8,16 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from appliance.errors import Broken, Cancelled, DiskFull, EmbedderChanged, InvalidArgument, NotFound
-from appliance.knowledge.embedders import built_in
+from appliance.errors import DiskFull, InvalidArgument, NotFound
 from appliance.knowledge.intake import MAX_READERS
 from appliance.knowledge.library import Library
-from appliance.knowledge.search import view
 from appliance.knowledge.storage.segment import SegmentFile
 from appliance.knowledge.storage.wal import WalReader
-from appliance.types import EVERYONE, Document, Expand, Floats, Leg, MetadataValue, SearchOptions, Span
+from appliance.types import EVERYONE, Document, Floats, MetadataValue, SearchOptions, Span
 from tests.fakes import WordEmbedder
-from tests.knowledge.conftest import ALL, Shelf, new_document
-from tests.knowledge.test_crash import Died, Disk, die
+from tests.knowledge.conftest import ALL, Shelf, Steps, new_document
+from tests.knowledge.disk_faults import Died, Disk, die
 from tests.searching import search
 
 ANN, BOB = frozenset({"user:ann"}), frozenset({"user:bob"})
@@ -330,84 +326,6 @@ def test_the_version_changes_with_what_may_change_an_answer_and_with_nothing_els
     assert shelf.library.version("handbook") == now
 
 
-# --- sections, and text by range
-
-
-@given(
-    pages=st.lists(
-        st.lists(st.sampled_from(["Badges é expire. ", "ключ 鍵🗝 ", "# Doors\n\n", "\n\n"]), max_size=300).map("".join),
-        min_size=1,
-        max_size=3,
-    ),
-    cuts=st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 3000), st.integers(0, 80)), min_size=5, max_size=9),
-)
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_span_is_read_as_its_page_holds_it_and_no_other(
-    shelf: Shelf, pages: list[str], cuts: list[tuple[int, int, int]]
-) -> None:
-    shelf.add("Doors close 🗝.", title="before")
-    document = shelf.add("Badges.", *pages, title=f"{len(shelf.contents())} {hash(tuple(pages))}")
-    every = ("Badges.", *pages)
-    for state in STATES:
-        state(shelf)
-        for page, start, length in cuts:
-            text = every[page - 1] if 1 <= page <= len(every) else ""
-            spans = [Span(page, start, start + length), Span(page, max(0, len(text) - length), len(text))]
-            for span in (*spans, Span(page, start, len(text) + 1)):
-                if 1 <= page <= len(every) and 0 <= span.start <= span.end <= len(text):
-                    assert shelf.library.text("handbook", document.id, span, ALL) == text[span.start : span.end]
-                else:
-                    with pytest.raises(NotFound):
-                        shelf.library.text("handbook", document.id, span, ALL)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_what_stands_around_a_passage_is_read_without_the_rest_of_a_huge_page(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, state: Callable[[Shelf], object]
-) -> None:
-    line = "Die Tür schließt nachts um {} 🗝. "
-    page = "".join(line.format(number) for number in range(6000)).replace("um 3000 ", "um Badges expire ")
-    document = shelf.add("Doors.", page)
-    state(shelf)
-    read: list[int] = []
-    whole = SegmentFile.read
-
-    def counted(file: SegmentFile, section: str, start: int = 0, length: int | None = None) -> bytes:
-        found = whole(file, section, start, length)
-        read.append(len(found) if section == "text" else 0)
-        return found
-
-    monkeypatch.setattr(SegmentFile, "read", counted)
-    for expand in (Expand.SECTION, Expand.PAGE):
-        options = SearchOptions(expand=expand)
-        (hit,) = search(shelf.library, "handbook", "badges expire", ALL, 1, options).passages
-        at = page.index("Badges expire")
-        assert hit.context == view.bounded(page, hit.span.start, hit.span.end)
-        assert "Badges expire" in hit.context
-    assert shelf.library.text("handbook", document.id, Span(2, at, at + 13), ALL) == "Badges expire"
-    assert sum(read) < 200_000
-
-
-def test_the_section_of_a_passage_and_its_headings_are_kept(shelf: Shelf) -> None:
-    page = "# Türen\n\nSie schließen nachts.\n\n# Badges\n\nBadges expire after 90 days.\n\nLost ones are blocked."
-    shelf.add(page)
-    seen = []
-    for state in STATES:
-        state(shelf)
-        units = shelf.collection._published.snapshot.units
-        rows = [(unit, row) for unit in units for row in range(unit.rows)]
-        seen.append([(unit.piece(row), unit.passage(row), unit.around(row, None, 1000)) for unit, row in rows])
-    assert seen[0] == seen[1] == seen[2]
-    for piece, (span, text), (around, at) in seen[0]:
-        start, end = piece.section
-        assert (piece.span, page[span.start : span.end]) == (span, text)
-        assert (around, start + at) == (page[start:end], span.start)
-    options = SearchOptions(expand=Expand.SECTION)
-    (hit, *_) = search(shelf.library, "handbook", "badges expire", ALL, 1, options).passages
-    assert "90 days" in hit.context
-    assert "schließen" not in hit.context
-
-
 # --- sealing by age
 
 
@@ -466,188 +384,6 @@ def test_a_deleted_document_is_in_no_decrypted_byte_after_compaction(
     for secret in secrets:
         assert not any(secret.lower() in raw for raw in everything), secret
     assert kept.id in shelf.contents()
-
-
-# --- embedded anew
-
-
-class Steps:
-    """Counts what is told, and stops at a step, if it is to."""
-
-    def __init__(self, stops_at: int = -1) -> None:
-        self.told: list[tuple[int, int]] = []
-        self._stops_at = stops_at
-
-    def update(self, done: int, total: int = 0, note: str = "") -> None:
-        if len(self.told) == self._stops_at:
-            raise Cancelled("It was cancelled.")
-        self.told.append((done, total))
-
-
-SECOND = WordEmbedder("second", dimension=48)
-
-
-def with_second(shelf: Shelf) -> Shelf:
-    """The same box, that has the second embedder too."""
-    shelf.library._embedders = lambda name, identity: built_in(SECOND if name else shelf.embedder)("", identity)
-    shelf.collection._embedders = shelf.library._embedders
-    return shelf
-
-
-def filled(shelf: Shelf) -> tuple[list[Document], list[str]]:
-    documents = [shelf.add(f"Badge {number} expires.", f"Door {number}.") for number in range(6)]
-    shelf.compact()
-    documents += [shelf.add(f"Badge {number} expires.") for number in range(6, 9)]
-    shelf.delete(documents[1])
-    share(shelf, documents[2], ALL | ANN)
-    return documents, sorted(shelf.search("badge expires", limit=50))
-
-
-def assert_of(shelf: Shelf, embedder: WordEmbedder, found: list[str]) -> None:
-    """Every vector is of that embedder, and all is found by meaning alone."""
-    manifest = shelf.collection._store.manifest
-    assert (manifest.embedder, manifest.dimension) == (embedder.identity, embedder.dimension)
-    for unit in shelf.collection._published.snapshot.units:
-        texts = [unit.piece(row).read(unit.passage(row)[1].rjust(unit.piece(row).span.end)) for row in range(unit.rows)]
-        assert np.allclose(unit.vectors(np.arange(unit.rows, dtype=np.uint32)), embedder.embed(texts), atol=1e-3)
-    by_meaning = search(shelf.library, "handbook", "badge", ALL, 50, SearchOptions(legs=frozenset({Leg.MEANING})))
-    assert sorted(passage.text for passage in by_meaning.passages) == found
-
-
-def test_all_vectors_are_of_the_other_embedder_at_once(make_shelf: Callable[..., Shelf]) -> None:
-    shelf = with_second(make_shelf(seal_passages=5))
-    documents, found = filled(shelf)
-    contents, steps = shelf.contents(), Steps()
-    shelf.library.reembed("handbook", "second", SECOND, steps)
-    assert steps.told[-1][0] == steps.told[-1][1] > 0
-    assert [done for done, _ in steps.told] == sorted(done for done, _ in steps.told)
-    for again in (lambda: None, lambda: with_second(shelf).reopen() and with_second(shelf), shelf.compact):
-        again()
-        assert_of(shelf, SECOND, found)
-        assert shelf.contents() == contents
-    added = shelf.add("Badge new expires.")
-    assert_of(shelf, SECOND, sorted([*found, "Badge new expires."]))
-    assert shelf.library.get("handbook", added.id, ALL).create_time > documents[0].create_time
-    shelf.library.reembed("handbook", "", shelf.embedder, Steps())
-    assert_of(shelf, shelf.embedder, sorted([*found, "Badge new expires."]))
-
-
-def test_searches_and_writes_go_on_while_all_is_embedded_anew(shelf: Shelf) -> None:
-    with_second(shelf)
-    documents, _ = filled(shelf)
-
-    class Meddling(Steps):
-        def update(self, done: int, total: int = 0, note: str = "") -> None:
-            step = len(self.told)
-            if step == 0:
-                shelf.add("Badge meanwhile expires.")
-                shelf.delete(documents[3])
-                share(shelf, documents[4], ANN)
-                assert "Badge meanwhile expires." in shelf.search("badge expires", limit=50)
-            elif step == 1:
-                put(shelf, "Badge instead expires.", replaces=documents[5].id)
-            super().update(done, total, note)
-
-    shelf.library.reembed("handbook", "second", SECOND, Meddling())
-    found = shelf.search("badge expires", limit=50)
-    assert {"Badge meanwhile expires.", "Badge instead expires."} <= set(found)
-    assert not {f"Badge {number} expires." for number in (1, 3, 4, 5)} & set(found)
-    assert shelf.search("badge", ANN, limit=50).count("Badge 4 expires.") == 1
-    assert_of(shelf, SECOND, sorted(found))
-    with_second(shelf).reopen()
-    assert_of(with_second(shelf), SECOND, sorted(found))
-
-
-def test_a_document_embedded_by_the_old_one_when_the_switch_comes_is_embedded_again(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_second(shelf)
-    shelf.add("Doors close.")
-    embed = shelf.embedder.embed
-    switched: list[bool] = []
-
-    def embed_then_switch(texts: list[str]) -> Floats:
-        found = embed(texts)
-        if not switched:
-            switched.append(True)
-            shelf.library.reembed("handbook", "second", SECOND, Steps())
-        return found
-
-    monkeypatch.setattr(shelf.embedder, "embed", embed_then_switch)
-    shelf.add("Badges expire.")
-    assert_of(shelf, SECOND, ["Badges expire.", "Doors close."])
-
-
-def test_cancelling_leaves_everything_as_it_was_at_every_step(make_shelf: Callable[..., Shelf]) -> None:
-    shelf = with_second(make_shelf(seal_passages=5))
-    _, found = filled(shelf)
-    shelf.compact()
-    contents, step = shelf.contents(), 0
-    files = sorted(path.name for path in (shelf.files / "seg").iterdir())
-    while True:
-        try:
-            shelf.library.reembed("handbook", "second", SECOND, Steps(stops_at=step))
-            break
-        except Cancelled:
-            assert sorted(path.name for path in (shelf.files / "seg").iterdir()) == files
-            assert_of(shelf, shelf.embedder, found)
-            assert shelf.contents() == contents
-        step += 1
-    assert step > 2
-    assert_of(shelf, SECOND, found)
-
-
-@pytest.mark.long
-def test_dying_at_any_step_leaves_all_old_or_all_new(
-    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared = make_shelf(seal_passages=5)
-    _, found = filled(prepared)
-    contents = prepared.contents()
-    prepared.library.close()
-    disk, step, done, seen = Disk(monkeypatch, die), 0, False, set()
-    while not done:
-        shelf = prepared.copy(f"step{step}")
-        with disk.failing_at(step):
-            try:
-                shelf.library.reembed("handbook", "second", SECOND, Steps())
-                done = True
-            except Died:
-                pass
-        shelf.reopen(close=False)
-        with_second(shelf)
-        is_new = shelf.collection._store.manifest.embedder == SECOND.identity
-        assert is_new or not done
-        seen.add(is_new)
-        assert_of(shelf, SECOND if is_new else shelf.embedder, found)
-        assert shelf.contents() == contents
-        step += 1
-    assert seen == {False, True}
-
-
-def test_vectors_that_are_no_numbers_end_it_and_leave_everything(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_second(shelf)
-    _, found = filled(shelf)
-
-    class Nan(WordEmbedder):
-        def embed(self, texts: Sequence[str]) -> Floats:
-            return super().embed(texts) * np.float32("nan")
-
-    with pytest.raises(Broken, match="no number"):
-        shelf.library.reembed("handbook", "second", Nan("nan"), Steps())
-    assert_of(shelf, shelf.embedder, found)
-    assert len(list((shelf.files / "seg").iterdir())) == 2
-
-
-def test_a_box_without_the_embedder_says_how_to_go_on_and_goes_on_so(shelf: Shelf) -> None:
-    shelf.add("Badges expire.")
-    shelf.embedder = WordEmbedder("another")
-    shelf.reopen()
-    with pytest.raises(EmbedderChanged) as caught:
-        shelf.search("badges")
-    assert "appliance knowledge reembed" in caught.value.remedy
-    shelf.library.reembed("handbook", "", shelf.embedder, Steps())
-    assert shelf.search("badges") == ["Badges expire."]
 
 
 # --- much, and small

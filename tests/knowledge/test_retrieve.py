@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from appliance.errors import InvalidArgument, NotFound
+from appliance.knowledge.library import Library
 from appliance.knowledge.search import retrieve
 from appliance.knowledge.search.retrieve import Kept, Retriever
-from appliance.ports import Library
 from appliance.types import (
     CANDIDATE,
     EVERYONE,
@@ -193,6 +193,17 @@ async def test_options_reach_later_pages(desk: Desk) -> None:
     second = await desk.page(3, first.next_page, expand=Expand.PAGE, explain=True)
     assert [passage.context for passage in second.passages] == said(second)
     assert all(passage.explanation for passage in second.passages)
+
+
+async def test_a_reranker_that_there_is_not_is_told_before_anything_is_searched(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked: list[object] = []
+    monkeypatch.setattr(Library, "rank", lambda *asked: ranked.append(asked))
+    for query in ("badges", "nothing that there is"):
+        with pytest.raises(NotFound, match="models/none"):
+            await desk.retriever.search(ANN, "handbook", query, 3, SearchOptions(reranker="none"))
+    assert ranked == []
 
 
 class Backwards(WordEncoders):

@@ -267,6 +267,28 @@ def test_what_was_not_used_for_longest_is_let_go_first_and_loaded_again_when_it_
     assert resident.used_bytes == 200
 
 
+def test_a_value_that_was_let_go_is_gone_for_those_who_know_where_it_was_and_their_use_counts() -> None:
+    resident = Resident(250)
+    first, second = (resident.keep((b"file", name), 100, name.upper)[1] for name in ("a", "b"))
+    first.used = True
+    assert resident.keep((b"file", "c"), 100, lambda: "C")[0] == "C"
+    assert (first.value, second.value) == ("A", None)
+    assert resident.keep((b"file", "a"), 100, lambda: "again") == ("A", first)
+    resident.forget(b"file")
+    assert first.value is None
+
+
+def test_a_read_counts_as_use_and_finds_a_chunk_again_that_was_let_go(tmp_path: Path, large: Layout) -> None:
+    memory = Memory.of(1 << 20, 2 * CHUNK_BYTES)
+    file = SegmentFile(tmp_path, large, SEGMENT, CIPHER, memory)
+    at = [file.read("text", number * CHUNK_BYTES, 10) for number in (0, 1)]
+    assert file.read("text", 0, 10) == at[0]
+    file.read("text", 2 * CHUNK_BYTES, 10)
+    assert [memory.chunks.holds((SEGMENT.file_id, number)) for number in range(3)] == [True, False, True]
+    assert [file.read("text", number * CHUNK_BYTES, 10) for number in (0, 1)] == at
+    assert memory.chunks.used_bytes == 2 * CHUNK_BYTES
+
+
 def test_a_value_larger_than_the_bound_is_kept_alone() -> None:
     resident = Resident(10)
     resident.get((b"file", 1), 5, lambda: 1)

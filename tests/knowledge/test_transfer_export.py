@@ -28,7 +28,7 @@ from appliance.knowledge.transfer.export import export, import_
 from appliance.types import EVERYONE, Block, BlockKind, NewDocument, PassphraseCost
 from appliance.vault import FileKeyring
 from tests.knowledge.conftest import ALL, Shelf, flip, new_document
-from tests.knowledge.test_crash import Died, Disk, die, run_full
+from tests.knowledge.disk_faults import Died, Disk, die, run_full
 from tests.searching import search
 
 WORDS = "correct horse battery staple"
@@ -59,9 +59,14 @@ def export_to(shelf: Shelf, path: Path, told: Told | None = None, collection: st
 
 
 def import_from(
-    shelf: Shelf, path: Path, collection: str = "copy", told: Told | None = None, passphrase: str = WORDS
+    shelf: Shelf,
+    path: Path,
+    collection: str = "copy",
+    told: Told | None = None,
+    passphrase: str = WORDS,
+    groups: frozenset[str] = frozenset(),
 ) -> None:
-    import_(shelf.library, collection, path, passphrase, keyring_of(shelf), told or Told())
+    import_(shelf.library, collection, path, passphrase, keyring_of(shelf), groups, told or Told())
 
 
 def whole(shelf: Shelf, collection: str = "handbook") -> list[NewDocument]:
@@ -354,3 +359,15 @@ def test_an_import_is_whole_or_not_there_whatever_happens(
         assert folders(filled) == (["copy", "handbook"] if done else ["handbook"])
         step += 1
     assert step > 10
+
+
+def test_an_archive_whose_readers_are_a_group_that_there_is_not_is_refused_and_leaves_nothing(
+    filled: Shelf, tmp_path: Path
+) -> None:
+    filled.add("Salaries.", title="z", readers=frozenset({"group:hr", "user:ann"}))
+    path = export_to(filled, tmp_path / "a.export")
+    with pytest.raises(InvalidArgument, match=r"readers: a document of .*'group:hr' names no group"):
+        import_from(filled, path, groups=frozenset({"group:board"}))
+    assert [one.id for one in filled.library.collections()] == ["handbook"]
+    import_from(filled, path, groups=frozenset({"group:hr", "group:board"}))
+    assert whole(filled, "copy") == whole(filled)

@@ -18,6 +18,7 @@ from tests.knowledge.test_transfer_export import WORDS, filled, folders, keyring
 
 __all__ = ["filled"]  # a fixture
 
+GROUPS = frozenset({"group:hr"})
 Start = Callable[[Transfers, str], Job]
 STARTS: dict[str, Start] = {
     "export": lambda transfers, path: transfers.export("default", "handbook", path, WORDS),
@@ -35,12 +36,24 @@ def jobs() -> JobRunner:
 @pytest.fixture
 def transfers(filled: Shelf, jobs: JobRunner) -> Transfers:
     cost = PassphraseCost(memory_kib=8, passes=1, lanes=1)
-    return Transfers(filled.libraries, keyring_of(filled), jobs, filled.root, cost)
+    return Transfers(filled.libraries, keyring_of(filled), jobs, filled.root, {"default": GROUPS}.__getitem__, cost)
 
 
 async def ended(jobs: JobRunner, job: Job) -> Job:
     seen = [one async for one in jobs.watch(job.id)]
     return seen[-1]
+
+
+async def test_readers_of_an_import_are_checked_against_the_groups_of_its_tenant(
+    filled: Shelf, transfers: Transfers, jobs: JobRunner, tmp_path: Path
+) -> None:
+    for group, state in (("hr", JobState.SUCCEEDED), ("board", JobState.FAILED)):
+        filled.add(f"Salaries of {group}.", title=group, readers=frozenset({f"group:{group}", "user:ann"}))
+        await ended(jobs, transfers.export("default", "handbook", f"{tmp_path}/{group}.export", WORDS))
+        job = await ended(jobs, transfers.import_("default", f"of-{group}", f"{tmp_path}/{group}.export", WORDS))
+        assert job.state is state
+    assert "'group:board' names no group" in job.error_message
+    assert [one.id for one in filled.library.collections()] == ["handbook", "of-hr"]
 
 
 async def test_each_is_a_job_that_tells_what_it_did(

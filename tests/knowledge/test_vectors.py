@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from appliance.errors import Broken, StoreDamaged
 from appliance.knowledge.index.vector_index import Rows, VectorIndex
@@ -47,6 +46,19 @@ def test_the_graph_finds_what_the_scan_finds_and_never_a_row_that_is_not_allowed
             assert np.all(np.diff(scores) <= 0)
             assert mask is None or mask[rows].all()
     assert agreed >= 0.98 * 400
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 1.0])
+def test_what_a_filter_leaves_for_a_scan_is_ranked_exactly(share: float) -> None:
+    """The rows and their order are those of an exact search in the precision that is stored."""
+    stored = unit(4000, 96).astype(np.float16).astype(np.float32)
+    index, draw = index_of(stored), np.random.default_rng(3)
+    for query in unit(30, 96, seed=4):
+        mask = draw.random(4000) < share
+        rows, scores = index.search(query, mask, 10)
+        expected_rows, expected_scores = exact(stored, query, mask, 10)
+        assert rows.tolist() == expected_rows.tolist()
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
 
 
 def test_one_allowed_row_far_away_is_found_with_and_without_a_graph() -> None:
@@ -147,9 +159,9 @@ def test_only_the_rows_that_are_ranked_are_read_as_float16() -> None:
     halves = np.frombuffer(sections["vec_f16"], np.uint8).reshape(5000, 32)
     asked: list[int] = []
 
-    def read(rows: Rows) -> NDArray[np.uint8]:
+    def read(rows: Rows) -> bytes:
         asked.extend(rows.tolist())
-        return halves[rows]
+        return halves[rows].tobytes()
 
     index = SegmentVectors(Codes.from_sections(sections["vec_i8"]), read)
     assert index.search(stored[0], None, 10)[0][0] == 0

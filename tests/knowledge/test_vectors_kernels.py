@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import Broken
 from appliance.knowledge.index import hnsw, kernels
-from appliance.knowledge.index.kernels import Int8Rows, Path, rescore
+from appliance.knowledge.index.kernels import Allowed, Int8Rows, Path, rescore
 from appliance.knowledge.index.vector_index import Rows
 from appliance.types import Bools, Floats
 
@@ -81,10 +81,35 @@ def test_a_scan_is_the_same_as_numpy_for_any_shape(
     query = draw.integers(-127, 128, dim).astype(np.float32)
     query[0] = 127  # its scale is 1: the codes are the values
     allowed = None if share is None else draw.random(rows) < share
-    found, scores = Int8Rows(codes, scales).scan(query, allowed, keep, keep, path)
+    filter_ = None if allowed is None else Allowed(allowed, path)
+    found, scores = Int8Rows(codes, scales).scan(query, filter_, keep, keep, path)
     order = expected_scan(codes, scales, query, allowed, keep)
     np.testing.assert_array_equal(found, order)
     np.testing.assert_array_equal(scores, (scales * (codes.astype(np.int32) @ query.astype(np.int32)))[order])
+
+
+@pytest.mark.parametrize("path", paths_here())
+@given(rows=st.integers(0, 400), share=st.sampled_from([0.0, 0.02, 0.5, 1.0]), seed=st.integers(0, 99))
+def test_a_filter_has_the_bits_of_its_mask_and_their_count(path: Path, rows: int, share: float, seed: int) -> None:
+    mask = np.random.default_rng(seed).random(rows) < share
+    allowed = Allowed(mask, path)
+    bits = np.unpackbits(np.frombuffer(bytes(allowed.words), np.uint8), bitorder="little")
+    assert (allowed.rows, allowed.count) == (rows, int(np.count_nonzero(mask)))
+    np.testing.assert_array_equal(bits[:rows], mask)
+    assert not bits[rows:].any()
+
+
+def test_a_mask_that_is_a_view_with_gaps_is_read_as_numpy_reads_it() -> None:
+    mask = np.random.default_rng(1).random(300) < 0.5
+    assert bytes(Allowed(mask[::3]).words) == bytes(Allowed(mask[::3].copy()).words)
+
+
+def test_the_least_query_there_is_overflows_no_code() -> None:
+    """Its scale is subnormal, too, and rounded by more than a code."""
+    rows = Int8Rows(np.full((2, 4), 127, np.int8), np.ones(2, np.float32))
+    for units in (1, 100, 190, 191, 1000):
+        query = np.full(4, units, np.uint32).view(np.float32)
+        assert all(np.all(rows.scan(query, None, 2, 2, path)[1] >= 0) for path in paths_here())
 
 
 def test_the_extremes_of_int8_do_not_overflow_on_any_path() -> None:
@@ -96,8 +121,8 @@ def test_the_extremes_of_int8_do_not_overflow_on_any_path() -> None:
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 63, 64, 65, 100, 384])
 def test_scan_walk_and_rescore_give_the_same_bits_on_every_path(dim: int) -> None:
-    stored, allowed = unit(400, dim), np.random.default_rng(1).random(400) < 0.5
-    rows, halves, every = with_graph(stored), stored.astype("<f2").view(np.uint8), np.arange(400, dtype=np.uint32)
+    stored, allowed = unit(400, dim), Allowed(np.random.default_rng(1).random(400) < 0.5)
+    rows, halves, every = with_graph(stored), stored.astype("<f2").tobytes(), np.arange(400, dtype=np.uint32)
     for query in unit(5, dim, seed=2):
         for mask in (None, allowed):
             assert len(set(on_every_path(partial(found_by, rows.scan, query, mask, 30, 60)))) == 1
@@ -110,7 +135,7 @@ def test_rescoring_ranks_by_the_dot_product_of_the_halves(dim: int, count: int, 
     draw = np.random.default_rng(seed)
     halves, query = draw.normal(size=(count, dim)).astype("<f2"), draw.normal(size=dim).astype(np.float32)
     rows = draw.permutation(1000)[:count].astype(np.uint32)
-    found, scores = rescore(rows, halves.view(np.uint8).reshape(count, 2 * dim), query, keep)
+    found, scores = rescore(rows, halves.tobytes(), query, keep)
     exact = halves.astype(np.float64) @ query.astype(np.float64)
     of_row = dict(zip(rows.tolist(), exact.tolist(), strict=True))
     assert len(found) == min(keep, count)
@@ -124,11 +149,11 @@ def test_every_float16_is_read_as_numpy_reads_it_and_what_is_no_number_comes_las
     with np.errstate(invalid="ignore"):
         expected = np.where(np.isnan(every), -np.inf, every).astype(np.float32).ravel()
     one = np.ones(1, np.float32)
-    for found, scores in on_every_path(lambda path: rescore(rows, every.view(np.uint8), one, len(rows), path)):
+    for found, scores in on_every_path(lambda path: rescore(rows, every.tobytes(), one, len(rows), path)):
         np.testing.assert_array_equal(scores, expected[found])
     wide = np.repeat(every[np.isfinite(every)].reshape(-1, 1), 16, axis=1)  # as many as the vector paths read at once
     query, some = np.eye(16, dtype=np.float32)[7], rows[: len(wide)]
-    for found, scores in on_every_path(lambda path: rescore(some, wide.view(np.uint8), query, len(some), path)):
+    for found, scores in on_every_path(lambda path: rescore(some, wide.tobytes(), query, len(some), path)):
         np.testing.assert_array_equal(scores, wide[found, 7].astype(np.float32))
 
 
@@ -136,19 +161,19 @@ def test_equal_scores_are_ordered_by_row() -> None:
     rows = Int8Rows(np.ones((50, 8), np.int8), np.ones(50, np.float32))
     assert rows.scan(np.ones(8, np.float32), None, 7, 7)[0].tolist() == list(range(7))
     backwards = np.arange(50, dtype=np.uint32)[::-1].copy()
-    halves = np.ones((50, 8), "<f2").view(np.uint8)
+    halves = np.ones((50, 8), "<f2").tobytes()
     assert rescore(backwards, halves, np.ones(8, np.float32), 7)[0].tolist() == list(range(7))
 
 
 def test_a_walk_stops_when_its_budget_is_spent_and_says_what_it_has() -> None:
     stored = unit(3000, 16)
     rows = with_graph(stored)
-    nothing = np.zeros(3000, np.bool_)
-    assert len(rows.walk(stored[0], nothing, 10, 50, 3000)[0]) == 0
-    one = nothing.copy()
-    one[rows.scan(-stored[0], None, 1, 1)[0][0]] = True
+    mask = np.zeros(3000, np.bool_)
+    assert len(rows.walk(stored[0], Allowed(mask), 10, 50, 3000)[0]) == 0
+    mask[rows.scan(-stored[0], None, 1, 1)[0][0]] = True
+    one = Allowed(mask)
     assert len(rows.walk(stored[0], one, 10, 50, budget=100)[0]) == 0
-    assert rows.walk(stored[0], one, 10, 50, budget=10_000)[0].tolist() == np.flatnonzero(one).tolist()
+    assert rows.walk(stored[0], one, 10, 50, budget=10_000)[0].tolist() == np.flatnonzero(mask).tolist()
 
 
 def test_a_thread_that_searched_many_times_still_visits_every_row() -> None:
@@ -175,12 +200,12 @@ def test_shapes_that_do_not_fit_never_reach_native_code() -> None:
     with pytest.raises(ValueError, match="fit"):
         rows.scan(np.zeros(7, np.float32), None, 3, 3)
     with pytest.raises(ValueError, match="fit"):
-        rows.scan(np.zeros(8, np.float32), np.ones(9, np.bool_), 3, 3)
+        rows.scan(np.zeros(8, np.float32), Allowed(np.ones(9, np.bool_)), 3, 3)
     with pytest.raises(ValueError, match="fit"):
         Int8Rows(np.ones((10, 8), np.int8), np.ones(9, np.float32))
-    for shape in ((2, 16), (3, 15), (4, 16)):
+    for size in (2 * 16, 3 * 16 - 1, 4 * 16):
         with pytest.raises(ValueError, match="fit"):
-            rescore(np.arange(3, dtype=np.uint32), np.zeros(shape, np.uint8), np.zeros(8, np.float32), 3)
+            rescore(np.arange(3, dtype=np.uint32), bytes(size), np.zeros(8, np.float32), 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -10,11 +10,11 @@
 #include "dot_i8.h"
 
 extern "C" {
-int64_t scan_i8(const int8_t*, const float*, const uint8_t*, uint64_t, uint64_t, const float*, uint64_t, uint64_t,
-                uint32_t*, float*, int32_t);
+int64_t allowed_bits(const uint8_t*, uint64_t, uint64_t*, int32_t);
+int64_t scan_i8(const i8::Rows*, const uint64_t*, const float*, uint64_t, uint64_t, uint32_t*, float*, int32_t);
 int64_t check_graph(const uint8_t*, uint64_t, uint64_t);
-int64_t search_graph(const uint8_t*, const int8_t*, const float*, const uint8_t*, uint64_t, uint64_t, const float*,
-                     uint64_t, uint64_t, uint64_t, uint32_t*, float*, int32_t);
+int64_t search_graph(const i8::Rows*, const uint64_t*, const float*, uint64_t, uint64_t, uint64_t, uint32_t*, float*,
+                     int32_t);
 int64_t rescore_f16(const uint32_t*, const uint16_t*, uint64_t, uint64_t, const float*, uint64_t, uint32_t*, float*,
                     int32_t);
 }
@@ -84,14 +84,17 @@ void check_shape(const std::vector<int>& paths, uint32_t rows, size_t dim) {
     auto graph = random_graph(rows);
     const auto* bytes = reinterpret_cast<const uint8_t*>(graph.data());
     require(check_graph(bytes, 4 * graph.size(), rows) == 0, "a sound graph", 0, dim);
-    for (const uint8_t* allowed : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(mask.data())}) {
+    const i8::Rows searched{vectors.data(), scales.data(), bytes, rows, dim};
+    std::vector<uint64_t> bits((rows + 63) / 64);
+    allowed_bits(mask.data(), rows, bits.data(), i8::PORTABLE);
+    for (const uint64_t* allowed : {static_cast<const uint64_t*>(nullptr), static_cast<const uint64_t*>(bits.data())}) {
         Answer scanned(rows), walked(rows), ranked(rows);
         for (const int path : paths) {
             Answer scan(rows), walk(rows), rank(rows);
-            scan.count = scan_i8(vectors.data(), scales.data(), allowed, rows, dim, query.data(), 7, rows / 2 + 1,
-                                 scan.rows.data(), scan.scores.data(), path);
-            walk.count = search_graph(bytes, vectors.data(), scales.data(), allowed, rows, dim, query.data(), 7,
-                                      rows / 2 + 1, 1 << 20, walk.rows.data(), walk.scores.data(), path);
+            scan.count = scan_i8(&searched, allowed, query.data(), 7, rows / 2 + 1, scan.rows.data(), scan.scores.data(),
+                                 path);
+            walk.count = search_graph(&searched, allowed, query.data(), 7, rows / 2 + 1, 1 << 20, walk.rows.data(),
+                                      walk.scores.data(), path);
             rank.count = rescore_f16(numbers.data(), halves.data(), rows, dim, query.data(), rows, rank.rows.data(),
                                      rank.scores.data(), path == i8::PORTABLE ? i8::PORTABLE : i8::BEST);
             if (path == i8::PORTABLE) scanned = scan, walked = walk, ranked = rank;
@@ -105,13 +108,29 @@ void check_shape(const std::vector<int>& paths, uint32_t rows, size_t dim) {
         damaged[below(uint32_t(damaged.size()))] = below(2) ? below(2 * rows) : uint32_t(draw());
         const auto* at = reinterpret_cast<const uint8_t*>(damaged.data());
         Answer walk(rows);
+        const i8::Rows changed{vectors.data(), scales.data(), at, rows, dim};
         if (check_graph(at, 4 * damaged.size(), rows) == 0)
-            search_graph(at, vectors.data(), scales.data(), nullptr, rows, dim, query.data(), 7, rows, 1 << 20,
-                         walk.rows.data(), walk.scores.data(), i8::BEST);
+            search_graph(&changed, nullptr, query.data(), 7, rows, 1 << 20, walk.rows.data(), walk.scores.data(),
+                         i8::BEST);
         const size_t kept = below(uint32_t(graph.size()));
         std::vector<uint32_t> cut(graph.begin(), graph.begin() + std::ptrdiff_t(kept));
         const auto* bytes_cut = reinterpret_cast<const uint8_t*>(cut.data());
         require(check_graph(bytes_cut, 4 * kept, rows) != 0, "a graph that is cut", 0, dim);
+    }
+}
+
+void check_filters(const std::vector<int>& paths, uint32_t rows, uint32_t one_in) {
+    std::vector<uint8_t> mask(rows);
+    for (auto& allowed : mask) allowed = below(one_in) == 0 ? uint8_t(1 + below(255)) : 0;
+    uint32_t ones = 0;
+    for (const auto allowed : mask) ones += allowed != 0;
+    for (const int path : paths) {
+        std::vector<uint64_t> bits((rows + 63) / 64);
+        require(allowed_bits(mask.data(), rows, bits.data(), path) == ones, "the count of a filter", path, rows);
+        for (uint32_t row = 0; row < 64 * bits.size(); row++) {
+            const bool allowed = row < rows && mask[row] != 0;
+            require((bits[row / 64] >> (row % 64) & 1) == uint64_t(allowed), "a filter", path, rows);
+        }
     }
 }
 
@@ -123,6 +142,8 @@ int main() {
         if (i8::choose(path) != nullptr) paths.push_back(path);
     for (const uint32_t rows : {1U, 2U, 5U, 33U, 100U})
         for (const size_t dim : {1, 7, 8, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 130, 384}) check_shape(paths, rows, dim);
+    for (uint32_t rows = 0; rows < 200; rows++)
+        for (const uint32_t one_in : {1U, 2U, 100U}) check_filters(paths, rows, one_in);
     std::printf("the same on paths");
     for (const int path : paths) std::printf(" %d", path);
     std::printf("\n");

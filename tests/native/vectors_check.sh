@@ -16,7 +16,7 @@ needs() {
 compile() {
     # GCC's own AVX-512 headers set off its warnings about uninitialized values
     "$@" -std=c++17 -ffp-contract=off -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -I. \
-        scan_i8.cpp graph_i8.cpp rescore_f16.cpp ../tests/native/vectors_check.cpp -o "$out/check"
+        allowed.cpp scan_i8.cpp graph_i8.cpp rescore_f16.cpp ../tests/native/vectors_check.cpp -o "$out/check"
 }
 
 case $1 in

@@ -10,6 +10,7 @@ import threading
 import time
 
 from appliance.errors import DocumentRefused
+from appliance.sandbox.result import Member
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _parent = os.getpid()  # imported by the zygote: the parent of whom it forks
@@ -18,8 +19,11 @@ _parent = os.getpid()  # imported by the zygote: the parent of whom it forks
 class Hostile:
     warm_documents = ((".txt", b"harmless"),)
 
-    def parse(self, data: bytes, suffix: str) -> tuple[str, str, tuple[str, ...], tuple[()], tuple[()]]:
-        """One page: what the attack returned, or that it was denied."""
+    def parse(self, data: bytes, suffix: str) -> tuple[str, str, tuple[str, ...], tuple[()], tuple[Member, ...]]:
+        """One page: what the attack returned, or that it was denied; of a container, its members."""
+        if suffix == ".zip":
+            members = tuple((f"member {number}", bytes(1000), "") for number in range(int(data)))
+            return "application/zip", "hostile 1", (), (), members
         try:
             said = globals()[data.decode()]()
         except (PermissionError, BlockingIOError) as error:
@@ -61,6 +65,13 @@ def write_a_file() -> int:
 
 def write_a_device() -> int:
     return os.open("/dev/null", os.O_WRONLY)
+
+
+def overwrite_the_document() -> str:
+    try:
+        return f"{os.write(0, b'changed')} bytes changed"
+    except OSError as error:
+        return str(error.strerror)
 
 
 def map_writable_code() -> mmap.mmap:

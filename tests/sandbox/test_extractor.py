@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
@@ -13,7 +14,9 @@ import pytest
 import pytest_asyncio
 
 from appliance.errors import DocumentRefused, SandboxUnavailable
-from appliance.sandbox.extractor import LockedExtractor, Walls
+from appliance.sandbox import children
+from appliance.sandbox.extractor import LockedExtractor
+from appliance.types import Walls
 from tests.sandbox.locked import LIMITS, extract
 
 
@@ -39,7 +42,10 @@ async def test_the_walls_are_told(hostile: LockedExtractor) -> None:
     assert hostile.walls is None
     await hostile.start()
     assert isinstance(hostile.walls, Walls)
-    assert hostile.walls.landlock_abi >= 1
+    stands = {wall.name for wall in hostile.walls.layers if wall.stands}
+    assert {wall.name for wall in hostile.walls.layers if wall.needed} <= stands
+    assert {"seccomp", "landlock"} <= stands
+    assert abs((datetime.now(UTC) - hostile.walls.proof_time).total_seconds()) < 60
     assert hostile.fault == ""
 
 
@@ -49,7 +55,9 @@ async def test_namespaces_are_a_wall_more_and_not_needed() -> None:
     )
     assert (await extract(extractor, b"harmless")).pages == ("harmless",)
     assert extractor.walls
-    assert extractor.walls.namespaces == ()
+    namespaces = extractor.walls.layers[-1]
+    assert (namespaces.name, namespaces.stands, namespaces.needed) == ("namespaces", False, False)
+    assert namespaces.detail == "without user, pid, net, ipc, uts, mount"
     with pytest.raises(DocumentRefused) as refused:
         await extract(extractor, b"kill_the_parent")
     assert refused.value.file_reason == "FORBIDDEN_CALL"
@@ -57,9 +65,31 @@ async def test_namespaces_are_a_wall_more_and_not_needed() -> None:
     assert zygotes() == []
 
 
+async def test_where_the_root_cannot_be_emptied_the_other_walls_are_proven_all_the_same() -> None:
+    extractor = LockedExtractor(
+        LIMITS, "tests.sandbox.hostile", {}, zygote=weakened("lockdown.enter_empty_root = lambda probe: False")
+    )
+    assert (await extract(extractor, b"read_a_file")).pages == ("denied: PermissionError",)
+    assert extractor.walls
+    assert extractor.walls.layers[-1].detail.endswith("without mount")
+    assert not extractor.walls.layers[-1].stands
+    await extractor.close()
+
+
 async def test_documents_are_read_beside_one_another(hostile: LockedExtractor) -> None:
     read = await asyncio.gather(*(extract(hostile, b"nap") for _ in range(4)), extract(hostile, b"harmless"))
     assert [item.pages for item in read] == [("slept",)] * 4 + [("harmless",)]
+
+
+@pytest.mark.parametrize(("members", "member_bytes"), [(2, 3000), (3, 2999)])
+async def test_of_a_container_no_more_members_are_believed_than_were_asked_for(members: int, member_bytes: int) -> None:
+    settings = {"members": members, "member_bytes": member_bytes}
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", settings)
+    assert [len(member.content) for member in (await extract(extractor, b"2", "a.zip")).members] == [1000, 1000]
+    with pytest.raises(DocumentRefused) as refused:
+        await extract(extractor, b"3", "a.zip")
+    assert refused.value.file_reason == "PARSER_FAILED"
+    await extractor.close()
 
 
 async def test_a_document_is_read_from_its_start_whatever_its_offset(hostile: LockedExtractor) -> None:
@@ -70,12 +100,21 @@ async def test_a_document_is_read_from_its_start_whatever_its_offset(hostile: Lo
     os.close(fd)
 
 
+async def test_what_may_take_longer_has_a_limit_of_its_own() -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, more_cpu_seconds={".scan": 1})
+    for name, most in (("document.txt", 1), ("document.SCAN", 2)):
+        with pytest.raises(DocumentRefused, match=f"more than {most} processor seconds") as refused:
+            await extract(extractor, b"spin", name)
+        assert refused.value.file_reason == "SPUN"
+    await extractor.close()
+
+
 async def test_a_child_that_waits_is_killed_at_the_limit_of_wall_time() -> None:
     extractor = LockedExtractor(replace(LIMITS, parse_wall_seconds=1), "tests.sandbox.hostile", {})
     with pytest.raises(DocumentRefused, match="1 seconds") as refused:
         await extract(extractor, b"sleep")
     assert refused.value.file_reason == "SPUN"
-    idle = 2 if extractor.walls and "pid" in extractor.walls.namespaces else 1
+    idle = 2 if extractor.walls and "pid" in extractor.walls.layers[-1].detail.split(";")[0] else 1
     await until(lambda: len(zygotes()) == idle)
     await extractor.close()
 
@@ -138,12 +177,15 @@ def weakened(statement: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("statement", "complaint"),
     [
-        ("lockdown.seccomp = lambda: None", "opening a TCP socket; opening a unix socket; forking"),
-        ("lockdown.landlock = lambda abi: None", "reading a file, under Landlock alone"),
+        ("lockdown.seccomp = lambda: None", "opening a TCP socket; opening a unix socket; starting a program; forking"),
+        ("lockdown.landlock = lambda *_, **__: None", "reading a file, under Landlock alone"),
         ("lockdown.lock = lambda *_: None", "reading a file; writing a file"),
+        ("lockdown.limit = lambda *_: None", "taking more memory; opening one more descriptor"),
+        ("lockdown.STACK_BYTES, lockdown.resource.RLIMIT_CPU = 1 << 20, lockdown.resource.RLIMIT_NICE", "without end"),
+        ("lockdown.drop_capabilities = lambda: None", "changing the root folder"),
         ("lockdown.leave_with_parent = os.abort", "did not start"),
         ("def fails(*_): raise OSError(1, 'no')\nlockdown.lock = fails", "reading a file"),
-        ("lockdown.LANDLOCK_CREATE_RULESET = 100000", "no Landlock"),
+        ("lockdown.LANDLOCK_CREATE_RULESET_VERSION = 1 << 31", "no Landlock"),
         ("lockdown.platform.machine = lambda: 'pdp11'", "pdp11"),
     ],
 )
@@ -154,6 +196,69 @@ async def test_nothing_is_parsed_where_the_lock_cannot_be_proven(statement: str,
     assert complaint in extractor.fault
     assert extractor.walls is None
     await extractor.close()
+
+
+async def test_what_was_proven_is_proven_again_on_demand(hostile: LockedExtractor) -> None:
+    await hostile.prove()
+    assert hostile.walls is None  # nothing runs yet that could be proven
+    await hostile.start()
+    assert hostile.walls
+    first, family = hostile.walls, zygotes()
+    await hostile.prove()
+    assert hostile.walls.proof_time > first.proof_time
+    assert hostile.walls.layers == first.layers
+    assert zygotes() == family
+
+
+async def test_a_document_waits_for_a_new_proof_where_the_last_is_old(
+    hostile: LockedExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "PROOF_SECONDS", 0.0)
+    await hostile.start()
+    assert hostile.walls
+    before = hostile.walls.proof_time
+    await extract(hostile, b"harmless")
+    assert hostile.walls.proof_time > before
+
+
+FALLING = """
+real = zygote.attest
+def falls(*arguments):
+    proof = real(*arguments)
+    lockdown.seccomp = lambda: None
+    return proof
+zygote.attest = falls
+"""
+
+
+async def test_where_a_wall_falls_later_nothing_more_is_parsed() -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=weakened(FALLING))
+    assert (await extract(extractor, b"harmless")).pages == ("harmless",)
+    with pytest.raises(SandboxUnavailable, match=r"any more against .*opening a TCP socket"):
+        await extractor.prove()
+    assert "TCP" in extractor.fault
+    assert extractor.walls is None
+    assert zygotes() == []
+    with pytest.raises(SandboxUnavailable, match="any more"):
+        await extract(extractor, b"harmless")
+    await extractor.close()
+
+
+async def test_a_zygote_that_does_not_answer_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = "n = []\nzygote.attest = lambda *_: () if not n.append(1) and len(n) == 1 else os._exit(0)"
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=weakened(silent))
+    await extractor.start()
+    with pytest.raises(SandboxUnavailable, match="its own death"):
+        await extractor.prove()
+    await extractor.close()
+
+
+async def test_a_child_may_not_write_to_what_it_was_given(hostile: LockedExtractor) -> None:
+    fd = os.memfd_create("document")
+    os.write(fd, b"overwrite_the_document")
+    assert (await hostile.extract(fd, "document.txt")).pages == ("Bad file descriptor",)
+    assert os.pread(fd, 100, 0) == b"overwrite_the_document"
+    os.close(fd)
 
 
 async def test_a_child_that_fails_to_lock_parses_nothing() -> None:

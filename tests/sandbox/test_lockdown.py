@@ -1,15 +1,19 @@
+import ctypes
 import errno
 import mmap
 import os
 import platform
+import re
 import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.errors import SandboxUnavailable
-from appliance.sandbox import lockdown
+from appliance.sandbox import lockdown, syscalls
 
-ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EACCES
+ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 PID = 4711
 
 NUMBERS = {
@@ -51,15 +55,16 @@ class Kernel:
 @pytest.fixture(params=["x86_64", "aarch64"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     installed: list[bytes] = []
-    real = lockdown._filter
 
-    def record(architecture: lockdown._Architecture, pid: int) -> bytes:
-        installed.append(real(architecture, PID))
-        return installed[0]
+    def record(name: str, operation: int, flags: int, header: ctypes.Array[ctypes.c_char]) -> int:
+        assert (name, operation, flags) == ("seccomp", 1, 0)
+        count, address = struct.unpack("HxxxxxxP", header.raw)
+        installed.append(ctypes.string_at(address, 8 * count))
+        return 0
 
     monkeypatch.setattr(platform, "machine", lambda: request.param)
-    monkeypatch.setattr(lockdown, "_filter", record)
-    monkeypatch.setattr(lockdown, "_syscall", lambda *_: 0)
+    monkeypatch.setattr(os, "getpid", lambda: PID)
+    monkeypatch.setattr(lockdown, "_call", record)
     lockdown.seccomp()
     return Kernel(request.param, installed[0])
 
@@ -97,38 +102,89 @@ def test_calls_by_another_table_kill(kernel: Kernel) -> None:
     assert kernel.call("write", flags=0x40000000) == KILL
 
 
+class OldKernel:
+    """A Landlock that knows some rights: an unknown one is EINVAL, and a field that it has not must be 0."""
+
+    def __init__(self, *known: int) -> None:
+        self.known = known
+        self.restricted: list[tuple[object, ...]] = []
+
+    def call(self, name: str, *arguments: Any) -> int:
+        if name == "landlock_create_ruleset" and arguments[0] is None:
+            return 7
+        if name == "landlock_create_ruleset":
+            asked = struct.unpack("=QQQ", arguments[0])
+            if not any(asked) or any(want & ~have for want, have in zip(asked, self.known, strict=True)):
+                raise OSError(errno.EINVAL, "unknown")
+            self.asked = asked
+            return os.open(os.devnull, os.O_RDONLY)
+        if name == "landlock_restrict_self":
+            self.restricted.append(arguments[1:])
+        return 0
+
+
 @pytest.mark.parametrize(
-    ("abi", "expected"),
+    "known",
+    [(0x1FFF, 0, 0), (0x3FFF, 0, 0), (0x7FFF, 3, 0), (0xFFFF, 3, 3), (0x1FFFF, 7, 7)],
+)
+def test_each_landlock_is_asked_for_all_it_knows(monkeypatch: pytest.MonkeyPatch, known: tuple[int, int, int]) -> None:
+    kernel = OldKernel(*known)
+    monkeypatch.setattr(lockdown, "_call", kernel.call)
+    rights = lockdown.check()
+    assert (rights.files, rights.net, rights.scopes) == known
+    lockdown.landlock(rights)
+    assert kernel.asked == known
+    assert kernel.restricted == [(0,)]
+
+
+def test_only_a_trial_is_kept_out_of_the_audit_log_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = OldKernel(0xFFFF, 3, 3)
+    monkeypatch.setattr(lockdown, "_call", kernel.call)
+    for abi in (6, 7):
+        lockdown.landlock(lockdown.Rights(abi, 0xFFFF, 3, 3), quiet=True)
+    assert kernel.restricted == [(0,), (1,)]
+
+
+def test_a_landlock_that_lacks_what_its_first_release_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockdown, "_call", OldKernel(0x1FF7, 3, 3).call)
+    with pytest.raises(SandboxUnavailable, match="first release"):
+        lockdown.check()
+
+
+def numbers(header: Path) -> dict[str, int]:
+    """The system calls that a kernel header declares."""
+    found: dict[str, str] = dict(re.findall(r"^#define __NR(\w+)\s+(\w+)$", header.read_text(), re.MULTILINE))
+    own = {name: found.get(value.removeprefix("__NR"), value) for name, value in found.items()}  # 3264_: of both widths
+    return {name.removeprefix("_"): int(value) for name, value in own.items() if value.isdigit()}
+
+
+@pytest.mark.parametrize(
+    ("machine", "headers"),
     [
-        (1, struct.pack("=Q", 0x1FFF)),
-        (2, struct.pack("=Q", 0x3FFF)),
-        (3, struct.pack("=Q", 0x7FFF)),
-        (4, struct.pack("=QQ", 0x7FFF, 3)),
-        (5, struct.pack("=QQ", 0xFFFF, 3)),
-        (6, struct.pack("=QQQ", 0xFFFF, 3, 3)),
-        (7, struct.pack("=QQQ", 0xFFFF, 3, 3)),
-        (8, struct.pack("=QQQ", 0xFFFF, 3, 3)),
+        ("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+        ("aarch64", "/usr/include/asm-generic/unistd.h"),
     ],
 )
-def test_each_landlock_is_asked_for_all_it_knows(monkeypatch: pytest.MonkeyPatch, abi: int, expected: bytes) -> None:
-    calls: list[tuple[object, ...]] = []
+def test_the_tables_are_the_kernel_s(machine: str, headers: str) -> None:
+    if not Path(headers).exists():
+        pytest.skip("no kernel headers here")
+    table, declared = syscalls.ARCHITECTURES[machine].numbers, numbers(Path(headers))
+    assert dict(table) == {name: declared[name] for name in table}
 
-    def record(*arguments: object) -> int:
-        calls.append(arguments)
-        return 99
 
-    monkeypatch.setattr(lockdown, "_syscall", record)
-    monkeypatch.setattr(os, "close", lambda fd: calls.append(("close", fd)))
-    lockdown.landlock(abi)
-    create, restrict, close = calls
-    assert create[0] == 444
-    assert create[1] == expected
-    assert restrict == (446, 99, 0)
-    assert close == ("close", 99)
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_every_call_that_is_named_is_in_the_table_unless_the_processor_has_none(machine: str) -> None:
+    named = {*syscalls.ALLOWED, *syscalls.REFUSED, *syscalls.EXEC, *syscalls.SELF}
+    unknown = named - syscalls.ARCHITECTURES[machine].numbers.keys()
+    old = {"poll", "open", "stat", "lstat", "access", "readlink"}
+    assert unknown == (old if machine == "aarch64" else set())
 
 
 def test_a_kernel_without_landlock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockdown, "LANDLOCK_CREATE_RULESET", 100_000)
+    def absent(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lockdown, "_call", absent)
     with pytest.raises(SandboxUnavailable, match="Landlock"):
         lockdown.check()
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import struct
 from itertools import pairwise
@@ -7,9 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import DocumentRefused
-from appliance.sandbox.result import BLOCK, KINDS, MAX_BLOCKS, MAX_LEVEL, Malformed, Row, decode, encode, encode_refusal
+from appliance.sandbox.result import (
+    BLOCK,
+    KINDS,
+    MAX_BLOCKS,
+    MAX_LEVEL,
+    MAX_PATH_BYTES,
+    Bounds,
+    Malformed,
+    Member,
+    Row,
+    decode,
+    encode,
+    encode_refusal,
+)
 from appliance.types import BlockKind
 
+FIVE = Bounds(text_bytes=1000, pages=5, members=5, member_bytes=100)
 READABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n"))
 
 
@@ -18,7 +33,7 @@ def frames(*parts: bytes) -> bytes:
 
 
 def header(**fields: object) -> bytes:
-    return json.dumps({"media_type": "text/plain", "parser": "text 1", "pages": 1} | fields).encode()
+    return json.dumps({"media_type": "text/plain", "parser": "text 1", "pages": 1, "members": 0} | fields).encode()
 
 
 def blocks(*rows: tuple[int, int, int, int, int]) -> bytes:
@@ -37,11 +52,80 @@ def documents(draw: st.DrawFn) -> tuple[list[str], list[Row]]:
     return pages, rows
 
 
-@given(documents())
-def test_what_is_encoded_is_decoded(document: tuple[list[str], list[Row]]) -> None:
+PATHS = st.binary(min_size=1, max_size=20).map(lambda path: path.decode("utf-8", "surrogateescape"))
+TAKEN = st.tuples(PATHS, st.binary(max_size=20), st.just(""))
+LEFT_OUT = st.tuples(PATHS, st.just(b""), st.just("It is a link."))
+
+
+@given(documents(), st.lists(TAKEN | LEFT_OUT, max_size=5))
+def test_what_is_encoded_is_decoded(document: tuple[list[str], list[Row]], members: list[Member]) -> None:
     pages, rows = document
-    decoded = decode(encode(("text/plain", "text 1", pages, rows, ())), max_pages=5)
-    assert decoded == ("text/plain", "text 1", tuple(pages), tuple(rows), ())
+    data = b"".join(encode(("text/plain", "text 1", pages, rows, members)))
+    assert len(data) <= FIVE.result_bytes
+    assert decode(data, FIVE) == ("text/plain", "text 1", tuple(pages), tuple(rows), tuple(members))
+
+
+def test_a_container_has_members_and_no_pages() -> None:
+    members = (("a/\udcff.txt", b"content", ""), ("../b", b"", "Its path leads out of the container."))
+    data = b"".join(encode(("application/zip", "zip 1", (), (), members)))
+    assert b"a/\xff.txt" in data
+    assert decode(data, FIVE) == ("application/zip", "zip 1", (), (), members)
+
+
+def container(*members: bytes, count: int = 1) -> bytes:
+    return frames(header(pages=0, members=count), b"", *members)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames(header(pages=0, members=0), b""),
+        frames(header(pages=0), b""),
+        frames(header(members=-1), b"page", b""),
+        frames(header(members=True), b"page", b"", b"path", b"", b""),
+        frames(header(members="1"), b"page", b"", b"path", b"", b""),
+        container(*(b"path", b"", b"") * 6, count=6),
+        container(b"path", b"", b"", count=2),
+        container(b"path", b"", b"", b"path", b"", b""),
+        container(b"path", b""),
+        container(b"path"),
+        container(),
+        container(b"", b"", b"content"),
+        container(b"x" * (MAX_PATH_BYTES + 1), b"", b"content"),
+        container(b"path", b"", bytes(101)),
+        container(b"path", b"", bytes(51), b"other", b"", bytes(50), count=2),
+        container(b"path", b"It is a link.", b"content"),
+        container(b"path", b"\xff", b""),
+        container(b"path", b"two\nlines", b""),
+        container(b"path", b"x" * 501, b""),
+        container(b"path", b"", b"") + b"\xff\xff\xff\xff",
+    ],
+)
+def test_members_past_their_bounds_or_in_another_form_are_malformed(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode(data, FIVE)
+
+
+def test_members_are_believed_only_where_there_may_be_any() -> None:
+    data = b"".join(encode(("text/plain", "text 1", ["page"], (), (("path", b"", ""),))))
+    with pytest.raises(Malformed, match="member count"):
+        decode(data, Bounds(text_bytes=1000, pages=1))
+
+
+@pytest.mark.parametrize("path", ["", "x" * (MAX_PATH_BYTES + 1), "é" * 2049])
+def test_a_member_without_a_sound_name_refuses_its_container_before_anything_is_said(path: str) -> None:
+    pieces = encode(("application/zip", "zip 1", (), (), (("a", b"", ""), (path, b"", ""))))
+    with pytest.raises(DocumentRefused) as refused:
+        next(pieces)
+    assert refused.value.file_reason == "MEMBER_NAME"
+
+
+def test_the_longest_members_fit_into_the_bound_of_a_result() -> None:
+    taken, left_out = ("é" * 2048, bytes(100), ""), ("x" * MAX_PATH_BYTES, b"", "\U0001f642" * 500)
+    members = (taken, *[left_out] * 4)
+    data = b"".join(encode(("application/zip", "zip 1", (), (), members)))
+    assert decode(data, FIVE)[4] == members
+    assert len(data) <= FIVE.result_bytes
 
 
 def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> None:
@@ -50,7 +134,7 @@ def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> Non
 
 def test_of_more_blocks_than_are_allowed_the_first_are_kept() -> None:
     rows = [("code", 0, 1, at, at + 1) for at in range(MAX_BLOCKS + 1)]
-    _, _, _, kept, _ = decode(encode(("text/plain", "text 1", ["x" * len(rows)], rows, ())), max_pages=1)
+    _, _, _, kept, _ = decode(b"".join(encode(("text/plain", "text 1", ["x" * len(rows)], rows, ()))), FIVE)
     assert list(kept) == rows[:MAX_BLOCKS]
 
 
@@ -78,19 +162,19 @@ def test_of_more_blocks_than_are_allowed_the_first_are_kept() -> None:
 )
 def test_a_block_of_no_kind_out_of_order_or_out_of_its_page_is_malformed(rows: bytes) -> None:
     with pytest.raises(Malformed, match="block"):
-        decode(frames(header(), b"page", rows), max_pages=2)
+        decode(frames(header(), b"page", rows), FIVE)
 
 
 def test_a_block_s_place_is_counted_in_code_points_not_in_bytes() -> None:
     page = "é🙂"
-    assert decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 2))), max_pages=1)[3] == (("code", 0, 1, 0, 2),)
+    assert decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 2))), FIVE)[3] == (("code", 0, 1, 0, 2),)
     with pytest.raises(Malformed):
-        decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 3))), max_pages=1)
+        decode(frames(header(), page.encode(), blocks((4, 0, 1, 0, 3))), FIVE)
 
 
 def test_a_refusal_comes_back_as_one() -> None:
     with pytest.raises(DocumentRefused, match="Too bad") as refused:
-        decode(encode_refusal("NOT_UTF8", "Too bad."), max_pages=1)
+        decode(encode_refusal("NOT_UTF8", "Too bad."), FIVE)
     assert refused.value.file_reason == "NOT_UTF8"
 
 
@@ -114,7 +198,7 @@ def test_a_refusal_comes_back_as_one() -> None:
         frames(header(pages="1"), b"page", b""),
         frames(header(pages=0)),
         frames(header(pages=-1)),
-        frames(header(pages=3), b"a", b"b", b"c", b""),
+        frames(header(pages=6), *[b"a"] * 6, b""),
         frames(header(pages=1e9)),
         frames(header(parser=""), b"page", b""),
         frames(header(parser="x" * 501), b"page", b""),
@@ -134,10 +218,17 @@ def test_a_refusal_comes_back_as_one() -> None:
 )
 def test_a_broken_rule_is_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
-        decode(data, max_pages=2)
+        decode(data, FIVE)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     with pytest.raises(Malformed):
-        decode(data, max_pages=2)
+        decode(data, FIVE)
+
+
+@given(st.lists(st.binary(max_size=12), max_size=8))
+def test_no_frames_after_a_sound_header_raise_anything_else(parts: list[bytes]) -> None:
+    with contextlib.suppress(Malformed):
+        _, _, pages, _, members = decode(frames(header(members=2), *parts), FIVE)
+        assert (len(pages), len(members)) == (1, 2)

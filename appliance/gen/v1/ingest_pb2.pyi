@@ -3,7 +3,7 @@
 isort:skip_file
 """
 
-from appliance.gen.v1 import job_pb2 as _job_pb2
+from appliance.gen.v1 import knowledge_pb2 as _knowledge_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -22,16 +22,526 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class IngestFolderRequest(_message.Message):
+class Provenance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Provenance._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Provenance._Kind.ValueType  # 0
+        KIND_FOLDER: Provenance._Kind.ValueType  # 1
+        KIND_SHARE: Provenance._Kind.ValueType  # 2
+        KIND_STICK: Provenance._Kind.ValueType  # 3
+        KIND_IMAGE: Provenance._Kind.ValueType  # 4
+        KIND_UPLOAD: Provenance._Kind.ValueType  # 5
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Provenance.Kind.ValueType  # 0
+    KIND_FOLDER: Provenance.Kind.ValueType  # 1
+    KIND_SHARE: Provenance.Kind.ValueType  # 2
+    KIND_STICK: Provenance.Kind.ValueType  # 3
+    KIND_IMAGE: Provenance.Kind.ValueType  # 4
+    KIND_UPLOAD: Provenance.Kind.ValueType  # 5
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SIGNER_FIELD_NUMBER: _builtins.int
+    kind: Global___Provenance.Kind.ValueType
+    path: _builtins.str
+    serial: _builtins.str
+    volume: _builtins.str
+    label: _builtins.str
+    signer: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___Provenance.Kind.ValueType = ...,
+        path: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        label: _builtins.str = ...,
+        signer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "label", b"label", "path", b"path", "serial", b"serial", "signer", b"signer", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class Watch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    SETTLE_POLLS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """"collections/handbook" """
+    approve: _builtins.bool
+    """without an operator's word"""
+    settle_polls: _builtins.int
+    """polls in which a file must stay the same; 0: only .ready renames and signed manifests"""
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as of StartIngestion"""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
+        approve: _builtins.bool = ...,
+        settle_polls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "collection", b"collection", "readers", b"readers", "settle_polls", b"settle_polls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Watch: _TypeAlias = Watch  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Source._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Source._State.ValueType  # 0
+        STATE_READY: Source._State.ValueType  # 1
+        STATE_REFUSED: Source._State.ValueType  # 2
+        STATE_ABSENT: Source._State.ValueType  # 3
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Source.State.ValueType  # 0
+    STATE_READY: Source.State.ValueType  # 1
+    STATE_REFUSED: Source.State.ValueType  # 2
+    STATE_ABSENT: Source.State.ValueType  # 3
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"sources/usb-4c530001" """
+    state: Global___Source.State.ValueType
+    problem: _builtins.str
+    filesystem: _builtins.str
+    size_bytes: _builtins.int
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    @_builtins.property
+    def watch(self) -> Global___Watch: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
+        state: Global___Source.State.ValueType = ...,
+        problem: _builtins.str = ...,
+        filesystem: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        watch: Global___Watch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "watch", b"watch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filesystem", b"filesystem", "name", b"name", "problem", b"problem", "provenance", b"provenance", "size_bytes", b"size_bytes", "state", b"state", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
+
+@_typing.final
+class ListSourcesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourcesRequest: _TypeAlias = ListSourcesRequest  # noqa: Y015
+
+@_typing.final
+class ListSourcesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SignersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCES_FIELD_NUMBER: _builtins.int
+    ALLOWED_SERIALS_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]: ...
+    @_builtins.property
+    def allowed_serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of sticks that may come in"""
+
+    @_builtins.property
+    def signers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """trusted public keys by name"""
+
+    def __init__(
+        self,
+        *,
+        sources: _abc.Iterable[Global___Source] | None = ...,
+        allowed_serials: _abc.Iterable[_builtins.str] | None = ...,
+        signers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_serials", b"allowed_serials", "signers", b"signers", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourcesResponse: _TypeAlias = ListSourcesResponse  # noqa: Y015
+
+@_typing.final
+class WatchSourceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """absolute, on the server; or "sources/…" of a stick, for whenever it is plugged in"""
+    share: _builtins.bool
+    """a mount of another machine's folder"""
+    @_builtins.property
+    def watch(self) -> Global___Watch: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        share: _builtins.bool = ...,
+        watch: Global___Watch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["watch", b"watch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "share", b"share", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSourceRequest: _TypeAlias = WatchSourceRequest  # noqa: Y015
+
+@_typing.final
+class WatchSourceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> Global___Source: ...
+    def __init__(
+        self,
+        *,
+        source: Global___Source | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSourceResponse: _TypeAlias = WatchSourceResponse  # noqa: Y015
+
+@_typing.final
+class UnwatchSourceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"sources/…" """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnwatchSourceRequest: _TypeAlias = UnwatchSourceRequest  # noqa: Y015
+
+@_typing.final
+class UnwatchSourceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnwatchSourceResponse: _TypeAlias = UnwatchSourceResponse  # noqa: Y015
+
+@_typing.final
+class AllowDeviceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    allowed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        serial: _builtins.str = ...,
+        allowed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowDeviceRequest: _TypeAlias = AllowDeviceRequest  # noqa: Y015
+
+@_typing.final
+class AllowDeviceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowDeviceResponse: _TypeAlias = AllowDeviceResponse  # noqa: Y015
+
+@_typing.final
+class TrustSignerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNER_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    signer: _builtins.str
+    """a name for people"""
+    public_key: _builtins.str
+    """Ed25519, 64 hex digits; empty: trust it no more"""
+    def __init__(
+        self,
+        *,
+        signer: _builtins.str = ...,
+        public_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key", "signer", b"signer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustSignerRequest: _TypeAlias = TrustSignerRequest  # noqa: Y015
+
+@_typing.final
+class TrustSignerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustSignerResponse: _TypeAlias = TrustSignerResponse  # noqa: Y015
+
+@_typing.final
+class Ingestion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Ingestion._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Ingestion._State.ValueType  # 0
+        STATE_SCANNING: Ingestion._State.ValueType  # 1
+        STATE_WAITING: Ingestion._State.ValueType  # 2
+        STATE_RUNNING: Ingestion._State.ValueType  # 3
+        STATE_INTERRUPTED: Ingestion._State.ValueType  # 4
+        STATE_FAILED: Ingestion._State.ValueType  # 5
+        STATE_CANCELLED: Ingestion._State.ValueType  # 6
+        STATE_SUCCEEDED: Ingestion._State.ValueType  # 7
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Ingestion.State.ValueType  # 0
+    STATE_SCANNING: Ingestion.State.ValueType  # 1
+    STATE_WAITING: Ingestion.State.ValueType  # 2
+    STATE_RUNNING: Ingestion.State.ValueType  # 3
+    STATE_INTERRUPTED: Ingestion.State.ValueType  # 4
+    STATE_FAILED: Ingestion.State.ValueType  # 5
+    STATE_CANCELLED: Ingestion.State.ValueType  # 6
+    STATE_SUCCEEDED: Ingestion.State.ValueType  # 7
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ByFormatEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
-    path: _builtins.str
-    """absolute, on the server; a single file is taken too"""
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    BY_FORMAT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"ingestions/7f3a" """
+    collection: _builtins.str
+    operator: _builtins.str
+    approver: _builtins.str
+    state: Global___Ingestion.State.ValueType
+    job: _builtins.str
+    """"jobs/7f3a": the one that works on it now, or did last; watch it with JobService"""
+    problem: _builtins.str
+    size_bytes: _builtins.int
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """files by state: "committed" """
+
+    @_builtins.property
+    def by_format(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """files by what reads them: "pdf" """
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
+        provenance: Global___Provenance | None = ...,
+        operator: _builtins.str = ...,
+        approver: _builtins.str = ...,
+        state: Global___Ingestion.State.ValueType = ...,
+        job: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        by_format: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        size_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "by_format", b"by_format", "collection", b"collection", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "job", b"job", "name", b"name", "operator", b"operator", "problem", b"problem", "provenance", b"provenance", "readers", b"readers", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ingestion: _TypeAlias = Ingestion  # noqa: Y015
+
+@_typing.final
+class StartIngestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"sources/…", or an absolute path on the server: a folder, a file, a stick's image"""
     collection: _builtins.str
     """"collections/handbook"; made if it is not there"""
+    approve: _builtins.bool
+    """without a stop after the preview"""
     @_builtins.property
     def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """who may read the documents: "everyone", "role:ROLE", "group:NAME", "user:NAME"; empty: everyone"""
@@ -39,37 +549,239 @@ class IngestFolderRequest(_message.Message):
     def __init__(
         self,
         *,
-        path: _builtins.str = ...,
+        source: _builtins.str = ...,
         collection: _builtins.str = ...,
         readers: _abc.Iterable[_builtins.str] | None = ...,
+        approve: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "path", b"path", "readers", b"readers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "collection", b"collection", "readers", b"readers", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___IngestFolderRequest: _TypeAlias = IngestFolderRequest  # noqa: Y015
+Global___StartIngestionRequest: _TypeAlias = StartIngestionRequest  # noqa: Y015
 
 @_typing.final
-class IngestFolderResponse(_message.Message):
+class StartIngestionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    JOB_FIELD_NUMBER: _builtins.int
+    INGESTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> _job_pb2.Job: ...
+    def ingestion(self) -> Global___Ingestion: ...
     def __init__(
         self,
         *,
-        job: _job_pb2.Job | None = ...,
+        ingestion: Global___Ingestion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___IngestFolderResponse: _TypeAlias = IngestFolderResponse  # noqa: Y015
+Global___StartIngestionResponse: _TypeAlias = StartIngestionResponse  # noqa: Y015
+
+@_typing.final
+class GetIngestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIngestionRequest: _TypeAlias = GetIngestionRequest  # noqa: Y015
+
+@_typing.final
+class GetIngestionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion: ...
+    def __init__(
+        self,
+        *,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIngestionResponse: _TypeAlias = GetIngestionResponse  # noqa: Y015
+
+@_typing.final
+class ListIngestionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListIngestionsRequest: _TypeAlias = ListIngestionsRequest  # noqa: Y015
+
+@_typing.final
+class ListIngestionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def ingestions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ingestion]: ...
+    def __init__(
+        self,
+        *,
+        ingestions: _abc.Iterable[Global___Ingestion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestions", b"ingestions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListIngestionsResponse: _TypeAlias = ListIngestionsResponse  # noqa: Y015
+
+@_typing.final
+class ApproveIngestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveIngestionRequest: _TypeAlias = ApproveIngestionRequest  # noqa: Y015
+
+@_typing.final
+class ApproveIngestionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion: ...
+    def __init__(
+        self,
+        *,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveIngestionResponse: _TypeAlias = ApproveIngestionResponse  # noqa: Y015
+
+@_typing.final
+class ResumeIngestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeIngestionRequest: _TypeAlias = ResumeIngestionRequest  # noqa: Y015
+
+@_typing.final
+class ResumeIngestionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion: ...
+    def __init__(
+        self,
+        *,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeIngestionResponse: _TypeAlias = ResumeIngestionResponse  # noqa: Y015
+
+@_typing.final
+class CancelIngestionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelIngestionRequest: _TypeAlias = CancelIngestionRequest  # noqa: Y015
+
+@_typing.final
+class CancelIngestionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion: ...
+    def __init__(
+        self,
+        *,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelIngestionResponse: _TypeAlias = CancelIngestionResponse  # noqa: Y015
 
 @_typing.final
 class FileOutcome(_message.Message):
@@ -82,15 +794,23 @@ class FileOutcome(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[FileOutcome._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: FileOutcome._State.ValueType  # 0
-        STATE_COMMITTED: FileOutcome._State.ValueType  # 1
-        STATE_DUPLICATE: FileOutcome._State.ValueType  # 2
-        STATE_QUARANTINED: FileOutcome._State.ValueType  # 3
+        STATE_FOUND: FileOutcome._State.ValueType  # 1
+        STATE_HELD: FileOutcome._State.ValueType  # 2
+        STATE_COMMITTED: FileOutcome._State.ValueType  # 3
+        STATE_DUPLICATE: FileOutcome._State.ValueType  # 4
+        STATE_UNPACKED: FileOutcome._State.ValueType  # 5
+        STATE_QUARANTINED: FileOutcome._State.ValueType  # 6
+        STATE_LEFT: FileOutcome._State.ValueType  # 7
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: FileOutcome.State.ValueType  # 0
-    STATE_COMMITTED: FileOutcome.State.ValueType  # 1
-    STATE_DUPLICATE: FileOutcome.State.ValueType  # 2
-    STATE_QUARANTINED: FileOutcome.State.ValueType  # 3
+    STATE_FOUND: FileOutcome.State.ValueType  # 1
+    STATE_HELD: FileOutcome.State.ValueType  # 2
+    STATE_COMMITTED: FileOutcome.State.ValueType  # 3
+    STATE_DUPLICATE: FileOutcome.State.ValueType  # 4
+    STATE_UNPACKED: FileOutcome.State.ValueType  # 5
+    STATE_QUARANTINED: FileOutcome.State.ValueType  # 6
+    STATE_LEFT: FileOutcome.State.ValueType  # 7
 
     PATH_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -99,10 +819,14 @@ class FileOutcome(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
+    INGESTION_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """below the folder; control and bidirectional characters escaped"""
+    """below the source; control and bidirectional characters escaped"""
     state: Global___FileOutcome.State.ValueType
     reason: _builtins.str
     """"PDF_ENCRYPTED" """
@@ -111,7 +835,11 @@ class FileOutcome(_message.Message):
     """The document's resource name, of the first copy where it is stored already: if the caller may read or administer it."""
     sha256: _builtins.str
     size_bytes: _builtins.int
-    job: _builtins.str
+    ingestion: _builtins.str
+    id: _builtins.str
+    remedy: _builtins.str
+    format: _builtins.str
+    released: _builtins.bool
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -124,12 +852,16 @@ class FileOutcome(_message.Message):
         document: _builtins.str = ...,
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
-        job: _builtins.str = ...,
+        ingestion: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        id: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        format: _builtins.str = ...,
+        released: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "document", b"document", "job", b"job", "path", b"path", "reason", b"reason", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "document", b"document", "format", b"format", "id", b"id", "ingestion", b"ingestion", "path", b"path", "reason", b"reason", "released", b"released", "remedy", b"remedy", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,23 +871,28 @@ Global___FileOutcome: _TypeAlias = FileOutcome  # noqa: Y015
 class ListFilesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    JOB_FIELD_NUMBER: _builtins.int
+    INGESTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    job: _builtins.str
-    """"jobs/7f3a" """
+    STATES_FIELD_NUMBER: _builtins.int
+    ingestion: _builtins.str
     page_size: _builtins.int
     page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___FileOutcome.State.ValueType]:
+        """empty: all"""
+
     def __init__(
         self,
         *,
-        job: _builtins.str = ...,
+        ingestion: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[Global___FileOutcome.State.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +920,66 @@ class ListFilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFilesResponse: _TypeAlias = ListFilesResponse  # noqa: Y015
+
+@_typing.final
+class GetReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[GetReportRequest._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: GetReportRequest._Format.ValueType  # 0
+        """JSON"""
+        FORMAT_JSON: GetReportRequest._Format.ValueType  # 1
+        FORMAT_CSV: GetReportRequest._Format.ValueType  # 2
+        FORMAT_HTML: GetReportRequest._Format.ValueType  # 3
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper): ...
+    FORMAT_UNSPECIFIED: GetReportRequest.Format.ValueType  # 0
+    """JSON"""
+    FORMAT_JSON: GetReportRequest.Format.ValueType  # 1
+    FORMAT_CSV: GetReportRequest.Format.ValueType  # 2
+    FORMAT_HTML: GetReportRequest.Format.ValueType  # 3
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ingestion: _builtins.str
+    format: Global___GetReportRequest.Format.ValueType
+    def __init__(
+        self,
+        *,
+        ingestion: _builtins.str = ...,
+        format: Global___GetReportRequest.Format.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportRequest: _TypeAlias = GetReportRequest  # noqa: Y015
+
+@_typing.final
+class GetReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
 
 @_typing.final
 class ListQuarantineRequest(_message.Message):
@@ -228,3 +1025,337 @@ class ListQuarantineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListQuarantineResponse: _TypeAlias = ListQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseFilesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of one ingestion"""
+
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as of StartIngestion; empty: as before"""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "readers", b"readers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseFilesRequest: _TypeAlias = ReleaseFilesRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseFilesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion:
+        """a new one, of these files"""
+
+    def __init__(
+        self,
+        *,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseFilesResponse: _TypeAlias = ReleaseFilesResponse  # noqa: Y015
+
+@_typing.final
+class PurgeFilesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty with `all`"""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeFilesRequest: _TypeAlias = PurgeFilesRequest  # noqa: Y015
+
+@_typing.final
+class PurgeFilesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURGED_FIELD_NUMBER: _builtins.int
+    purged: _builtins.int
+    def __init__(
+        self,
+        *,
+        purged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purged", b"purged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeFilesResponse: _TypeAlias = PurgeFilesResponse  # noqa: Y015
+
+@_typing.final
+class CreateUploadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """the file's name, with folders if it has any"""
+    collection: _builtins.str
+    """"collections/handbook"; made if it is not there"""
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as of StartIngestion"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "path", b"path", "readers", b"readers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadRequest: _TypeAlias = CreateUploadRequest  # noqa: Y015
+
+@_typing.final
+class CreateUploadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    upload: _builtins.str
+    """"uploads/7f3a" """
+    def __init__(
+        self,
+        *,
+        upload: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
+
+@_typing.final
+class UploadFileRequest(_message.Message):
+    """The first piece names the upload, the last has the sha256 of the whole file; one may be both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    upload: _builtins.str
+    offset: _builtins.int
+    """where `data` begins in the file: where the piece before it ended"""
+    data: _builtins.bytes
+    """at most 1 MiB"""
+    sha256: _builtins.str
+    """64 hex digits; after it nothing more is read"""
+    def __init__(
+        self,
+        *,
+        upload: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadFileRequest: _TypeAlias = UploadFileRequest  # noqa: Y015
+
+@_typing.final
+class UploadFileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    INGESTION_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """durable here"""
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion:
+        """once it is whole"""
+
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingestion", b"ingestion", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadFileResponse: _TypeAlias = UploadFileResponse  # noqa: Y015
+
+@_typing.final
+class GetUploadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    upload: _builtins.str
+    def __init__(
+        self,
+        *,
+        upload: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """durable here"""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
+
+@_typing.final
+class GetLineageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    document: _builtins.str
+    """"collections/handbook/documents/5f2c…" """
+    def __init__(
+        self,
+        *,
+        document: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageRequest: _TypeAlias = GetLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    INGESTION_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """what made it of the file, besides the parser"""
+    @_builtins.property
+    def document(self) -> _knowledge_pb2.Document: ...
+    @_builtins.property
+    def lineage(self) -> Global___Lineage:
+        """absent where no ingestion made it"""
+
+    @_builtins.property
+    def ingestion(self) -> Global___Ingestion:
+        """absent where it is no longer kept"""
+
+    def __init__(
+        self,
+        *,
+        document: _knowledge_pb2.Document | None = ...,
+        pipeline: _builtins.str = ...,
+        lineage: Global___Lineage | None = ...,
+        ingestion: Global___Ingestion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "ingestion", b"ingestion", "lineage", b"lineage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "ingestion", b"ingestion", "lineage", b"lineage", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageResponse: _TypeAlias = GetLineageResponse  # noqa: Y015
+
+@_typing.final
+class Lineage(_message.Message):
+    """How a document came in, as the document carries it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGESTION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    ingestion: _builtins.str
+    """"ingestions/7f3a" """
+    operator: _builtins.str
+    approver: _builtins.str
+    container: _builtins.str
+    """path of the archive or mail that the file lay in"""
+    @_builtins.property
+    def provenance(self) -> Global___Provenance: ...
+    def __init__(
+        self,
+        *,
+        ingestion: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        approver: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "container", b"container", "ingestion", b"ingestion", "operator", b"operator", "provenance", b"provenance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lineage: _TypeAlias = Lineage  # noqa: Y015

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class IngestServiceStub:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
     def __init__(self, channel):
@@ -36,44 +37,247 @@ class IngestServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.IngestFolder = channel.unary_unary(
-                '/appliance.v1.IngestService/IngestFolder',
-                request_serializer=appliance_dot_v1_dot_ingest__pb2.IngestFolderRequest.SerializeToString,
-                response_deserializer=appliance_dot_v1_dot_ingest__pb2.IngestFolderResponse.FromString,
+        self.ListSources = channel.unary_unary(
+                '/appliance.v1.IngestService/ListSources',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ListSourcesRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ListSourcesResponse.FromString,
+                _registered_method=True)
+        self.WatchSource = channel.unary_unary(
+                '/appliance.v1.IngestService/WatchSource',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.WatchSourceRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.WatchSourceResponse.FromString,
+                _registered_method=True)
+        self.UnwatchSource = channel.unary_unary(
+                '/appliance.v1.IngestService/UnwatchSource',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.UnwatchSourceRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.UnwatchSourceResponse.FromString,
+                _registered_method=True)
+        self.AllowDevice = channel.unary_unary(
+                '/appliance.v1.IngestService/AllowDevice',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.AllowDeviceRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.AllowDeviceResponse.FromString,
+                _registered_method=True)
+        self.TrustSigner = channel.unary_unary(
+                '/appliance.v1.IngestService/TrustSigner',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.TrustSignerRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.TrustSignerResponse.FromString,
+                _registered_method=True)
+        self.StartIngestion = channel.unary_unary(
+                '/appliance.v1.IngestService/StartIngestion',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.StartIngestionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.StartIngestionResponse.FromString,
+                _registered_method=True)
+        self.GetIngestion = channel.unary_unary(
+                '/appliance.v1.IngestService/GetIngestion',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.GetIngestionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.GetIngestionResponse.FromString,
+                _registered_method=True)
+        self.ListIngestions = channel.unary_unary(
+                '/appliance.v1.IngestService/ListIngestions',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ListIngestionsRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ListIngestionsResponse.FromString,
+                _registered_method=True)
+        self.ApproveIngestion = channel.unary_unary(
+                '/appliance.v1.IngestService/ApproveIngestion',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ApproveIngestionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ApproveIngestionResponse.FromString,
+                _registered_method=True)
+        self.ResumeIngestion = channel.unary_unary(
+                '/appliance.v1.IngestService/ResumeIngestion',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ResumeIngestionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ResumeIngestionResponse.FromString,
+                _registered_method=True)
+        self.CancelIngestion = channel.unary_unary(
+                '/appliance.v1.IngestService/CancelIngestion',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.CancelIngestionRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.CancelIngestionResponse.FromString,
                 _registered_method=True)
         self.ListFiles = channel.unary_unary(
                 '/appliance.v1.IngestService/ListFiles',
                 request_serializer=appliance_dot_v1_dot_ingest__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_ingest__pb2.ListFilesResponse.FromString,
                 _registered_method=True)
+        self.GetReport = channel.unary_stream(
+                '/appliance.v1.IngestService/GetReport',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.GetReportResponse.FromString,
+                _registered_method=True)
         self.ListQuarantine = channel.unary_unary(
                 '/appliance.v1.IngestService/ListQuarantine',
                 request_serializer=appliance_dot_v1_dot_ingest__pb2.ListQuarantineRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_ingest__pb2.ListQuarantineResponse.FromString,
                 _registered_method=True)
+        self.ReleaseFiles = channel.unary_unary(
+                '/appliance.v1.IngestService/ReleaseFiles',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ReleaseFilesRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ReleaseFilesResponse.FromString,
+                _registered_method=True)
+        self.PurgeFiles = channel.unary_unary(
+                '/appliance.v1.IngestService/PurgeFiles',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.PurgeFilesRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.PurgeFilesResponse.FromString,
+                _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/appliance.v1.IngestService/CreateUpload',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.CreateUploadResponse.FromString,
+                _registered_method=True)
+        self.UploadFile = channel.stream_unary(
+                '/appliance.v1.IngestService/UploadFile',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/appliance.v1.IngestService/GetUpload',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/appliance.v1.IngestService/GetLineage',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
-    def IngestFolder(self, request, context):
-        """Starts a job that reads a folder of the server. Watch it with JobService.
+    def ListSources(self, request, context):
+        """Sticks that are plugged in, shares and folders that are watched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSource(self, request, context):
+        """Watch a folder or a share's mount from now on; again: with other settings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnwatchSource(self, request, context):
+        """Watch it no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AllowDevice(self, request, context):
+        """Let sticks of this serial number in, or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrustSigner(self, request, context):
+        """Trust the manifests that a key signs, or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartIngestion(self, request, context):
+        """Look at a source, take nothing: what is in it, what would be refused, what is known already. With `approve`, go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIngestion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListIngestions(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveIngestion(self, request, context):
+        """Let a previewed ingestion go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeIngestion(self, request, context):
+        """Go on with one that was interrupted or failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelIngestion(self, request, context):
+        """End it; what was committed stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFiles(self, request, context):
-        """What became of each file of a job.
+        """How each file stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """The whole story of an ingestion, as a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListQuarantine(self, request, context):
-        """Files that were refused, of all jobs, newest first.
+        """Files that were refused, of all ingestions, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseFiles(self, request, context):
+        """Send refused files on their way again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeFiles(self, request, context):
+        """Destroy the kept bytes of refused files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """A file from the caller's machine: first its name, then its bytes. Where they broke off, GetUpload says how many are
+        durable here, and UploadFile goes on from there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadFile(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Where a document comes from: its file, who let it in, and in which ingestion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,20 +286,105 @@ class IngestServiceServicer:
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'IngestFolder': grpc.unary_unary_rpc_method_handler(
-                    servicer.IngestFolder,
-                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.IngestFolderRequest.FromString,
-                    response_serializer=appliance_dot_v1_dot_ingest__pb2.IngestFolderResponse.SerializeToString,
+            'ListSources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSources,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ListSourcesRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ListSourcesResponse.SerializeToString,
+            ),
+            'WatchSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.WatchSource,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.WatchSourceRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.WatchSourceResponse.SerializeToString,
+            ),
+            'UnwatchSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnwatchSource,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.UnwatchSourceRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.UnwatchSourceResponse.SerializeToString,
+            ),
+            'AllowDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.AllowDevice,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.AllowDeviceRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.AllowDeviceResponse.SerializeToString,
+            ),
+            'TrustSigner': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrustSigner,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.TrustSignerRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.TrustSignerResponse.SerializeToString,
+            ),
+            'StartIngestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartIngestion,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.StartIngestionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.StartIngestionResponse.SerializeToString,
+            ),
+            'GetIngestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIngestion,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.GetIngestionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.GetIngestionResponse.SerializeToString,
+            ),
+            'ListIngestions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIngestions,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ListIngestionsRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ListIngestionsResponse.SerializeToString,
+            ),
+            'ApproveIngestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveIngestion,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ApproveIngestionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ApproveIngestionResponse.SerializeToString,
+            ),
+            'ResumeIngestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeIngestion,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ResumeIngestionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ResumeIngestionResponse.SerializeToString,
+            ),
+            'CancelIngestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelIngestion,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.CancelIngestionRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.CancelIngestionResponse.SerializeToString,
             ),
             'ListFiles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFiles,
                     request_deserializer=appliance_dot_v1_dot_ingest__pb2.ListFilesRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_ingest__pb2.ListFilesResponse.SerializeToString,
             ),
+            'GetReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.GetReportRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.GetReportResponse.SerializeToString,
+            ),
             'ListQuarantine': grpc.unary_unary_rpc_method_handler(
                     servicer.ListQuarantine,
                     request_deserializer=appliance_dot_v1_dot_ingest__pb2.ListQuarantineRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_ingest__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'ReleaseFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseFiles,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ReleaseFilesRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ReleaseFilesResponse.SerializeToString,
+            ),
+            'PurgeFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeFiles,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.PurgeFilesRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.PurgeFilesResponse.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.CreateUploadRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.CreateUploadResponse.SerializeToString,
+            ),
+            'UploadFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFile,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.UploadFileRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.GetLineageRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.GetLineageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -106,12 +395,13 @@ def add_IngestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
     @staticmethod
-    def IngestFolder(request,
+    def ListSources(request,
             target,
             options=(),
             channel_credentials=None,
@@ -124,9 +414,279 @@ class IngestService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/appliance.v1.IngestService/IngestFolder',
-            appliance_dot_v1_dot_ingest__pb2.IngestFolderRequest.SerializeToString,
-            appliance_dot_v1_dot_ingest__pb2.IngestFolderResponse.FromString,
+            '/appliance.v1.IngestService/ListSources',
+            appliance_dot_v1_dot_ingest__pb2.ListSourcesRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ListSourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/WatchSource',
+            appliance_dot_v1_dot_ingest__pb2.WatchSourceRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.WatchSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnwatchSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/UnwatchSource',
+            appliance_dot_v1_dot_ingest__pb2.UnwatchSourceRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.UnwatchSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AllowDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/AllowDevice',
+            appliance_dot_v1_dot_ingest__pb2.AllowDeviceRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.AllowDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrustSigner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/TrustSigner',
+            appliance_dot_v1_dot_ingest__pb2.TrustSignerRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.TrustSignerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartIngestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/StartIngestion',
+            appliance_dot_v1_dot_ingest__pb2.StartIngestionRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.StartIngestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIngestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/GetIngestion',
+            appliance_dot_v1_dot_ingest__pb2.GetIngestionRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.GetIngestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIngestions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/ListIngestions',
+            appliance_dot_v1_dot_ingest__pb2.ListIngestionsRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ListIngestionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveIngestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/ApproveIngestion',
+            appliance_dot_v1_dot_ingest__pb2.ApproveIngestionRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ApproveIngestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeIngestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/ResumeIngestion',
+            appliance_dot_v1_dot_ingest__pb2.ResumeIngestionRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ResumeIngestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelIngestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/CancelIngestion',
+            appliance_dot_v1_dot_ingest__pb2.CancelIngestionRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.CancelIngestionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -165,6 +725,33 @@ class IngestService:
             _registered_method=True)
 
     @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.v1.IngestService/GetReport',
+            appliance_dot_v1_dot_ingest__pb2.GetReportRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.GetReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListQuarantine(request,
             target,
             options=(),
@@ -181,6 +768,168 @@ class IngestService:
             '/appliance.v1.IngestService/ListQuarantine',
             appliance_dot_v1_dot_ingest__pb2.ListQuarantineRequest.SerializeToString,
             appliance_dot_v1_dot_ingest__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/ReleaseFiles',
+            appliance_dot_v1_dot_ingest__pb2.ReleaseFilesRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ReleaseFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/PurgeFiles',
+            appliance_dot_v1_dot_ingest__pb2.PurgeFilesRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.PurgeFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/CreateUpload',
+            appliance_dot_v1_dot_ingest__pb2.CreateUploadRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.CreateUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/appliance.v1.IngestService/UploadFile',
+            appliance_dot_v1_dot_ingest__pb2.UploadFileRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/GetUpload',
+            appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/GetLineage',
+            appliance_dot_v1_dot_ingest__pb2.GetLineageRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.GetLineageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,47 +27,195 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IngestServiceStub:
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IngestServiceAsyncStub: ...
-    IngestFolder: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.IngestFolderRequest, _ingest_pb2.IngestFolderResponse]
-    """Starts a job that reads a folder of the server. Watch it with JobService."""
+    ListSources: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListSourcesRequest, _ingest_pb2.ListSourcesResponse]
+    """Sticks that are plugged in, shares and folders that are watched."""
+    WatchSource: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.WatchSourceRequest, _ingest_pb2.WatchSourceResponse]
+    """Watch a folder or a share's mount from now on; again: with other settings."""
+    UnwatchSource: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.UnwatchSourceRequest, _ingest_pb2.UnwatchSourceResponse]
+    """Watch it no more."""
+    AllowDevice: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.AllowDeviceRequest, _ingest_pb2.AllowDeviceResponse]
+    """Let sticks of this serial number in, or no longer."""
+    TrustSigner: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.TrustSignerRequest, _ingest_pb2.TrustSignerResponse]
+    """Trust the manifests that a key signs, or no longer."""
+    StartIngestion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.StartIngestionRequest, _ingest_pb2.StartIngestionResponse]
+    """Look at a source, take nothing: what is in it, what would be refused, what is known already. With `approve`, go on."""
+    GetIngestion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetIngestionRequest, _ingest_pb2.GetIngestionResponse]
+    ListIngestions: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListIngestionsRequest, _ingest_pb2.ListIngestionsResponse]
+    """Newest first."""
+    ApproveIngestion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ApproveIngestionRequest, _ingest_pb2.ApproveIngestionResponse]
+    """Let a previewed ingestion go on."""
+    ResumeIngestion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ResumeIngestionRequest, _ingest_pb2.ResumeIngestionResponse]
+    """Go on with one that was interrupted or failed."""
+    CancelIngestion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CancelIngestionRequest, _ingest_pb2.CancelIngestionResponse]
+    """End it; what was committed stays."""
     ListFiles: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListFilesRequest, _ingest_pb2.ListFilesResponse]
-    """What became of each file of a job."""
+    """How each file stands."""
+    GetReport: _grpc.UnaryStreamMultiCallable[_ingest_pb2.GetReportRequest, _ingest_pb2.GetReportResponse]
+    """The whole story of an ingestion, as a file."""
     ListQuarantine: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListQuarantineRequest, _ingest_pb2.ListQuarantineResponse]
-    """Files that were refused, of all jobs, newest first."""
+    """Files that were refused, of all ingestions, newest first."""
+    ReleaseFiles: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ReleaseFilesRequest, _ingest_pb2.ReleaseFilesResponse]
+    """Send refused files on their way again."""
+    PurgeFiles: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.PurgeFilesRequest, _ingest_pb2.PurgeFilesResponse]
+    """Destroy the kept bytes of refused files."""
+    CreateUpload: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CreateUploadRequest, _ingest_pb2.CreateUploadResponse]
+    """A file from the caller's machine: first its name, then its bytes. Where they broke off, GetUpload says how many are
+    durable here, and UploadFile goes on from there.
+    """
+    UploadFile: _grpc.StreamUnaryMultiCallable[_ingest_pb2.UploadFileRequest, _ingest_pb2.UploadFileResponse]
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetUploadRequest, _ingest_pb2.GetUploadResponse]
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetLineageRequest, _ingest_pb2.GetLineageResponse]
+    """Where a document comes from: its file, who let it in, and in which ingestion."""
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    IngestFolder: _aio.UnaryUnaryMultiCallable[_ingest_pb2.IngestFolderRequest, _ingest_pb2.IngestFolderResponse]  # type: ignore[assignment]
-    """Starts a job that reads a folder of the server. Watch it with JobService."""
+    ListSources: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListSourcesRequest, _ingest_pb2.ListSourcesResponse]  # type: ignore[assignment]
+    """Sticks that are plugged in, shares and folders that are watched."""
+    WatchSource: _aio.UnaryUnaryMultiCallable[_ingest_pb2.WatchSourceRequest, _ingest_pb2.WatchSourceResponse]  # type: ignore[assignment]
+    """Watch a folder or a share's mount from now on; again: with other settings."""
+    UnwatchSource: _aio.UnaryUnaryMultiCallable[_ingest_pb2.UnwatchSourceRequest, _ingest_pb2.UnwatchSourceResponse]  # type: ignore[assignment]
+    """Watch it no more."""
+    AllowDevice: _aio.UnaryUnaryMultiCallable[_ingest_pb2.AllowDeviceRequest, _ingest_pb2.AllowDeviceResponse]  # type: ignore[assignment]
+    """Let sticks of this serial number in, or no longer."""
+    TrustSigner: _aio.UnaryUnaryMultiCallable[_ingest_pb2.TrustSignerRequest, _ingest_pb2.TrustSignerResponse]  # type: ignore[assignment]
+    """Trust the manifests that a key signs, or no longer."""
+    StartIngestion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.StartIngestionRequest, _ingest_pb2.StartIngestionResponse]  # type: ignore[assignment]
+    """Look at a source, take nothing: what is in it, what would be refused, what is known already. With `approve`, go on."""
+    GetIngestion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetIngestionRequest, _ingest_pb2.GetIngestionResponse]  # type: ignore[assignment]
+    ListIngestions: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListIngestionsRequest, _ingest_pb2.ListIngestionsResponse]  # type: ignore[assignment]
+    """Newest first."""
+    ApproveIngestion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ApproveIngestionRequest, _ingest_pb2.ApproveIngestionResponse]  # type: ignore[assignment]
+    """Let a previewed ingestion go on."""
+    ResumeIngestion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ResumeIngestionRequest, _ingest_pb2.ResumeIngestionResponse]  # type: ignore[assignment]
+    """Go on with one that was interrupted or failed."""
+    CancelIngestion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CancelIngestionRequest, _ingest_pb2.CancelIngestionResponse]  # type: ignore[assignment]
+    """End it; what was committed stays."""
     ListFiles: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListFilesRequest, _ingest_pb2.ListFilesResponse]  # type: ignore[assignment]
-    """What became of each file of a job."""
+    """How each file stands."""
+    GetReport: _aio.UnaryStreamMultiCallable[_ingest_pb2.GetReportRequest, _ingest_pb2.GetReportResponse]  # type: ignore[assignment]
+    """The whole story of an ingestion, as a file."""
     ListQuarantine: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListQuarantineRequest, _ingest_pb2.ListQuarantineResponse]  # type: ignore[assignment]
-    """Files that were refused, of all jobs, newest first."""
+    """Files that were refused, of all ingestions, newest first."""
+    ReleaseFiles: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ReleaseFilesRequest, _ingest_pb2.ReleaseFilesResponse]  # type: ignore[assignment]
+    """Send refused files on their way again."""
+    PurgeFiles: _aio.UnaryUnaryMultiCallable[_ingest_pb2.PurgeFilesRequest, _ingest_pb2.PurgeFilesResponse]  # type: ignore[assignment]
+    """Destroy the kept bytes of refused files."""
+    CreateUpload: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CreateUploadRequest, _ingest_pb2.CreateUploadResponse]  # type: ignore[assignment]
+    """A file from the caller's machine: first its name, then its bytes. Where they broke off, GetUpload says how many are
+    durable here, and UploadFile goes on from there.
+    """
+    UploadFile: _aio.StreamUnaryMultiCallable[_ingest_pb2.UploadFileRequest, _ingest_pb2.UploadFileResponse]  # type: ignore[assignment]
+    GetUpload: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetUploadRequest, _ingest_pb2.GetUploadResponse]  # type: ignore[assignment]
+    GetLineage: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetLineageRequest, _ingest_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Where a document comes from: its file, who let it in, and in which ingestion."""
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Documents into a collection. Each file ends as committed, duplicate or quarantined. A caller meets the files of its own
-    tenant.
+    """Documents into a collection: a source is previewed, approved, taken into an encrypted quarantine, read in locked
+    children and committed. Each file ends as committed, duplicate, unpacked, quarantined or left, with a reason. A caller
+    meets what is its own tenant's.
     """
 
     @_abc_1.abstractmethod
-    def IngestFolder(
+    def ListSources(
         self,
-        request: _ingest_pb2.IngestFolderRequest,
+        request: _ingest_pb2.ListSourcesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_ingest_pb2.IngestFolderResponse, _abc.Awaitable[_ingest_pb2.IngestFolderResponse]]:
-        """Starts a job that reads a folder of the server. Watch it with JobService."""
+    ) -> _typing.Union[_ingest_pb2.ListSourcesResponse, _abc.Awaitable[_ingest_pb2.ListSourcesResponse]]:
+        """Sticks that are plugged in, shares and folders that are watched."""
+
+    @_abc_1.abstractmethod
+    def WatchSource(
+        self,
+        request: _ingest_pb2.WatchSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.WatchSourceResponse, _abc.Awaitable[_ingest_pb2.WatchSourceResponse]]:
+        """Watch a folder or a share's mount from now on; again: with other settings."""
+
+    @_abc_1.abstractmethod
+    def UnwatchSource(
+        self,
+        request: _ingest_pb2.UnwatchSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.UnwatchSourceResponse, _abc.Awaitable[_ingest_pb2.UnwatchSourceResponse]]:
+        """Watch it no more."""
+
+    @_abc_1.abstractmethod
+    def AllowDevice(
+        self,
+        request: _ingest_pb2.AllowDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.AllowDeviceResponse, _abc.Awaitable[_ingest_pb2.AllowDeviceResponse]]:
+        """Let sticks of this serial number in, or no longer."""
+
+    @_abc_1.abstractmethod
+    def TrustSigner(
+        self,
+        request: _ingest_pb2.TrustSignerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.TrustSignerResponse, _abc.Awaitable[_ingest_pb2.TrustSignerResponse]]:
+        """Trust the manifests that a key signs, or no longer."""
+
+    @_abc_1.abstractmethod
+    def StartIngestion(
+        self,
+        request: _ingest_pb2.StartIngestionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.StartIngestionResponse, _abc.Awaitable[_ingest_pb2.StartIngestionResponse]]:
+        """Look at a source, take nothing: what is in it, what would be refused, what is known already. With `approve`, go on."""
+
+    @_abc_1.abstractmethod
+    def GetIngestion(
+        self,
+        request: _ingest_pb2.GetIngestionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.GetIngestionResponse, _abc.Awaitable[_ingest_pb2.GetIngestionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListIngestions(
+        self,
+        request: _ingest_pb2.ListIngestionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ListIngestionsResponse, _abc.Awaitable[_ingest_pb2.ListIngestionsResponse]]:
+        """Newest first."""
+
+    @_abc_1.abstractmethod
+    def ApproveIngestion(
+        self,
+        request: _ingest_pb2.ApproveIngestionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ApproveIngestionResponse, _abc.Awaitable[_ingest_pb2.ApproveIngestionResponse]]:
+        """Let a previewed ingestion go on."""
+
+    @_abc_1.abstractmethod
+    def ResumeIngestion(
+        self,
+        request: _ingest_pb2.ResumeIngestionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ResumeIngestionResponse, _abc.Awaitable[_ingest_pb2.ResumeIngestionResponse]]:
+        """Go on with one that was interrupted or failed."""
+
+    @_abc_1.abstractmethod
+    def CancelIngestion(
+        self,
+        request: _ingest_pb2.CancelIngestionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.CancelIngestionResponse, _abc.Awaitable[_ingest_pb2.CancelIngestionResponse]]:
+        """End it; what was committed stays."""
 
     @_abc_1.abstractmethod
     def ListFiles(
@@ -75,7 +223,15 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.ListFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.ListFilesResponse, _abc.Awaitable[_ingest_pb2.ListFilesResponse]]:
-        """What became of each file of a job."""
+        """How each file stands."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _ingest_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_pb2.GetReportResponse], _abc.AsyncIterator[_ingest_pb2.GetReportResponse]]:
+        """The whole story of an ingestion, as a file."""
 
     @_abc_1.abstractmethod
     def ListQuarantine(
@@ -83,6 +239,54 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.ListQuarantineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.ListQuarantineResponse, _abc.Awaitable[_ingest_pb2.ListQuarantineResponse]]:
-        """Files that were refused, of all jobs, newest first."""
+        """Files that were refused, of all ingestions, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReleaseFiles(
+        self,
+        request: _ingest_pb2.ReleaseFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ReleaseFilesResponse, _abc.Awaitable[_ingest_pb2.ReleaseFilesResponse]]:
+        """Send refused files on their way again."""
+
+    @_abc_1.abstractmethod
+    def PurgeFiles(
+        self,
+        request: _ingest_pb2.PurgeFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.PurgeFilesResponse, _abc.Awaitable[_ingest_pb2.PurgeFilesResponse]]:
+        """Destroy the kept bytes of refused files."""
+
+    @_abc_1.abstractmethod
+    def CreateUpload(
+        self,
+        request: _ingest_pb2.CreateUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.CreateUploadResponse, _abc.Awaitable[_ingest_pb2.CreateUploadResponse]]:
+        """A file from the caller's machine: first its name, then its bytes. Where they broke off, GetUpload says how many are
+        durable here, and UploadFile goes on from there.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_pb2.UploadFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.UploadFileResponse, _abc.Awaitable[_ingest_pb2.UploadFileResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _ingest_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.GetUploadResponse, _abc.Awaitable[_ingest_pb2.GetUploadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _ingest_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.GetLineageResponse, _abc.Awaitable[_ingest_pb2.GetLineageResponse]]:
+        """Where a document comes from: its file, who let it in, and in which ingestion."""
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,31 +26,35 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ppliance/v1/telemetry.proto\x12\x0c\x61ppliance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x01\n\x07\x46inding\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12(\n\x08severity\x18\x02 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fimpacts_serving\x18\x08 \x01(\x08\"\x12\n\x10GetStatusRequest\"\xd3\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x64\x61ta_directory\x18\x03 \x01(\t\x12\x16\n\x0elisten_address\x18\x04 \x01(\t\x12(\n\x08severity\x18\x05 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\x13\n\x0bmodel_count\x18\x06 \x01(\x03\x12\x18\n\x10\x63ollection_count\x18\x07 \x01(\x03\x12\x16\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x12\x19\n\x11memory_used_bytes\x18\t \x01(\x03\x12\x1a\n\x12memory_total_bytes\x18\n \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x0b \x01(\x03\x12\x11\n\tprincipal\x18\x0c \x01(\t\"\x14\n\x12WatchHealthRequest\"h\n\x13WatchHealthResponse\x12(\n\x08severity\x18\x01 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\'\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Finding\"\xf9\x03\n\x0b\x45ngineState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12\x0f\n\x07waiting\x18\x03 \x01(\x03\x12\x11\n\tpreempted\x18\x04 \x01(\x03\x12\x13\n\x0bpages_total\x18\x05 \x01(\x03\x12\x12\n\npages_used\x18\x06 \x01(\x03\x12\x14\n\x0cpages_cached\x18\x07 \x01(\x03\x12\x12\n\nhost_pages\x18\x08 \x01(\x03\x12\x12\n\ndisk_pages\x18\t \x01(\x03\x12\x1b\n\x13prompt_tokens_total\x18\n \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x0b \x01(\x03\x12\x1e\n\x16generated_tokens_total\x18\x0c \x01(\x03\x12\x19\n\x11preemptions_total\x18\r \x01(\x03\x12\x16\n\x0erequests_total\x18\x0e \x01(\x03\x12\x1c\n\x14\x64rafted_tokens_total\x18\x0f \x01(\x03\x12\x1d\n\x15\x61\x63\x63\x65pted_tokens_total\x18\x10 \x01(\x03\x12\x13\n\x0bsteps_total\x18\x11 \x01(\x03\x12\x1d\n\x15\x63ompute_seconds_total\x18\x12 \x01(\x01\x12\x1a\n\x12step_seconds_total\x18\x13 \x01(\x01\x12\x11\n\tattention\x18\x14 \x01(\t\x12\x12\n\ndisk_fault\x18\x15 \x01(\t\"\x14\n\x12WatchEngineRequest\"A\n\x13WatchEngineResponse\x12*\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x19.appliance.v1.EngineState*b\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03\x32\x8c\x02\n\x10TelemetryService\x12L\n\tGetStatus\x12\x1e.appliance.v1.GetStatusRequest\x1a\x1f.appliance.v1.GetStatusResponse\x12T\n\x0bWatchHealth\x12 .appliance.v1.WatchHealthRequest\x1a!.appliance.v1.WatchHealthResponse0\x01\x12T\n\x0bWatchEngine\x12 .appliance.v1.WatchEngineRequest\x1a!.appliance.v1.WatchEngineResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61ppliance/v1/telemetry.proto\x12\x0c\x61ppliance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x01\n\x07\x46inding\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12(\n\x08severity\x18\x02 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fimpacts_serving\x18\x08 \x01(\x08\"\x12\n\x10GetStatusRequest\"\xf7\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x64\x61ta_directory\x18\x03 \x01(\t\x12\x16\n\x0elisten_address\x18\x04 \x01(\t\x12(\n\x08severity\x18\x05 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\x13\n\x0bmodel_count\x18\x06 \x01(\x03\x12\x18\n\x10\x63ollection_count\x18\x07 \x01(\x03\x12\x16\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x12\x19\n\x11memory_used_bytes\x18\t \x01(\x03\x12\x1a\n\x12memory_total_bytes\x18\n \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x0b \x01(\x03\x12\x11\n\tprincipal\x18\x0c \x01(\t\x12\"\n\x05walls\x18\r \x01(\x0b\x32\x13.appliance.v1.Walls\"[\n\x05Walls\x12\"\n\x06layers\x18\x01 \x03(\x0b\x32\x12.appliance.v1.Wall\x12.\n\nproof_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x04Wall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06stands\x18\x02 \x01(\x08\x12\x0e\n\x06needed\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x14\n\x12WatchHealthRequest\"h\n\x13WatchHealthResponse\x12(\n\x08severity\x18\x01 \x01(\x0e\x32\x16.appliance.v1.Severity\x12\'\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Finding\"\xf9\x03\n\x0b\x45ngineState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12\x0f\n\x07waiting\x18\x03 \x01(\x03\x12\x11\n\tpreempted\x18\x04 \x01(\x03\x12\x13\n\x0bpages_total\x18\x05 \x01(\x03\x12\x12\n\npages_used\x18\x06 \x01(\x03\x12\x14\n\x0cpages_cached\x18\x07 \x01(\x03\x12\x12\n\nhost_pages\x18\x08 \x01(\x03\x12\x12\n\ndisk_pages\x18\t \x01(\x03\x12\x1b\n\x13prompt_tokens_total\x18\n \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x0b \x01(\x03\x12\x1e\n\x16generated_tokens_total\x18\x0c \x01(\x03\x12\x19\n\x11preemptions_total\x18\r \x01(\x03\x12\x16\n\x0erequests_total\x18\x0e \x01(\x03\x12\x1c\n\x14\x64rafted_tokens_total\x18\x0f \x01(\x03\x12\x1d\n\x15\x61\x63\x63\x65pted_tokens_total\x18\x10 \x01(\x03\x12\x13\n\x0bsteps_total\x18\x11 \x01(\x03\x12\x1d\n\x15\x63ompute_seconds_total\x18\x12 \x01(\x01\x12\x1a\n\x12step_seconds_total\x18\x13 \x01(\x01\x12\x11\n\tattention\x18\x14 \x01(\t\x12\x12\n\ndisk_fault\x18\x15 \x01(\t\"\x14\n\x12WatchEngineRequest\"A\n\x13WatchEngineResponse\x12*\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x19.appliance.v1.EngineState*b\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x15\n\x11SEVERITY_CRITICAL\x10\x03\x32\x8c\x02\n\x10TelemetryService\x12L\n\tGetStatus\x12\x1e.appliance.v1.GetStatusRequest\x1a\x1f.appliance.v1.GetStatusResponse\x12T\n\x0bWatchHealth\x12 .appliance.v1.WatchHealthRequest\x1a!.appliance.v1.WatchHealthResponse0\x01\x12T\n\x0bWatchEngine\x12 .appliance.v1.WatchEngineRequest\x1a!.appliance.v1.WatchEngineResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.v1.telemetry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEVERITY']._serialized_start=1398
-  _globals['_SEVERITY']._serialized_end=1496
+  _globals['_SEVERITY']._serialized_start=1597
+  _globals['_SEVERITY']._serialized_end=1695
   _globals['_FINDING']._serialized_start=112
   _globals['_FINDING']._serialized_end=309
   _globals['_GETSTATUSREQUEST']._serialized_start=311
   _globals['_GETSTATUSREQUEST']._serialized_end=329
   _globals['_GETSTATUSRESPONSE']._serialized_start=332
-  _globals['_GETSTATUSRESPONSE']._serialized_end=671
-  _globals['_WATCHHEALTHREQUEST']._serialized_start=673
-  _globals['_WATCHHEALTHREQUEST']._serialized_end=693
-  _globals['_WATCHHEALTHRESPONSE']._serialized_start=695
-  _globals['_WATCHHEALTHRESPONSE']._serialized_end=799
-  _globals['_ENGINESTATE']._serialized_start=802
-  _globals['_ENGINESTATE']._serialized_end=1307
-  _globals['_WATCHENGINEREQUEST']._serialized_start=1309
-  _globals['_WATCHENGINEREQUEST']._serialized_end=1329
-  _globals['_WATCHENGINERESPONSE']._serialized_start=1331
-  _globals['_WATCHENGINERESPONSE']._serialized_end=1396
-  _globals['_TELEMETRYSERVICE']._serialized_start=1499
-  _globals['_TELEMETRYSERVICE']._serialized_end=1767
+  _globals['_GETSTATUSRESPONSE']._serialized_end=707
+  _globals['_WALLS']._serialized_start=709
+  _globals['_WALLS']._serialized_end=800
+  _globals['_WALL']._serialized_start=802
+  _globals['_WALL']._serialized_end=870
+  _globals['_WATCHHEALTHREQUEST']._serialized_start=872
+  _globals['_WATCHHEALTHREQUEST']._serialized_end=892
+  _globals['_WATCHHEALTHRESPONSE']._serialized_start=894
+  _globals['_WATCHHEALTHRESPONSE']._serialized_end=998
+  _globals['_ENGINESTATE']._serialized_start=1001
+  _globals['_ENGINESTATE']._serialized_end=1506
+  _globals['_WATCHENGINEREQUEST']._serialized_start=1508
+  _globals['_WATCHENGINEREQUEST']._serialized_end=1528
+  _globals['_WATCHENGINERESPONSE']._serialized_start=1530
+  _globals['_WATCHENGINERESPONSE']._serialized_end=1595
+  _globals['_TELEMETRYSERVICE']._serialized_start=1698
+  _globals['_TELEMETRYSERVICE']._serialized_end=1966
 # @@protoc_insertion_point(module_scope)

@@ -114,6 +114,7 @@ class GetStatusResponse(_message.Message):
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
+    WALLS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     data_directory: _builtins.str
     listen_address: _builtins.str
@@ -132,6 +133,10 @@ class GetStatusResponse(_message.Message):
     """who the caller is to this box"""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def walls(self) -> Global___Walls:
+        """absent where they are not proven, and nothing untrusted is read"""
+
     def __init__(
         self,
         *,
@@ -147,14 +152,77 @@ class GetStatusResponse(_message.Message):
         memory_total_bytes: _builtins.int = ...,
         disk_free_bytes: _builtins.int = ...,
         principal: _builtins.str = ...,
+        walls: Global___Walls | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime", "walls", b"walls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_count", b"collection_count", "data_directory", b"data_directory", "disk_free_bytes", b"disk_free_bytes", "document_count", b"document_count", "listen_address", b"listen_address", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "model_count", b"model_count", "principal", b"principal", "severity", b"severity", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_count", b"collection_count", "data_directory", b"data_directory", "disk_free_bytes", b"disk_free_bytes", "document_count", b"document_count", "listen_address", b"listen_address", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "model_count", b"model_count", "principal", b"principal", "severity", b"severity", "uptime", b"uptime", "version", b"version", "walls", b"walls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Walls(_message.Message):
+    """What surrounds whoever reads untrusted documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    PROOF_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wall]:
+        """in the order in which a call meets them"""
+
+    @_builtins.property
+    def proof_time(self) -> _timestamp_pb2.Timestamp:
+        """at the start, then every hour"""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___Wall] | None = ...,
+        proof_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proof_time", b"proof_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "proof_time", b"proof_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Walls: _TypeAlias = Walls  # noqa: Y015
+
+@_typing.final
+class Wall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STANDS_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"seccomp", "landlock", "limit of memory", ..., "namespaces" """
+    stands: _builtins.bool
+    """as was proven"""
+    needed: _builtins.bool
+    """without it nothing is read"""
+    detail: _builtins.str
+    """of what it is made, or what it lacks"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        stands: _builtins.bool = ...,
+        needed: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "needed", b"needed", "stands", b"stands"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wall: _TypeAlias = Wall  # noqa: Y015
 
 @_typing.final
 class WatchHealthRequest(_message.Message):

@@ -8,8 +8,10 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
+from appliance.ingest.extract import charset
+from appliance.ingest.extract.charset import Decoded, as_unicode
 from appliance.ingest.extract.reading import Mark, Read
-from appliance.ingest.extract.text import clean_marked, decode
+from appliance.ingest.extract.text import clean_marked, parser_with
 
 PARSER = f"selectolax {version('selectolax')}"
 WARM_DOCUMENTS = (
@@ -32,7 +34,15 @@ _ALIASES = {
     "gb2312": "gb18030",
 }
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_-]{2,20})", re.IGNORECASE)
-_TAG = re.compile(rb"<[a-zA-Z!/]")
+_TAG = re.compile(r"<[a-zA-Z!/]")
+_ELEMENT = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
+_MAX_DEPTH = 10_000  # lexbor takes time that grows with its square
+_NEED_NO_END = frozenset(  # nothing nests in them, or the next of their kind ends them
+    {
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track"),
+        *("wbr", "a", "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "colgroup", "option"),
+    }
+)
 
 _DROPPED = frozenset({"head", "script", "style", "noscript", "template", "svg", "math", "iframe", "object", "canvas"})
 _PARAGRAPHS = frozenset(
@@ -54,11 +64,15 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def read(data: bytes, caps: Caps) -> Read:
-    """Parser, one page, its blocks. Raises DocumentRefused: TYPE_MISMATCH where there is no tag in it, NOT_UTF8."""
-    if not _TAG.search(data) and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    """Parser with the character set, one page, its blocks.
+
+    Raises DocumentRefused: TYPE_MISMATCH where there is no tag in it, HTML_TOO_DEEP, NOT_UTF8, NOT_TEXT.
+    """
+    source, encoding = _decode(data)
+    if not _TAG.search(source):
         raise DocumentRefused("TYPE_MISMATCH", "The name says HTML, and there is no tag in it.")
-    page, blocks = clean_marked(*_visible(_decode(data)), 1)
-    return Read(PARSER, (page,), tuple(blocks))
+    page, blocks = clean_marked(*_visible(source), 1)
+    return Read(parser_with(PARSER, encoding), (page,), tuple(blocks))
 
 
 def visible_text(source: str) -> str:
@@ -67,7 +81,8 @@ def visible_text(source: str) -> str:
 
 
 def _visible(source: str) -> tuple[str, list[Mark]]:
-    """Title and body with the blocks in them."""
+    """Title and body with the blocks in them. Raises DocumentRefused: HTML_TOO_DEEP."""
+    _check_depth(source)
     tree = LexborHTMLParser(source)
     found = tree.css_first("head > title")
     title = _SPACE.sub(" ", found.text()).strip() if found else ""
@@ -82,19 +97,31 @@ def _visible(source: str) -> tuple[str, list[Mark]]:
     return f"{title}\n\n{body}", [("heading", 1, 0, before), *marks]
 
 
-def _decode(data: bytes) -> str:
-    """UTF-8 or by byte order mark; where it is neither, what the page declares."""
+def _decode(data: bytes) -> Decoded:
+    """UTF-8 or by byte order mark; where it is neither, what the page declares; and where that is nothing, a guess."""
+    declared = _DECLARED.search(data[:4096])
+    name = declared[1].decode().lower() if declared else ""
+    name = _ALIASES.get(name, name)
     try:
-        return decode(data)
+        found = as_unicode(data)
     except DocumentRefused:
-        declared = _DECLARED.search(data[:4096])
-        if declared is None:
+        if name not in _CODECS:
             raise
-        name = declared[1].decode().lower()
-        codec = _CODECS.get(_ALIASES.get(name, name))
-        if codec is None:
-            raise
-        return codec.decode(data, "replace")[0]
+        found = None
+    if found is None and name in _CODECS:
+        return Decoded(_CODECS[name].decode(data, "replace")[0], name)
+    return found or charset.decode(data)
+
+
+def _check_depth(source: str) -> None:
+    """Raises DocumentRefused: HTML_TOO_DEEP."""
+    depth = 0
+    for match in _ELEMENT.finditer(source):
+        if match[2].lower() in _NEED_NO_END:
+            continue
+        depth = max(0, depth - 1) if match[1] else depth + 1
+        if depth > _MAX_DEPTH:
+            raise DocumentRefused("HTML_TOO_DEEP", f"More than {_MAX_DEPTH} of its elements lie in one another.")
 
 
 def _walk(root: LexborNode, out: "_Lines") -> None:

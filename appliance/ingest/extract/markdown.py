@@ -6,9 +6,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from appliance.ingest.caps import Caps
-from appliance.ingest.extract import html
+from appliance.ingest.extract import charset, html
 from appliance.ingest.extract.reading import Mark, Read
-from appliance.ingest.extract.text import clean_marked, decode
+from appliance.ingest.extract.text import clean_marked, parser_with
 
 PARSER = f"markdown-it-py {version('markdown-it-py')}"
 WARM_DOCUMENTS = (
@@ -26,13 +26,17 @@ _STRUCTURE = {
 
 
 def read(data: bytes, caps: Caps) -> Read:
-    """Parser, one page, its blocks. Raises DocumentRefused: NOT_UTF8."""
+    """Parser with the character set, one page, its blocks.
+
+    Raises DocumentRefused: NOT_UTF8, NOT_TEXT, HTML_TOO_DEEP.
+    """
+    source, encoding = charset.decode(data)
     parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")  # deeper is dropped, never recursed
     rendered = _Rendered()
-    for token in parser.parse(decode(data)):
+    for token in parser.parse(source):
         rendered.add(token)
     page, blocks = clean_marked(str(rendered), rendered.marks, 1)
-    return Read(PARSER, (page,), tuple(blocks))
+    return Read(parser_with(PARSER, encoding), (page,), tuple(blocks))
 
 
 class _Rendered:

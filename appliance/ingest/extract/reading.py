@@ -9,7 +9,7 @@ Mark = tuple[str, int, int, int]
 """A block of raw text: kind, level, start, end."""
 
 Member = tuple[str, bytes, str]
-"""A file inside a container: its path there, as it was written, its bytes, and '' or why it was left out, then empty."""
+"""A file in a container: its path there, its bytes, and '' or why it was left out, then without bytes."""
 
 
 class Read(NamedTuple):

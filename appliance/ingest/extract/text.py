@@ -1,6 +1,5 @@
-"""Plain text: UTF-8, or UTF-16 with a byte order mark. A form feed starts a new page."""
+"""Plain text in whatever character set it is. A form feed starts a new page."""
 
-import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -8,12 +7,25 @@ from itertools import accumulate, pairwise
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
+from appliance.ingest.extract import charset
 from appliance.ingest.extract.reading import Mark, Read, Row
 
 PARSER = f"text 1/unicode {unicodedata.unidata_version}"
-WARM_DOCUMENTS = (b"Warm.\n", b"\xef\xbb\xbfWarm.", *("\ufeffWärm.".encode(f"utf-16-{end}") for end in ("le", "be")))
+WARM_DOCUMENTS = (
+    b"Warm.\n",
+    b"\xef\xbb\xbfWarm.",
+    *(
+        f"{mark}Wärm.".encode(f"utf-{bits}-{end}")
+        for mark in ("\ufeff", "")
+        for bits in (16, 32)
+        for end in ("le", "be")
+    ),
+    "Schlüssel werden persönlich übergeben.".encode("cp1252"),
+    "Ключи передаются лично и никогда по почте.".encode("koi8-r"),
+    "鍵は手渡しで渡され、受付の台帳に署名されます。".encode("cp932"),
+    bytes(range(256)),
+)
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Controls, soft hyphens, zero-width spaces, stray byte order marks and noncharacters: nothing a reader sees.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
@@ -21,21 +33,20 @@ _SPACE_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
 
 
 def read(data: bytes, caps: Caps) -> Read:
-    """Parser, pages, and no blocks. Raises DocumentRefused: NOT_UTF8, naming the byte; TOO_MANY_PAGES."""
-    whole = decode(data)
+    """Parser with the character set, pages, and no blocks.
+
+    Raises DocumentRefused: NOT_UTF8, NOT_TEXT, TOO_MANY_PAGES.
+    """
+    whole, encoding = charset.decode(data)
     if (count := whole.count("\f") + 1) > caps.pages:
         raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {caps.pages} are allowed.")
-    return Read(PARSER, tuple(clean(page) for page in whole.removesuffix("\f").split("\f")))
+    pages = tuple(clean(page) for page in whole.removesuffix("\f").split("\f"))
+    return Read(parser_with(PARSER, encoding), pages)
 
 
-def decode(data: bytes) -> str:
-    """Unicode text by its byte order mark, UTF-8 without one. Raises DocumentRefused: NOT_UTF8, naming the byte."""
-    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
-    try:
-        return data[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        at = error.start + len(mark)
-        raise DocumentRefused("NOT_UTF8", f"Byte {at} is not {encoding.upper()}: {error.reason}.") from None
+def parser_with(parser: str, encoding: str) -> str:
+    """A parser's name with the character set, where that is not UTF-8."""
+    return parser if encoding == "utf-8" else f"{parser}; {encoding}"
 
 
 def clean(text: str) -> str:

@@ -1,7 +1,7 @@
 """The native search over int8 vectors, as Python calls it. This module alone knows `native/`'s vectors library.
 
 Every path gives the same rows and scores. Shapes are checked here, the graph's links in native code when it is loaded.
-A search costs tens of microseconds, so what each call would make anew, arrays and their addresses, a thread keeps.
+A search costs tens of microseconds, and asking numpy for an address one: what needs one is kept, or passed as bytes.
 """
 
 import ctypes
@@ -21,6 +21,8 @@ _LIBRARY = "appliance/libvectors.so"
 _FAULTS = {1: "has another format", 2: "does not fit its vectors, or is cut short", 3: "has an impossible link"}
 _NO_PATH = -1
 _NOT_FINITE = -2
+_CANNOT_RUN = "This machine cannot run that path of the vector search."
+_WORD_ROWS = 64
 
 
 class Path(IntEnum):
@@ -32,6 +34,28 @@ class Path(IntEnum):
     VNNI = 2
     NEON = 3
     NEON_DOT = 4
+
+
+class Allowed:
+    """The rows that a search may find, as bits. Immutable; safe to use from many threads."""
+
+    def __init__(self, mask: Bools, path: int = Path.BEST) -> None:
+        """mask: bool [rows]; copied. Raises Broken where this machine has not that path."""
+        mask = np.ascontiguousarray(mask, np.bool_)
+        self.rows = len(mask)
+        self.words = (ctypes.c_uint64 * (-(-self.rows // _WORD_ROWS)))()
+        self.count: int = _native().allowed_bits(mask.ctypes.data, self.rows, self.words, path)
+        if self.count == _NO_PATH:
+            raise Broken(_CANNOT_RUN)
+
+
+class _Rows(ctypes.Structure):
+    """dot_i8.h's Rows."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("vectors", "scales", "graph")),
+        *((name, ctypes.c_uint64) for name in ("rows", "dim")),
+    )
 
 
 class Int8Rows:
@@ -48,33 +72,34 @@ class Int8Rows:
         self.has_graph = graph is not None
         self._codes, self._scales = np.ascontiguousarray(codes, np.int8), np.ascontiguousarray(scales, np.float32)
         self._graph = np.zeros(0, np.uint8) if graph is None else np.require(graph, np.uint8, ["C", "A"])
-        self._graph_at, self._codes_at, self._scales_at = (
-            array.ctypes.data for array in (self._graph, self._codes, self._scales)
-        )
-        if self._graph_at % 4:
+        graph_at = self._graph.ctypes.data
+        if graph_at % 4:
             raise ValueError("a graph must begin at a multiple of 4")
-        if graph is not None and (fault := _native().check_graph(self._graph_at, len(graph), self.rows)):
+        if graph is not None and (fault := _native().check_graph(graph_at, len(graph), self.rows)):
             raise StoreDamaged(f"The graph of a segment {_FAULTS[fault]}.")
+        self._native = _Rows(self._codes.ctypes.data, self._scales.ctypes.data, graph_at, self.rows, self.dim)
+        self._at = ctypes.addressof(self._native)
 
     def scan(
-        self, query: Floats, allowed: Bools | None, k: int, width: int, path: int = Path.BEST
+        self, query: Floats, allowed: Allowed | None, k: int, width: int, path: int = Path.BEST
     ) -> tuple[Rows, Floats]:
         """The allowed rows that may be the k best: uint32 [n], float32 [n], by int8 dot product, equal scores by row.
 
         They are the k best by that, and of the following those that it cannot tell from them, `width` in all at most.
-        query: float32 [dim]; allowed: bool [rows], None for all. What is returned is good until this thread's next
+        query: float32 [dim]; allowed: of as many rows, None for all. What is returned is good until this thread's next
         search. Raises Broken where this machine has not that path, or a value of the query is no number.
         """
-        mask, width = self._mask(query, allowed), min(width, self.rows)
-        desk = _desk.of(query, width)
+        self._require_fit(query, allowed)
+        width = min(width, self.rows)
+        desk = _desk.with_room(width)
         count = _native().scan_i8(
-            *(self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data, self.rows, self.dim),
-            *(desk.query_at, k, width, desk.rows_at, desk.scores_at, path),
+            *(self._at, allowed.words if allowed else None, _bytes(query), k, width),
+            *(desk.rows_at, desk.scores_at, path),
         )
         return desk.first(count)
 
     def walk(
-        self, query: Floats, allowed: Bools | None, k: int, width: int, budget: int, path: int = Path.BEST
+        self, query: Floats, allowed: Allowed | None, k: int, width: int, budget: int, path: int = Path.BEST
     ) -> tuple[Rows, Floats]:
         """As `scan`, of the rows that a walk of the graph meets; may be fewer than k.
 
@@ -82,62 +107,58 @@ class Int8Rows:
         gives up.
         """
         assert self.has_graph
-        mask, width = self._mask(query, allowed), min(width, self.rows)
-        desk = _desk.of(query, width)
+        self._require_fit(query, allowed)
+        width = min(width, self.rows)
+        desk = _desk.with_room(width)
         count = _native().search_graph(
-            *(self._graph_at, self._codes_at, self._scales_at, None if mask is None else mask.ctypes.data),
-            *(self.rows, self.dim, desk.query_at, k, width, budget, desk.rows_at, desk.scores_at, path),
+            *(self._at, allowed.words if allowed else None, _bytes(query), k, width, budget),
+            *(desk.rows_at, desk.scores_at, path),
         )
         return desk.first(count)
 
-    def _mask(self, query: Floats, allowed: Bools | None) -> Bools | None:
-        if query.shape != (self.dim,) or (allowed is not None and allowed.shape != (self.rows,)):
+    def _require_fit(self, query: Floats, allowed: Allowed | None) -> None:
+        if query.shape != (self.dim,) or (allowed is not None and allowed.rows != self.rows):
             raise ValueError(f"query {query.shape} and allowed must fit {self.rows} rows of {self.dim}")
-        return None if allowed is None else np.ascontiguousarray(allowed, np.bool_)
 
 
-def rescore(
-    rows: Rows, halves: NDArray[np.uint8], query: Floats, keep: int, path: int = Path.BEST
-) -> tuple[Rows, Floats]:
+def rescore(rows: Rows, halves: bytes, query: Floats, keep: int, path: int = Path.BEST) -> tuple[Rows, Floats]:
     """The best `keep` of the rows by dot product with the query, as `Int8Rows.scan` gives them.
 
-    rows: may be what `scan` gave; halves: uint8 [len(rows), 2 * dim], their float16; query: float32 [dim].
+    rows: may be what `scan` gave; halves: little-endian float16 [len(rows), dim]; query: float32 [dim].
     """
-    if halves.shape != (len(rows), 2 * len(query)) or rows.dtype != np.uint32 or halves.dtype != np.uint8:
-        raise ValueError(f"halves {halves.shape} must fit rows {rows.shape} and query {query.shape}")
+    if len(halves) != 2 * len(query) * len(rows) or rows.dtype != np.uint32:
+        raise ValueError(f"{len(halves)} bytes of halves must fit rows {rows.shape} and query {query.shape}")
     keep = min(keep, len(rows))
-    halves = np.ascontiguousarray(halves)
-    desk = _desk.of(query, keep)
+    desk = _desk.with_room(keep)
     count = _native().rescore_f16(
-        *(rows.ctypes.data, halves.ctypes.data, len(rows), len(query), desk.query_at, keep),
-        *(desk.rows_at, desk.scores_at, path),
+        *(rows.tobytes(), halves, len(rows), len(query), _bytes(query), keep, desk.rows_at, desk.scores_at, path)
     )
     return desk.first(count)
 
 
+def _bytes(query: Floats) -> bytes:
+    """A copy costs a tenth of what asking numpy for an address does."""
+    return np.asarray(query, np.float32).tobytes()
+
+
 class _Desk(threading.local):
-    """Where a thread puts its query and finds its answer; grows to the largest."""
+    """Where a thread finds its answer; grows to the largest."""
 
     def __init__(self) -> None:
-        self._query = np.empty(0, np.float32)
         self._rows, self._scores = np.empty(0, np.uint32), np.empty(0, np.float32)
-        self.query_at = self.rows_at = self.scores_at = 0
+        self.rows_at = self.scores_at = 0
 
-    def of(self, query: Floats, keep: int) -> "_Desk":
-        """With the query on it, and room for that many rows."""
-        if len(self._query) != len(query):
-            self._query = np.empty(len(query), np.float32)
-            self.query_at = self._query.ctypes.data
+    def with_room(self, keep: int) -> "_Desk":
+        """For that many rows."""
         if len(self._rows) < keep:
             self._rows, self._scores = np.empty(keep, np.uint32), np.empty(keep, np.float32)
             self.rows_at, self.scores_at = self._rows.ctypes.data, self._scores.ctypes.data
-        self._query[:] = query
         return self
 
     def first(self, count: int) -> tuple[Rows, Floats]:
         """What was written there. Raises Broken where nothing could be."""
         if count == _NO_PATH:
-            raise Broken("This machine cannot run that path of the vector search.")
+            raise Broken(_CANNOT_RUN)
         if count == _NOT_FINITE:
             raise Broken("The embedder gave a vector with a value that is no number.")
         return self._rows[:count], self._scores[:count]
@@ -154,13 +175,12 @@ def _native() -> ctypes.CDLL:
     except (metadata.PackageNotFoundError, OSError) as error:
         raise Broken(f"The vector search {_LIBRARY} is not installed: build the package with `pip install`.") from error
     array, size, path = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32
-    library.scan_i8.argtypes = (array, array, array, size, size, array, size, size, array, array, path)
+    library.allowed_bits.argtypes = (array, size, array, path)
     library.check_graph.argtypes = (array, size, size)
-    library.search_graph.argtypes = (
-        *(array, array, array, array, size, size, array),
-        *(size, size, size, array, array, path),
-    )
+    library.scan_i8.argtypes = (array, array, array, size, size, array, array, path)
+    library.search_graph.argtypes = (array, array, array, size, size, size, array, array, path)
     library.rescore_f16.argtypes = (array, array, size, size, array, size, array, array, path)
-    for call in (library.scan_i8, library.check_graph, library.search_graph, library.rescore_f16):
+    calls = (library.allowed_bits, library.check_graph, library.scan_i8, library.search_graph, library.rescore_f16)
+    for call in calls:
         call.restype = ctypes.c_int64
     return library

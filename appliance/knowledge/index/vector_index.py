@@ -31,8 +31,8 @@ class VectorIndex(Protocol):
 class HalfRows(Protocol):
     """Reads float16 rows of one unit, wherever they lie. Safe to call from many threads."""
 
-    def __call__(self, rows: Rows) -> NDArray[np.uint8]:
-        """The little-endian float16 of each of those rows, uint8 [len(rows), 2 * dim], C-contiguous.
+    def __call__(self, rows: Rows) -> bytes:
+        """The little-endian float16 of each of those rows, one row after another.
 
         rows: in any order, each below the unit's count. Raises StoreDamaged.
         """

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import Broken, StoreDamaged
 from appliance.knowledge.index import hnsw
-from appliance.knowledge.index.kernels import Int8Rows, rescore
+from appliance.knowledge.index.kernels import Allowed, Int8Rows, rescore
 from appliance.knowledge.index.vector_index import HalfRows, Rows
 from appliance.ports import Buffer
 from appliance.types import Bools, Floats
@@ -72,15 +72,16 @@ class Codes:
         exact_below: of allowed rows; from there on the graph is walked, holding `width` candidates. What is returned is
         good until this thread's next search. Raises as VectorIndex.search.
         """
-        count = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        filter_ = None if allowed is None else Allowed(allowed)
+        count = self.rows if filter_ is None else filter_.count
         k = min(k, count)
         if self._rows.has_graph and count >= exact_below:
             width = max(width, _HELD_PER_HIT * k)
             budget = max(count // _WALKED_COST, _WALKED_PER_HELD * width)
-            found, _ = self._rows.walk(query, allowed, k, width, budget)
+            found, _ = self._rows.walk(query, filter_, k, width, budget)
             if len(found) >= k:
                 return found
-        return self._rows.scan(query, allowed, k, max(_WALK_WIDTH, _HELD_PER_HIT * k))[0]
+        return self._rows.scan(query, filter_, k, max(_WALK_WIDTH, _HELD_PER_HIT * k))[0]
 
 
 class SegmentVectors:
@@ -101,7 +102,7 @@ class SegmentVectors:
         if len(halves) != 2 * codes.rows * codes.dim:
             raise StoreDamaged("The vectors of a segment are not as large as they say.")
         rows = np.frombuffer(halves, np.uint8).reshape(codes.rows, 2 * codes.dim)
-        return cls(codes, lambda wanted: rows[wanted], exact_below)
+        return cls(codes, lambda wanted: rows[wanted].tobytes(), exact_below)
 
     @property
     def rows(self) -> int:

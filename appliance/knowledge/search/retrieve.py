@@ -61,6 +61,8 @@ class Retriever:
     ) -> Found:
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidArgument.of("limit", f"must be between 1 and {MAX_LIMIT}.")
+        if options.reranker and not page:  # what cannot end well need not begin
+            self._encoders.check_reranker(options.reranker)
         asked = _Asked(self._libraries.of(caller.tenant), collection, query, caller.groups, options)
         digest = hashlib.sha256(query.encode("utf-8", "surrogatepass")).digest()
         owner = (caller.tenant, caller.user, caller.role, collection, digest, options)

@@ -1,9 +1,10 @@
-"""What one WAL record says: a whole document was added, one was deleted, or its readers changed. Half a document
-cannot be said.
+"""What one WAL record says: a whole document was added, one was deleted, its readers changed, or several of these.
+Half a document cannot be said, nor half of what happened at once.
 
     added     kind 4 (u8)  length of JSON (u32)  JSON  text  pieces  vectors
     deleted   kind 2 (u8)  document id (ASCII)
     readers   kind 3 (u8)  JSON: `document`, `readers`
+    several   kind 5 (u8)  length (u32) and bytes of each of the above, which happened in this order and at once
     added     kind 1 (u8)  length of JSON (u32)  JSON  text  spans  vectors        of older logs; read, not written
 
 JSON holds the document's fields; `pages`, the UTF-8 length of each page in `text`; `replaces`, the document that is
@@ -27,7 +28,8 @@ from appliance.knowledge.chunk import Piece
 from appliance.types import Block, BlockKind, Document, Floats, Span
 
 _HEAD = struct.Struct(">BI")
-_ADDED_BEFORE, _DELETED, _READERS, _ADDED = 1, 2, 3, 4
+_LENGTH = struct.Struct(">I")
+_ADDED_BEFORE, _DELETED, _READERS, _ADDED, _SEVERAL = 1, 2, 3, 4, 5
 _COLUMNS = {_ADDED_BEFORE: 3, _ADDED: 7}
 
 
@@ -76,7 +78,7 @@ def to_stored_precision(vectors: Floats) -> Floats:
 
 
 def encode(record: Record) -> bytes:
-    """The bytes of one record."""
+    """The payload that says it."""
     if isinstance(record, Deletion):
         return bytes([_DELETED]) + record.document.encode()
     if isinstance(record, ReadersChange):
@@ -93,8 +95,28 @@ def encode(record: Record) -> bytes:
     return b"".join([_HEAD.pack(_ADDED, len(head)), head, *texts, *arrays])
 
 
-def decode(payload: bytes) -> Record:
-    """The record of those bytes, which were authenticated before. Raises StoreDamaged on an unknown kind."""
+def together(payloads: Sequence[bytes]) -> bytes:
+    """The payload that says what these of `encode` say; one at least."""
+    if len(payloads) == 1:
+        return payloads[0]
+    return b"".join([bytes([_SEVERAL]), *(part for one in payloads for part in (_LENGTH.pack(len(one)), one))])
+
+
+def decode(payload: bytes) -> tuple[Record, ...]:
+    """What those bytes say, which were authenticated before. Raises StoreDamaged on an unknown kind."""
+    if payload[:1] != bytes([_SEVERAL]):
+        return (_decode(payload),)
+    found: list[Record] = []
+    at = 1
+    while at < len(payload):
+        (length,) = _LENGTH.unpack_from(payload, at)
+        at += _LENGTH.size
+        found.append(_decode(payload[at : at + length]))
+        at += length
+    return tuple(found)
+
+
+def _decode(payload: bytes) -> Record:
     kind = payload[0] if payload else 0
     if kind == _DELETED:
         return Deletion(payload[1:].decode())

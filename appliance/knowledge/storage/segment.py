@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from appliance.errors import StoreDamaged
 from appliance.knowledge.storage import durable
 from appliance.knowledge.storage.durable import Pace, unpaced
-from appliance.knowledge.storage.resident import Memory
+from appliance.knowledge.storage.resident import Kept, Memory
 from appliance.ports import Buffer, Cipher
 
 VERSION = 2
@@ -128,6 +128,7 @@ class SegmentFile:
         self.path = directory / layout.file
         self._layout, self._cipher, self._memory, self._file_id = layout, cipher, memory, segment.file_id
         self._header = segment.header(layout.plaintext_bytes, layout.chunk_bytes, layout.version)
+        self._kept: list[Kept[bytes] | None] = [None] * layout.chunk_count
         with durable.disk_errors(self.path):
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, _let_go, self._descriptor, memory, segment.file_id)
@@ -181,6 +182,10 @@ class SegmentFile:
 
         Raises StoreDamaged, naming the file.
         """
+        return np.frombuffer(self.rows_joined(section, row_bytes, rows), np.uint8).reshape(len(rows), row_bytes)
+
+    def rows_joined(self, section: str, row_bytes: int, rows: NDArray[np.integer]) -> bytes:
+        """As `rows`, one row after another."""
         at, size = self._layout.sections.get(section, (0, 0))
         chunk_bytes, held = self._layout.chunk_bytes, dict[int, bytes]()
         pieces: list[bytes] = []
@@ -198,7 +203,7 @@ class SegmentFile:
                     held[number] = self._chunk(number)
                 piece += held[number][: row_bytes - len(piece)]
             pieces.append(piece)
-        return np.frombuffer(b"".join(pieces), np.uint8).reshape(len(rows), row_bytes)
+        return b"".join(pieces)
 
     def check(self) -> Iterator[str]:
         """Read every byte: one problem for each chunk that is not what was written, then one for a wrong name."""
@@ -214,10 +219,16 @@ class SegmentFile:
             yield "Its content is not what its name says."
 
     def _chunk(self, number: int) -> bytes:
+        kept = self._kept[number]
+        if kept is not None and (chunk := kept.value) is not None:
+            kept.used = True
+            return chunk
+
         def load() -> bytes:
             return next(self._scan(range(number, number + 1)))
 
-        return self._memory.chunks.get((self._file_id, number), self._layout.chunk_bytes, load)
+        chunk, self._kept[number] = self._memory.chunks.keep((self._file_id, number), self._layout.chunk_bytes, load)
+        return chunk
 
     def _scan(self, numbers: range) -> Iterator[bytes]:
         """Chunks past the cache, several a read."""

@@ -7,7 +7,7 @@ holds, so until another has succeeded nothing is acknowledged, and nothing that 
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from appliance.errors import ApplianceError, DiskFull, DocumentRefused, StoreDamaged
+from appliance.errors import ApplianceError, DiskFull, DocumentRefused, RequestTooLarge, StoreDamaged
 from appliance.knowledge.sealed import Sealed
 from appliance.knowledge.storage import durable, key, manifest, record
 from appliance.knowledge.storage.durable import Pace, unpaced
@@ -125,7 +125,7 @@ class Store:
         self._closed: tuple[WalEntry, ...] = ()
         self._open: tuple[WalEntry, WalWriter] | None = None
         self._next_seq = self.manifest.next_seq
-        self._unsealed_since: float | None = None
+        self._begun: dict[bytes, float] = {}  # when logs got their first record, by file id
         self._make_certain(found)
         self._remove_strays()
 
@@ -166,7 +166,7 @@ class Store:
     @property
     def unsealed_seconds(self) -> float:
         """How long the oldest record has been in a log; 0 where there is none. No clock's time of day goes in."""
-        return 0.0 if self._unsealed_since is None else time.monotonic() - self._unsealed_since
+        return time.monotonic() - min(self._begun.values()) if self._begun else 0.0
 
     def replay(self) -> Iterator[Record]:
         """Every record in the logs, in order; once, before anything is appended. Raises StoreDamaged."""
@@ -174,7 +174,7 @@ class Store:
             cipher = self._cipher(b"log", entry.file_id, entry.wrapped_key)
             reader = WalReader(self._directory / "wal", self._wal_id(entry), cipher, entry.first_seq)
             for payload in reader.records(entry.end_bytes):
-                yield record.decode(payload)
+                yield from record.decode(payload)
             if reader.next_seq < self._mark.next_seq and entry is self.manifest.wals[-1]:
                 missing = self._mark.next_seq - reader.next_seq
                 raise StoreDamaged(f"{reader.path} is damaged: {missing} records that it held are missing at its end.")
@@ -182,14 +182,22 @@ class Store:
                 log.warning("torn_write_cut", file=str(reader.path), cut_bytes=reader.cut_bytes)
             self._keep_closed(entry, reader.end_bytes)
             self._next_seq = reader.next_seq
-        if self._closed:
-            self._unsealed_since = time.monotonic()
+        self._begun = dict.fromkeys((entry.file_id for entry in self._closed), time.monotonic())
 
-    def append(self, entry: Record) -> None:
-        """Survives power loss when it returns; when it raises nothing of it stays. Raises DiskFull, DocumentRefused."""
+    def encoded(self, entry: Entry) -> bytes:
+        """A document for `append`; no lock is needed. Raises DocumentRefused where a log cannot hold it."""
         payload = record.encode(entry)
         if len(payload) > LONGEST_PAYLOAD:
             raise DocumentRefused("TOO_LARGE", f"The document is longer than a log's record, {LONGEST_PAYLOAD} bytes.")
+        return payload
+
+    def append(self, payloads: Sequence[bytes]) -> None:
+        """Records of `record.encode`, one at least, all in one write. They survive power loss when it returns; a crash
+        leaves all of them or none, and so does what it raises: DiskFull, RequestTooLarge.
+        """
+        payload = record.together(payloads)
+        if len(payload) > LONGEST_PAYLOAD:
+            raise RequestTooLarge(f"The documents together are longer than a log's record, {LONGEST_PAYLOAD} bytes.")
         writer = self._log()
         try:
             writer.append(payload)
@@ -197,8 +205,12 @@ class Store:
             self._close_log()
             raise
         self._next_seq = writer.next_seq
-        if self._unsealed_since is None:
-            self._unsealed_since = time.monotonic()
+        self._begun.setdefault(writer.file_id, time.monotonic())
+
+    def freeze_logs(self) -> frozenset[bytes]:
+        """What is appended from now on goes to another log; the file ids of those that hold all before it."""
+        self._close_log()
+        return frozenset(entry.file_id for entry in self._closed)
 
     def write_segment(
         self, sections: Mapping[str, Buffer], number: int, entries: list[Entry], *, background: bool = False
@@ -233,11 +245,12 @@ class Store:
         segments: tuple[SegmentEntry, ...],
         deleted: frozenset[str],
         *,
-        drop_logs: bool,
+        drop_logs: frozenset[bytes] = frozenset(),
         readers: Mapping[str, frozenset[str]] | None = None,
         embedder: tuple[str, str, int] | None = None,
     ) -> None:
-        """The collection consists of these from now on. drop_logs: the segments hold all that the logs said.
+        """The collection consists of these from now on. drop_logs: by file id, closed logs of which the segments,
+        `deleted` and `readers` hold all that they said.
 
         readers, embedder (name, identity, dimension): in place of the manifest's, None for as they are. Raises
         DiskFull, and then the collection consists of what it did before.
@@ -246,7 +259,7 @@ class Store:
             self.manifest,
             segments=tuple(map(self._rewrapped, segments)),
             deleted=deleted,
-            wals=() if drop_logs else self._logs(),
+            wals=tuple(entry for entry in self._logs() if entry.file_id not in drop_logs),
             readers=self.manifest.readers if readers is None else dict(readers),
         )
         if embedder:
@@ -255,9 +268,9 @@ class Store:
         self._commit(changed)
         for entry in segments:
             self._written.pop(entry.file_id, None)
-        if drop_logs:
-            self._close_log()
-            self._closed, self._unsealed_since = (), None
+        self._closed = tuple(entry for entry in self._closed if entry.file_id not in drop_logs)
+        for dropped in drop_logs:
+            self._begun.pop(dropped, None)
         with suppress(ApplianceError):  # opening does it, too
             self._destroy_spare_keys()
 

@@ -113,7 +113,8 @@ class _Verification:
             with self._blaming(path):
                 reader = WalReader(path.parent, wal, self._cipher(secret, b"log", entry), entry.first_seq)
                 for payload in reader.records(entry.end_bytes):
-                    self._check_record(path, record.decode(payload), found.dimension, held)
+                    for said in record.decode(payload):
+                        self._check_record(path, said, found.dimension, held)
                 next_seq = reader.next_seq
             self._tell(path)
         with self._blaming(self.directory / "wal"):

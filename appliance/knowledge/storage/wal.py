@@ -71,6 +71,7 @@ class WalWriter:
         self.path = directory / wal.name
         self.end_bytes = HEADER_BYTES
         self.next_seq = first_seq
+        self.file_id = wal.file_id
         self._wal, self._cipher, self._previous_tag = wal, cipher, bytes(_TAG_BYTES)
         durable.write_file(self.path, wal.header)
         with durable.disk_errors(self.path):

@@ -1,9 +1,10 @@
 """A collection out of this box as one file (archive.py, content.py), and into a box from one."""
 
+from collections.abc import Set
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.errors import ArchiveRefused
+from appliance.errors import ArchiveRefused, InvalidArgument
 from appliance.knowledge.library import Library
 from appliance.knowledge.storage import durable
 from appliance.knowledge.transfer.archive import ArchiveReader, ArchiveWriter
@@ -41,12 +42,19 @@ def export(
 
 
 def import_(
-    library: Library, collection: str, path: Path, passphrase: str, keyring: Keyring, progress: Progress
+    library: Library,
+    collection: str,
+    path: Path,
+    passphrase: str,
+    keyring: Keyring,
+    groups: Set[str],
+    progress: Progress,
 ) -> None:
     """A new collection of what a file holds, chunked and embedded as this box does; nobody sees it before it is whole.
 
-    progress: in documents; may raise, and then nothing stays. Raises NotFound (of the file), AlreadyExists,
-    InvalidArgument, ArchiveRefused, PassphraseWrong, DocumentRefused, DiskFull, Busy.
+    groups: of the tenant, "group:hr", …: a document whose readers name another is refused, as at ingest. progress: in
+    documents; may raise, and then nothing stays. Raises NotFound (of the file), AlreadyExists, InvalidArgument,
+    ArchiveRefused, PassphraseWrong, DocumentRefused, DiskFull, Busy.
     """
     with library.building(collection) as built, ArchiveReader(path, keyring, passphrase) as archive:
         content = ContentReader(archive)
@@ -54,6 +62,9 @@ def import_(
         progress.update(0, total)
         added: set[str] = set()
         for done, document in enumerate(content.documents(), start=1):
+            if unknown := sorted(one for one in document.readers - groups if one.startswith("group:")):
+                problem = f"{unknown[0]!r} names no group of this tenant: `appliance access group set` makes one."
+                raise InvalidArgument.of("readers", f"a document of {path}: {problem}")
             added.add(built.add(document).id)
             progress.update(done, total)
         archive.finish()

@@ -1,6 +1,7 @@
 """Exports, imports, backups and restores as jobs."""
 
 import os
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -33,10 +34,13 @@ class Transfers:
         keyring: Keyring,
         jobs: Jobs,
         own: Path,
+        groups: Callable[[str], Set[str]],
         cost: PassphraseCost = PassphraseCost(),  # noqa: B008  (frozen)
     ) -> None:
-        """own: the box's data directory. cost: of the passphrases of exports."""
-        self._libraries, self._keyring, self._jobs, self._own, self._cost = libraries, keyring, jobs, own, cost
+        """own: the box's data directory. groups: of a tenant, as readers name them: "group:hr", …. cost: of the
+        passphrases of exports."""
+        self._libraries, self._keyring, self._jobs, self._own = libraries, keyring, jobs, own
+        self._groups, self._cost = groups, cost
 
     def export(self, tenant: str, collection: str, path: str, passphrase: str) -> Job:
         """All documents, whoever may read them, as one new file that the passphrase opens. Raises NotFound,
@@ -52,11 +56,11 @@ class Transfers:
 
     def import_(self, tenant: str, collection: str, path: str, passphrase: str) -> Job:
         """A new collection of what was exported. Raises NotFound, InvalidArgument. The job counts documents, and fails
-        with AlreadyExists, ArchiveRefused, PassphraseWrong.
+        with AlreadyExists, ArchiveRefused, PassphraseWrong, and InvalidArgument where a reader is a group that there is
+        not.
         """
-        work = partial(
-            export.import_, self._libraries.of(tenant), collection, self._present(path), passphrase, self._keyring
-        )
+        library, archive, groups = self._libraries.of(tenant), self._present(path), self._groups(tenant)
+        work = partial(export.import_, library, collection, archive, passphrase, self._keyring, groups)
         return self._jobs.start_in_thread("import", f"collections/{collection}", "documents", work, tenant)
 
     def backup(self, tenant: str, collection: str, path: str) -> Job:

@@ -1,0 +1,192 @@
+"""`appliance ingest preview`, `start` and `upload`: what brings documents in."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.ingest.group import ReaderOption, follow, ingest, raise_failure
+from appliance.cli.session import CollectionOption, Session, Yes, command
+
+if TYPE_CHECKING:
+    from appliance.client import Client
+    from appliance.types import Ingestion
+
+FilesHere = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Files of this machine.", exists=True, dir_okay=False, readable=True),
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Let the box work, and leave.")]
+
+
+@command(ingest)
+def preview(
+    session: Session,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE|PATH", help="A source of the box, or a folder, file or stick's image there."),
+    ],
+    collection: CollectionOption = "default",
+    reader: ReaderOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Look at a source and take nothing in: what is there, what is known already, what would be refused and why."""
+    with session.connect() as client:
+        found = client.start_ingestion(source_of(client, source), collection, reader)
+        _show_preview(session, client, follow(session, client, found))
+
+
+@command(ingest)
+def start(
+    session: Session,
+    what: Annotated[
+        str,
+        typer.Argument(metavar="INGESTION|SOURCE|PATH", help="What was previewed, or a source, folder, file or image."),
+    ],
+    collection: CollectionOption = "default",
+    reader: ReaderOption = [],  # noqa: B006
+    yes: Yes = False,
+    no_wait: NoWait = False,
+) -> None:
+    """Take documents in: those of a preview, or of a source, which is looked at first.
+
+    Each file ends as committed, duplicate, unpacked, quarantined or left, with its reason. Ctrl-C leaves the box at
+    work, and says how to come back.
+    """
+    with session.connect() as client:
+        found = _ingestion(client, what)
+        if found is not None:
+            found = client.approve_ingestion(found.id)
+        elif yes:
+            found = client.start_ingestion(source_of(client, what), collection, reader, approve=True)
+        else:
+            found = client.start_ingestion(source_of(client, what), collection, reader)
+            found = _ask(session, client, follow(session, client, found))
+        finish(session, client, found, no_wait)
+
+
+@command(ingest)
+def upload(
+    session: Session,
+    files: FilesHere,
+    collection: CollectionOption = "default",
+    reader: ReaderOption = [],  # noqa: B006
+    resume: Annotated[str, typer.Option("--resume", metavar="UPLOAD", help="Go on with one that broke off.")] = "",
+    no_wait: NoWait = False,
+) -> None:
+    """Send files from this machine, and take them in. One that breaks off goes on where the box has it durably."""
+    if resume and len(files) != 1:
+        raise typer.BadParameter("--resume takes the one FILE that it was")
+    with session.connect() as client:
+        for file in files:
+            began = resume or client.create_upload(file.name, collection, reader)
+            finish(session, client, _send(session, client, file, began), no_wait)
+
+
+def finish(session: Session, client: "Client", ingestion: "Ingestion", no_wait: bool = False) -> None:
+    """Follow an ingestion, show what became of it, then fail as it did."""
+    from appliance.cli import output
+    from appliance.cli.ingest import shown
+    from appliance.types import FileState, IngestionState
+
+    if not no_wait:
+        ingestion = follow(session, client, ingestion)
+    if no_wait or ingestion.state is IngestionState.WAITING:
+        return _show_left(session, ingestion)
+    failed = list(client.files(ingestion.id, (FileState.QUARANTINED, FileState.LEFT)))
+    if session.json:
+        output.show_json({"ingestion": ingestion, "failed": failed})
+    else:
+        report = session.line("ingest", "report", ingestion.id, "--format", "html", "--output", f"{ingestion.id}.html")
+        shown.show_summary(ingestion, failed, report)
+    return raise_failure(client, ingestion)
+
+
+def _show_left(session: Session, ingestion: "Ingestion") -> None:
+    """One that goes on, or waits for a word, without us."""
+    from appliance.cli import output
+    from appliance.types import IngestionState
+
+    if session.json:
+        return output.show_json({"ingestion": ingestion})
+    if ingestion.state is IngestionState.WAITING:
+        line = session.line("ingest", "start", ingestion.id)
+        return output.show(f"{ingestion.name} waits until another person approves it: {line}")
+    return output.show(f"Started {ingestion.name}. Follow it: {session.line('ingest', 'watch', ingestion.id)}")
+
+
+def _show_preview(session: Session, client: "Client", ingestion: "Ingestion") -> None:
+    from appliance.cli import output
+    from appliance.cli.ingest import shown
+
+    raise_failure(client, ingestion)
+    files, line = list(client.files(ingestion.id)), session.line("ingest", "start", ingestion.id)
+    if session.json:
+        return output.show_json(shown.preview_document(ingestion, files, line))
+    return shown.show_preview(ingestion, files, line)
+
+
+def _ask(session: Session, client: "Client", ingestion: "Ingestion") -> "Ingestion":
+    """Show a preview and take it in, if somebody says so."""
+    from appliance.cli import output
+    from appliance.cli.ingest import shown
+    from appliance.errors import Cancelled
+
+    raise_failure(client, ingestion)
+    if not session.json:
+        shown.show_preview(ingestion, list(client.files(ingestion.id)), session.line("ingest", "start", ingestion.id))
+    try:
+        if typer.confirm("Take it in?", err=True):
+            return client.approve_ingestion(ingestion.id)
+    except typer.Abort:
+        output.note("Nobody could be asked; --yes answers.")
+    output.note(f"It waits. Drop it: {session.line('ingest', 'cancel', ingestion.id)}")
+    raise Cancelled(f"Nothing was taken in: {ingestion.name} waits.")
+
+
+def _ingestion(client: "Client", what: str) -> "Ingestion | None":
+    """The ingestion of that name; None where it must be a place to take files from."""
+    from appliance.errors import ApplianceError
+
+    if what.startswith("ingestions/"):
+        return client.ingestion(what)
+    if "/" in what or Path(what).exists():
+        return None
+    try:
+        return client.ingestion(what)
+    except ApplianceError as error:
+        if error.reason in ("NOT_FOUND", "INVALID_ARGUMENT"):
+            return None
+        raise
+
+
+def source_of(client: "Client", what: str) -> str:
+    """As the box names it: "sources/ID", or an absolute path. Raises NotFound for a word that is neither."""
+    from appliance.errors import NotFound
+
+    if what.startswith("sources/"):
+        return what
+    if "/" in what or Path(what).exists():
+        return os.path.abspath(os.path.expanduser(what))
+    if all(source.id != what for source in client.sources()):
+        raise NotFound(f"Nothing is called {what}: no ingestion, no source, and no path here.")
+    return f"sources/{what}"
+
+
+def _send(session: Session, client: "Client", file: Path, upload: str) -> "Ingestion":
+    """The ingestion of a file that was sent whole. Where it breaks off, says how to go on."""
+    from appliance.cli import output, progress
+    from appliance.errors import ApplianceError, NotFound
+
+    try:
+        with open(file, "rb") as opened, progress.sending(file.name, os.fstat(opened.fileno()).st_size) as sent:
+            return client.upload(upload, opened, sent)
+    except OSError as error:
+        raise NotFound(f"{file} cannot be read: {error.strerror}.") from None
+    except (ApplianceError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or error.retryable:
+            again = session.line("ingest", "upload", str(file), "--resume", upload.removeprefix("uploads/"))
+            output.note(f"It broke off. Go on: {again}")
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(130) from None
+        raise

@@ -1,0 +1,193 @@
+"""The commit of a batch: documents into the library at once, then what became of each file into the ledger.
+
+Between the two a crash may come: the files are read again then, and found to be committed. What a container held is in
+the quarantine before the container's end is in the ledger, both in the ledger at once.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from appliance.errors import DocumentRefused, NotFound
+from appliance.ingest.judge import Judge, ended, refused
+from appliance.ingest.ledger import Item, Ledger
+from appliance.ingest.preview import look_at, new_outcome
+from appliance.ingest.quarantine import Quarantine, memfd_of
+from appliance.ingest.remedies import MEMBER_PROBLEMS
+from appliance.ingest.sources.found import Found, printable
+from appliance.ports import Library
+from appliance.types import Document, Extracted, FileState, Member, NewDocument
+
+MAX_DEPTH = 3
+"""Containers in containers: what lies deeper is refused, so an archive that holds itself comes to an end."""
+
+MAX_MEMBERS, MAX_MEMBER_BYTES = 10_000, 1 << 30
+"""In a file of a source and in all that lies in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A file as it is before its commit: extracted; or refused or known, and then the item says so."""
+
+    item: Item
+    extracted: Extracted | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class _Batch:
+    ended: dict[int, Item] = field(default_factory=dict)
+    waiting: list[tuple[Read, Item, NewDocument]] = field(default_factory=list)
+
+    def holds(self, item: Item) -> bool:
+        """Whether a document waits that this file may turn out to be the same as, or to take the place of."""
+        return any(
+            one.outcome.sha256 == item.outcome.sha256 or one.outcome.path == item.outcome.path
+            for _, one, _ in self.waiting
+        )
+
+
+class Commit:
+    """Of one ingestion. Blocking; one call at a time."""
+
+    def __init__(self, ledger: Ledger, library: Library, judge: Judge, quarantine: Quarantine, max_bytes: int) -> None:
+        self._ledger, self._library, self._judge = ledger, library, judge
+        self._quarantine, self._max_bytes = quarantine, max_bytes
+        self._items = {item.number: item for item in ledger.items()}
+        self._next = max(self._items, default=-1) + 1
+        self._roots: dict[int, tuple[int, int]] = {}
+        for item in self._items.values():
+            self._count(item)
+
+    def commit(self, reads: Sequence[Read]) -> tuple[list[Item], list[Item]]:
+        """The ends of these files, durable, in their order; and those of their members that are to be read next.
+
+        Raises NotFound (the collection), DiskFull, StoreDamaged, KeyUnavailable.
+        """
+        batch, members = _Batch(), list[Item]()
+        for read in reads:
+            self._decide(read, batch)
+        self._add(batch)
+        for read in reads:
+            end = batch.ended[read.item.number]
+            if read.extracted and end.outcome.state is not FileState.QUARANTINED:
+                members += self._hold(end, read.extracted.members)
+        ends = [ended(batch.ended[read.item.number]) for read in reads]
+        self._write(ends, members)
+        return ends, [item for item in members if item.is_open]
+
+    def end(self, items: Iterable[Item]) -> None:
+        """Write their ends, and destroy what is held of them but need not be. Raises DiskFull, StoreDamaged."""
+        self._write(list(items), [])
+
+    def _decide(self, read: Read, batch: _Batch) -> None:
+        if batch.holds(read.item):
+            self._add(batch)
+        item = read.item
+        if read.extracted is None:
+            batch.ended[item.number] = item
+        elif known := self._judge.known(item, is_read=True):
+            batch.ended[item.number] = known
+        elif refusal := self._too_much(item, read.extracted.members):
+            batch.ended[item.number] = refused(item, refusal)
+        elif not any(page.strip() for page in read.extracted.pages) and read.extracted.members:
+            batch.ended[item.number] = item.changed(state=FileState.UNPACKED)
+        else:
+            item, document = self._judge.document(item, read.extracted, self._container(item))
+            if document:
+                batch.waiting.append((read, item, document))
+            else:
+                batch.ended[item.number] = item
+
+    def _add(self, batch: _Batch) -> None:
+        waiting, batch.waiting = batch.waiting, []
+        if not waiting:
+            return
+        try:
+            results = self._add_all(waiting)
+        except NotFound:  # what one replaces was deleted just now, or the collection
+            fresh = [self._judge.document(item, _extracted(read), self._container(item)) for read, item, _ in waiting]
+            again = [(read, item, new) for (read, _, _), (item, new) in zip(waiting, fresh, strict=True) if new]
+            batch.ended |= {item.number: item for item, new in fresh if not new}
+            waiting, results = again, self._add_all(again)
+        for (read, item, _), result in zip(waiting, results, strict=True):
+            batch.ended[item.number] = _added(read, item, result)
+
+    def _add_all(self, waiting: Sequence[tuple[Read, Item, NewDocument]]) -> Sequence[Document | DocumentRefused]:
+        return self._library.add_all(self._ledger.ingestion.collection, [document for _, _, document in waiting])
+
+    def _too_much(self, container: Item, members: Sequence[Member]) -> DocumentRefused | None:
+        count, size_bytes = self._roots.get(self._root(container), (0, 0))
+        if members and count + len(members) > MAX_MEMBERS:
+            why = f"More than {MAX_MEMBERS} files are in it and in what it holds; divide it."
+            return DocumentRefused("TOO_MANY_MEMBERS", why)
+        if members and size_bytes + sum(len(member.content) for member in members) > MAX_MEMBER_BYTES:
+            why = f"It unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB; divide it."
+            return DocumentRefused("ARCHIVE_TOO_LARGE", why)
+        return None
+
+    def _hold(self, container: Item, members: Iterable[Member]) -> Iterator[Item]:
+        ingestion = self._ledger.ingestion
+        for member in members:
+            number, self._next = self._next, self._next + 1
+            item = self._member(number, container, member)
+            if item.outcome.state is FileState.QUARANTINED:
+                yield ended(item)
+                continue
+            memfd = memfd_of(member.content)
+            try:
+                self._quarantine.hold(ingestion.tenant, ingestion.id, number, memfd)
+            finally:
+                os.close(memfd)
+            sha256 = hashlib.sha256(member.content).hexdigest()
+            yield item.changed(state=FileState.HELD, sha256=sha256)
+        self._quarantine.settle(ingestion.tenant, ingestion.id)
+
+    def _member(self, number: int, container: Item, member: Member) -> Item:
+        path = f"{container.outcome.path}/{printable(member.path)}"
+        outcome = new_outcome(self._ledger, number, path, len(member.content))
+        depth = container.depth + 1
+        item = Item(number, path, outcome, container.number, depth, signer=container.signer)
+        if member.problem:
+            return refused(item, DocumentRefused(member.problem, MEMBER_PROBLEMS.get(member.problem, "")))
+        if depth > MAX_DEPTH:
+            return refused(item, DocumentRefused("TOO_DEEP", f"It lies in more than {MAX_DEPTH} containers."))
+        return look_at(item, Found(path, len(member.content)), self._max_bytes)
+
+    def _write(self, ends: Sequence[Item], members: Sequence[Item]) -> None:
+        ingestion = self._ledger.ingestion
+        self._ledger.write([*ends, *members])
+        for item in (*ends, *members):
+            self._items[item.number] = item
+        for item in members:
+            self._count(item)
+        going = [item.number for item in ends if item.outcome.state is not FileState.QUARANTINED]
+        self._quarantine.destroy(ingestion.tenant, ingestion.id, going)
+
+    def _count(self, item: Item) -> None:
+        if item.container >= 0:
+            root = self._root(item)
+            count, size_bytes = self._roots.get(root, (0, 0))
+            self._roots[root] = count + 1, size_bytes + item.outcome.size_bytes
+
+    def _root(self, item: Item) -> int:
+        while item.container >= 0:
+            item = self._items[item.container]
+        return item.number
+
+    def _container(self, item: Item) -> str:
+        return self._items[item.container].outcome.path if item.container >= 0 else ""
+
+
+def _extracted(read: Read) -> Extracted:
+    assert read.extracted
+    return read.extracted
+
+
+def _added(read: Read, item: Item, result: Document | DocumentRefused) -> Item:
+    if isinstance(result, Document):
+        return item.changed(state=FileState.COMMITTED, document=result.name)
+    if _extracted(read).members:
+        return item.changed(state=FileState.UNPACKED)  # a mail without words that has attachments
+    return refused(item, result)

@@ -1,0 +1,1 @@
+"""From words with their places to text in reading order, with headings, lists and tables."""

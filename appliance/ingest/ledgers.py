@@ -1,0 +1,213 @@
+"""All ingestions of the box, by tenant: begun, found again after a restart, forgotten when they are old.
+
+<directory>/<tenant>/key          see keys.py
+                     taken        sealed: which files were committed by ingestions that are forgotten
+                     <ingestion>/log, held/…
+"""
+
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import RLock
+
+import structlog
+
+from appliance.errors import ApplianceError, NotFound
+from appliance.ingest import durable
+from appliance.ingest.keys import IngestKeys
+from appliance.ingest.ledger import Item, Ledger, Plan
+from appliance.ingest.quarantine import HEADER_BYTES as HELD_HEADER_BYTES
+from appliance.ingest.quarantine import Quarantine
+from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
+from appliance.types import FileState, Ingestion
+
+LOADED = 4
+"""Ended ingestions whose files stay in memory after they were asked for."""
+
+MAX_TAKEN = 1_000_000
+_DIGEST_CHARACTERS = 64
+log = structlog.get_logger()
+
+
+class Ledgers:
+    """Blocking; safe to use from many threads."""
+
+    def __init__(self, directory: Path, keys: IngestKeys, quarantine: Quarantine, kept: int, kept_days: int) -> None:
+        """kept, kept_days: of the ended ingestions of a tenant, how many at most and for how long."""
+        self._directory, self._keys, self._quarantine = directory, keys, quarantine
+        self._kept, self._kept_days = kept, timedelta(days=kept_days)
+        self._lock = RLock()
+        self._ledgers: dict[str, dict[str, Ledger]] = {}
+        self._damaged: dict[tuple[str, str], str] = {}
+        self._loaded: OrderedDict[str, Ledger] = OrderedDict()
+
+    def open(self) -> None:
+        """Find what is there, and destroy copies that no ledger knows. One that is damaged is passed over, see
+        `damaged`. Raises DiskFull, StoreDamaged.
+        """
+        with durable.disk_errors(self._directory):
+            durable.make_directory(self._directory)
+            tenants = [folder for folder in sorted(self._directory.iterdir()) if (folder / "key").exists()]
+        for folder in tenants:
+            for one in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "uploads"):
+                try:
+                    self._find(folder.name, one)
+                except ApplianceError as error:
+                    log.error("ingest.ledger_unreadable", tenant=folder.name, ingestion=one.name, reason=error.reason)
+                    self._damaged[folder.name, f"ingestions/{one.name}"] = str(error)
+
+    def create(self, ingestion: Ingestion, plan: Plan) -> Ledger:
+        """Durable on return. Raises DiskFull, KeyUnavailable."""
+        with self._lock:
+            self._prepare(ingestion.tenant)
+            folder = self._directory / ingestion.tenant / ingestion.id
+            with durable.disk_errors(folder):
+                durable.make_directory(folder)
+            made = Ledger.create(folder, self._keys, ingestion, plan)
+            self._ledgers.setdefault(ingestion.tenant, {})[ingestion.id] = made
+            return made
+
+    def prepare(self, tenant: str) -> None:
+        """Have the tenant's key and folder. Raises DiskFull, KeyUnavailable."""
+        with self._lock:
+            self._prepare(tenant)
+
+    def get(self, tenant: str, ingestion: str) -> Ledger:
+        """By id. Raises NotFound."""
+        with self._lock:
+            found = self._ledgers.get(tenant, {}).get(ingestion)
+        if found is None:
+            raise NotFound(f"There is no ingestion ingestions/{ingestion}.")
+        return found
+
+    def of(self, tenant: str) -> Sequence[Ledger]:
+        """Newest first."""
+        with self._lock:
+            found = list(self._ledgers.get(tenant, {}).values())
+        return sorted(found, key=lambda one: one.ingestion.create_time, reverse=True)
+
+    def all(self) -> Sequence[Ledger]:
+        """Of every tenant."""
+        with self._lock:
+            return [one for ledgers in self._ledgers.values() for one in ledgers.values()]
+
+    def items(self, ledger: Ledger) -> Sequence[Item]:
+        """Its files; of ended ingestions those asked for last stay in memory. Raises StoreDamaged, KeyUnavailable."""
+        found = ledger.items()
+        if ledger.ingestion.state.ended:
+            with self._lock:
+                self._loaded[ledger.ingestion.id] = ledger
+                self._loaded.move_to_end(ledger.ingestion.id)
+                if len(self._loaded) > LOADED:
+                    self._loaded.popitem(last=False)[1].unload()
+        return found
+
+    def damaged(self) -> Mapping[tuple[str, str], str]:
+        """By tenant and name of the ingestions that cannot be read, what is wrong: the file is named."""
+        with self._lock:
+            return dict(self._damaged)
+
+    def sweep(self, ledger: Ledger) -> None:
+        """Destroy copies that an unfinished step left; nothing works on it meanwhile. Raises StoreDamaged."""
+        tenant, ingestion = ledger.ingestion.tenant, ledger.ingestion.id
+        if held := self._quarantine.sizes(tenant, ingestion):
+            wanted = {item.number for item in ledger.items() if keeps_bytes(item)}
+            self._quarantine.destroy(tenant, ingestion, held.keys() - wanted)
+
+    def prune(self, tenant: str) -> None:
+        """Forget the ended ones that are too many or too old. Raises DiskFull, StoreDamaged."""
+        with self._lock:
+            ended = [one for one in self.of(tenant) if one.ingestion.state.ended]
+            oldest = datetime.now(UTC) - self._kept_days
+            going = [
+                one
+                for place, one in enumerate(ended)
+                if place >= self._kept or (one.ingestion.end_time or oldest) < oldest
+            ]
+            if not going:
+                return
+            self._remember(tenant, going)
+            for one in going:
+                self._drop(one.folder, tenant)
+                self._loaded.pop(one.ingestion.id, None)
+                del self._ledgers[tenant][one.ingestion.id]
+
+    def taken(self, tenant: str, collection: str) -> frozenset[str]:
+        """sha256 of the files that were committed to a collection and not replaced since. Raises StoreDamaged."""
+        ledgers = [one for one in reversed(self.of(tenant)) if one.ingestion.collection == collection]
+        return frozenset(_taken(self._remembered(tenant).get(collection, ()), map(self.items, ledgers)))
+
+    def retire(self, tenant: str, epoch: int) -> None:
+        """The tenant's key of that epoch is about to be destroyed; if it is the last, all that ingest has of the
+        tenant goes with it. Raises KeyUnavailable, DiskFull, StoreDamaged.
+        """
+        with self._lock:
+            if not self._keys.retire(tenant, epoch):
+                self._ledgers.pop(tenant, None)
+                shutil.rmtree(self._directory / tenant, ignore_errors=True)
+
+    def _prepare(self, tenant: str) -> None:
+        if self._keys.prepare(tenant):  # what lies there was of a key that is no more
+            folder = self._directory / tenant
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+            (folder / "taken").unlink(missing_ok=True)
+
+    def _find(self, tenant: str, folder: Path) -> None:
+        if not (folder / "log").exists():  # it was being made, or dropped
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        ledger = Ledger.open(folder, self._keys, tenant)
+        self.sweep(ledger)
+        ledger.unload()
+        self._ledgers.setdefault(tenant, {})[folder.name] = ledger
+
+    def _drop(self, folder: Path, tenant: str) -> None:
+        """Keys first: a crash leaves a folder that the next start removes."""
+        held = self._quarantine.sizes(tenant, folder.name)
+        self._quarantine.destroy(tenant, folder.name, held)
+        durable.destroy(folder / "log", max(HEADER_BYTES, HELD_HEADER_BYTES))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _remember(self, tenant: str, going: Iterable[Ledger]) -> None:
+        """Which files were taken outlives the ingestions that took them."""
+        remembered = {collection: list(digests) for collection, digests in self._remembered(tenant).items()}
+        for ledger in reversed(list(going)):
+            collection = ledger.ingestion.collection
+            remembered[collection] = list(_taken(remembered.get(collection, ()), [ledger.items()]))[-MAX_TAKEN:]
+        records = (json.dumps([name, "".join(digests)]).encode() for name, digests in remembered.items())
+        SealedLog.create(self._directory / tenant / "taken", self._keys, tenant, _TAKEN, *records)
+
+    def _remembered(self, tenant: str) -> dict[str, Sequence[str]]:
+        path = self._directory / tenant / "taken"
+        if not path.exists():
+            return {}
+        found: dict[str, Sequence[str]] = {}
+        for record in SealedLog.open(path, self._keys, tenant, _TAKEN).records():
+            name, digests = json.loads(record)
+            step = _DIGEST_CHARACTERS
+            found[name] = [digests[place : place + step] for place in range(0, len(digests), step)]
+        return found
+
+
+_TAKEN = b"taken files\x00"
+
+
+def keeps_bytes(item: Item) -> bool:
+    """Whether a ledger that holds this item may have the file's bytes in the quarantine."""
+    return item.outcome.state in (FileState.HELD, FileState.QUARANTINED)
+
+
+def _taken(before: Iterable[str], ingestions: Iterable[Iterable[Item]]) -> Iterator[str]:
+    """The digests after some ingestions, oldest first, in the order in which they came."""
+    taken = dict.fromkeys(before)
+    for items in ingestions:
+        for item in items:
+            if item.outcome.state is FileState.COMMITTED:
+                taken.pop(item.replaced, None)
+                taken[item.outcome.sha256] = None
+    return iter(taken)

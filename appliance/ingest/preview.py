@@ -1,0 +1,111 @@
+"""What a source holds, before anything is taken: names, sizes, types, what will be refused, what is known already.
+
+Nothing here opens a file but to hash it, and nothing of a file stays in the box.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from appliance.errors import DocumentRefused
+from appliance.ingest.formats import format_of
+from appliance.ingest.judge import Judge, refused
+from appliance.ingest.ledger import Item, Ledger
+from appliance.ingest.quarantine import new_memfd
+from appliance.ingest.sources.found import Found, OpenSource, printable
+from appliance.ports import Progress
+from appliance.types import FileOutcome, FileState
+
+GROUP = 200
+"""Files whose hashes are written to the ledger at once."""
+
+
+async def preview(
+    ledger: Ledger, source: OpenSource, judge: Judge, max_bytes: int, progress: Progress, *, hashes: bool
+) -> None:
+    """List the files in the ledger, and with `hashes` say which of them are known; goes on where it was stopped.
+
+    Raises SourceGone, SandboxUnavailable, DiskFull, StoreDamaged, NotFound (the collection).
+    """
+    found = await source.files()
+    if not ledger.plan.listed:
+        listed = await asyncio.to_thread(lambda: list_files(ledger, found, max_bytes))
+        await asyncio.to_thread(ledger.write, listed, listed=True, provenance=source.provenance)
+    if hashes:
+        await _hash_all(ledger, {one.name: one for one in found}, source, judge, max_bytes, progress)
+
+
+def list_files(ledger: Ledger, found: Iterable[Found], max_bytes: int) -> list[Item]:
+    """The items of a ledger that has none yet."""
+    return [_item(ledger, number, one, max_bytes) for number, one in enumerate(found)]
+
+
+def new_outcome(ledger: Ledger, number: int, path: str, size_bytes: int = 0) -> FileOutcome:
+    """Of a file that was found just now. path: printable."""
+    ingestion = ledger.ingestion
+    return FileOutcome(
+        path=path,
+        state=FileState.FOUND,
+        size_bytes=size_bytes,
+        ingestion=ingestion.id,
+        tenant=ingestion.tenant,
+        id=f"{ingestion.id}-{number}",
+    )
+
+
+def _item(ledger: Ledger, number: int, found: Found, max_bytes: int) -> Item:
+    outcome = new_outcome(ledger, number, printable(found.name), found.size_bytes)
+    return look_at(Item(number, found.name, outcome, signer=found.signer), found, max_bytes)
+
+
+def look_at(item: Item, found: Found, max_bytes: int) -> Item:
+    """With its format, or with why it will be refused, as far as name and size tell. It is open still."""
+    try:
+        if found.refusal:
+            raise found.refusal
+        form = format_of(PurePath(found.name).suffix.lower())
+        if found.size_bytes > max_bytes:
+            raise DocumentRefused("TOO_LARGE", f"It has more than {max_bytes >> 20} MiB (`document_max_mib`).")
+    except DocumentRefused as refusal:
+        return refused(item, refusal)
+    return item.changed(state=FileState.FOUND, format=form.module.rpartition(".")[2])
+
+
+async def _hash_all(
+    ledger: Ledger,
+    found: dict[str, Found],
+    source: OpenSource,
+    judge: Judge,
+    max_bytes: int,
+    progress: Progress,
+) -> None:
+    items = await asyncio.to_thread(ledger.items)
+    first: dict[str, str] = {}
+    group: list[Item] = []
+    for done, item in enumerate(items):
+        progress.update(done, len(items), item.outcome.path)
+        if item.outcome.state is FileState.FOUND and not item.outcome.sha256 and item.name in found:
+            item = await _hashed(item, found[item.name], source, max_bytes)
+            if item.outcome.sha256:
+                item = await asyncio.to_thread(judge.expect, item, first)
+            group.append(item)
+        if item.outcome.state is FileState.FOUND and item.outcome.sha256:
+            first.setdefault(item.outcome.sha256, item.outcome.path)
+        if len(group) == GROUP:
+            await asyncio.to_thread(ledger.write, tuple(group))
+            group.clear()
+    if group:
+        await asyncio.to_thread(ledger.write, tuple(group))
+    progress.update(len(items), len(items))
+
+
+async def _hashed(item: Item, found: Found, source: OpenSource, max_bytes: int) -> Item:
+    memfd = new_memfd()
+    try:
+        sha256, size = await source.copy(found, memfd, max_bytes)
+    except DocumentRefused as refusal:
+        return refused(item, refusal)
+    finally:
+        os.close(memfd)
+    return item.changed(sha256=sha256, size_bytes=size)

@@ -1,0 +1,96 @@
+"""Refused files of a tenant, over all its ingestions: listed, found by id, their bytes let go."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from appliance.errors import NotFound
+from appliance.ingest.ledger import Item, Ledger
+from appliance.ingest.ledgers import Ledgers
+from appliance.ingest.quarantine import Quarantine
+from appliance.types import FileOutcome, FileState
+
+MAX_LISTED = 10_000
+LET_GO = "Its bytes are not kept any more."
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    ledger: Ledger
+    item: Item
+
+
+def newest_first(ledgers: Ledgers, tenant: str) -> tuple[FileOutcome, ...]:
+    """The newest ones. Raises StoreDamaged, KeyUnavailable."""
+    found: list[FileOutcome] = []
+    for ledger in ledgers.of(tenant):
+        found += [one.item.outcome for one in reversed(_of(ledgers, ledger))]
+        if len(found) >= MAX_LISTED:
+            break
+    return tuple(found[:MAX_LISTED])
+
+
+def find(ledgers: Ledgers, tenant: str, ids: Collection[str]) -> list[Refused]:
+    """In the order of their ids. Raises NotFound naming the first that is no refused file's."""
+    known: dict[str, dict[str, Refused]] = {}
+    found: list[Refused] = []
+    for one in dict.fromkeys(ids):
+        ingestion = one.rpartition("-")[0]
+        if ingestion not in known:
+            refused = _of(ledgers, ledgers.get(tenant, ingestion)) if _exists(ledgers, tenant, ingestion) else []
+            known[ingestion] = {file.item.outcome.id: file for file in refused}
+        if one not in known[ingestion]:
+            raise NotFound(f"There is no refused file {one!r:.80}.")
+        found.append(known[ingestion][one])
+    return found
+
+
+def purge(ledgers: Ledgers, quarantine: Quarantine, tenant: str, ids: Collection[str] | None) -> int:
+    """Destroy what is kept of these, None: of all; how many had any. Raises NotFound, DiskFull, StoreDamaged."""
+    if ids is None:
+        files = [one for ledger in ledgers.of(tenant) for one in _of(ledgers, ledger)]
+    else:
+        files = find(ledgers, tenant, ids)
+    return sum(_let_go(quarantine, tenant, ledger, items) for ledger, items in _by_ledger(files))
+
+
+def shed(ledgers: Ledgers, quarantine: Quarantine, tenant: str, max_bytes: int) -> int:
+    """Let the oldest go while more is kept of a tenant's refused files; how many. Raises DiskFull, StoreDamaged."""
+    kept: list[tuple[Refused, int]] = []
+    for ledger in reversed(ledgers.of(tenant)):
+        if sizes := quarantine.sizes(tenant, ledger.ingestion.id):
+            kept += [(one, sizes[one.item.number]) for one in _of(ledgers, ledger) if one.item.number in sizes]
+    surplus = sum(size for _, size in kept) - max_bytes
+    going: list[Refused] = []
+    for one, size in kept:
+        if surplus <= 0:
+            break
+        surplus -= size
+        going.append(one)
+    return sum(_let_go(quarantine, tenant, ledger, items) for ledger, items in _by_ledger(going))
+
+
+def _let_go(quarantine: Quarantine, tenant: str, ledger: Ledger, items: Sequence[Item]) -> int:
+    held = quarantine.sizes(tenant, ledger.ingestion.id)
+    going = [item for item in items if item.number in held]
+    if going:
+        ledger.write(item.changed(detail=f"{item.outcome.detail} {LET_GO}".strip()) for item in going)
+        quarantine.destroy(tenant, ledger.ingestion.id, [item.number for item in going])
+    return len(going)
+
+
+def _of(ledgers: Ledgers, ledger: Ledger) -> list[Refused]:
+    if not ledger.ingestion.counts.get(FileState.QUARANTINED):
+        return []
+    items = ledgers.items(ledger)
+    return [Refused(ledger, one) for one in items if one.outcome.state is FileState.QUARANTINED and not one.is_open]
+
+
+def _by_ledger(files: Collection[Refused]) -> Iterator[tuple[Ledger, list[Item]]]:
+    by_id: dict[str, tuple[Ledger, list[Item]]] = {}
+    for one in files:
+        by_id.setdefault(one.ledger.ingestion.id, (one.ledger, []))[1].append(one.item)
+    return iter(by_id.values())
+
+
+def _exists(ledgers: Ledgers, tenant: str, ingestion: str) -> bool:
+    return any(one.ingestion.id == ingestion for one in ledgers.of(tenant))

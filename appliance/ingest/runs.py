@@ -1,0 +1,234 @@
+"""The jobs that work on ingestions: begun, gone on with after a restart or once a source is back, ended.
+
+start ──▶ SCANNING ──▶ WAITING ──approve──▶ RUNNING ──▶ SUCCEEDED
+              └─────── approved before ───────▲ │
+          INTERRUPTED, FAILED ◀─────────────────┘ (and from SCANNING); resume goes back there
+"""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from appliance.errors import ApplianceError, NotFound, ScannerUnavailable, SourceGone, SourceRefused
+from appliance.ingest import refused
+from appliance.ingest.commit import Commit
+from appliance.ingest.judge import Judge, ended
+from appliance.ingest.ledger import Ledger, Plan
+from appliance.ingest.ledgers import Ledgers
+from appliance.ingest.preview import preview
+from appliance.ingest.sources.found import OpenSource
+from appliance.ingest.work import Tools, Work, to_its_end
+from appliance.ports import Jobs, Libraries, Progress
+from appliance.types import FileState, Ingestion, IngestionState
+
+TEND_SECONDS = 3.0
+log = structlog.get_logger()
+
+
+class Sources(Protocol):
+    """Where files come from (sources/)."""
+
+    async def open(self, tenant: str, name: str) -> OpenSource:
+        """A source by name, or an absolute path. Raises NotFound, InvalidArgument, SourceRefused, SourceGone."""
+
+
+def next_state(now: Ingestion, plan: Plan) -> IngestionState:
+    """What to do with one that has not ended, and that nothing stands in the way of."""
+    if not plan.listed:
+        return IngestionState.SCANNING
+    if now.approver:
+        return IngestionState.RUNNING
+    return IngestionState.WAITING if now.state is IngestionState.WAITING else IngestionState.SCANNING
+
+
+class Runs:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, ledgers: Ledgers, tools: Tools, jobs: Jobs, libraries: Libraries, sources: Sources, kept_bytes: int
+    ) -> None:
+        """kept_bytes: of refused files, of a tenant."""
+        self._ledgers, self._tools, self._jobs, self._libraries = ledgers, tools, jobs, libraries
+        self._sources, self._kept_bytes = sources, kept_bytes
+        self._working: dict[str, str] = {}  # job by ingestion
+        self._stopping = False
+        self.scanner_fault = ""
+        """Why nothing could be scanned when that was tried last; empty while all is well."""
+
+    async def open(self) -> None:
+        """Go on with what was being worked on when the daemon ended. Raises DiskFull, StoreDamaged."""
+        for ledger in self._ledgers.all():
+            if ledger.ingestion.state.ended:
+                continue
+            if not ledger.plan.source and not ledger.plan.listed:  # a release or an upload that was never answered
+                await self.end(ledger)
+            elif ledger.ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
+                self.begin(ledger)
+
+    async def tend(self) -> None:
+        """Until cancelled: go on with what was approved and then interrupted, once its source is back."""
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            for ledger in self._ledgers.all():
+                now = ledger.ingestion
+                if now.state is IngestionState.INTERRUPTED and now.approver and now.id not in self._working:
+                    with suppress(ApplianceError):
+                        await self.resume(ledger)
+
+    def stop(self) -> None:
+        """The daemon ends: jobs that are cancelled from now on stop where they are, and the next start goes on."""
+        self._stopping = True
+
+    def begin(self, ledger: Ledger, source: OpenSource | None = None) -> Ingestion:
+        """Have a job work on it, unless one does. source: open already, if it is; the job closes it."""
+        now = ledger.ingestion
+        if now.id in self._working:
+            return now
+
+        async def work(progress: Progress) -> None:
+            try:
+                await self._work(ledger, source, progress)
+            finally:
+                self._working.pop(now.id, None)
+
+        job = self._jobs.start("ingest", f"collections/{now.collection}", "files", work, now.tenant)
+        self._working[now.id] = job.id
+        return ledger.tell(job=job.name)
+
+    async def resume(self, ledger: Ledger) -> Ingestion:
+        """Go on with one that was interrupted or failed, if its source is there or needed no more.
+
+        Raises SourceRefused, SourceGone, DiskFull.
+        """
+        now = ledger.ingestion
+        if now.id in self._working:
+            return now
+        source = await self._open(ledger)
+        try:
+            write = partial(ledger.write, state=next_state(now, ledger.plan), problem="")
+            await to_its_end(asyncio.to_thread(write))
+        except BaseException:
+            if source:
+                await source.close()
+            raise
+        return self.begin(ledger, source)
+
+    async def cancel(self, ledger: Ledger) -> None:
+        """Returns once it has ended. Raises DiskFull, StoreDamaged."""
+        if job := self._working.get(ledger.ingestion.id):
+            self._jobs.cancel(job)
+            async for _ in self._jobs.watch(job):
+                pass
+        if not ledger.ingestion.state.ended:
+            await self.end(ledger)
+
+    async def end(self, ledger: Ledger) -> None:
+        """What is open is LEFT; copies in the box are destroyed. Raises DiskFull, StoreDamaged."""
+        await to_its_end(asyncio.to_thread(self._leave, ledger))
+
+    def _leave(self, ledger: Ledger) -> None:
+        now = ledger.ingestion
+        left = [ended(item.changed(state=FileState.LEFT)) for item in ledger.items() if item.is_open]
+        ledger.close(left, state=IngestionState.CANCELLED, problem="", end_time=datetime.now(UTC))
+        self._tools.quarantine.destroy(now.tenant, now.id, [item.number for item in left])
+
+    # --- what a job does
+
+    async def _work(self, ledger: Ledger, source: OpenSource | None, progress: Progress) -> None:
+        try:
+            await self._stages(ledger, source, progress)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                await self.end(ledger)
+            raise
+        except ApplianceError as error:
+            if isinstance(error, ScannerUnavailable):
+                self.scanner_fault = str(error)
+            gone = isinstance(error, SourceGone | SourceRefused)
+            await self._stop_at(ledger, IngestionState.INTERRUPTED if gone else IngestionState.FAILED, error)
+            raise
+        except Exception as error:
+            inside = ApplianceError(f"It failed inside: {type(error).__name__}.")
+            await self._stop_at(ledger, IngestionState.FAILED, inside)
+            raise
+
+    async def _stages(self, ledger: Ledger, source: OpenSource | None, progress: Progress) -> None:
+        missing: ApplianceError | None = None
+        await to_its_end(asyncio.to_thread(self._ledgers.sweep, ledger))
+        try:
+            source = source or await self._open(ledger)
+        except (SourceGone, SourceRefused) as error:  # what is held goes on all the same
+            missing = error
+        try:
+            if not await self._previewed(ledger, source, missing, progress):
+                return
+            judge = await asyncio.to_thread(self._judge, ledger)
+            commit = await asyncio.to_thread(self._committing, ledger, judge)
+            await Work(self._tools, ledger, commit, judge, progress).run(source, missing)
+            self.scanner_fault = ""
+            await asyncio.to_thread(
+                partial(ledger.close, state=IngestionState.SUCCEEDED, problem="", end_time=datetime.now(UTC))
+            )
+            await asyncio.to_thread(self._tidy, ledger)
+        finally:
+            if source:
+                await source.close()
+
+    async def _previewed(
+        self, ledger: Ledger, source: OpenSource | None, missing: ApplianceError | None, progress: Progress
+    ) -> bool:
+        """Whether the preview is done, and somebody has approved it."""
+        if next_state(ledger.ingestion, ledger.plan) is IngestionState.SCANNING:
+            if source is None:
+                raise missing or SourceGone("The source is not there.")
+            judge = await asyncio.to_thread(self._judge, ledger)
+            hashes = not ledger.ingestion.approver
+            await preview(ledger, source, judge, self._tools.max_bytes, progress, hashes=hashes)
+        state = IngestionState.RUNNING if ledger.ingestion.approver else IngestionState.WAITING
+        if ledger.ingestion.state is not state:
+            await to_its_end(asyncio.to_thread(partial(ledger.write, state=state)))
+        return bool(ledger.ingestion.approver)
+
+    async def _open(self, ledger: Ledger) -> OpenSource | None:
+        """The very source that it began with; None where no file needs it. Raises SourceRefused, SourceGone."""
+        items = await asyncio.to_thread(ledger.items)
+        needed = not ledger.plan.listed or any(i.is_open and i.outcome.state is not FileState.HELD for i in items)
+        if not ledger.plan.source or not needed:
+            return None
+        try:
+            source = await self._sources.open(ledger.ingestion.tenant, ledger.plan.source)
+        except NotFound as error:
+            raise SourceGone(str(error)) from None
+        before, now = ledger.ingestion.provenance, source.provenance
+        if (before.kind, before.path, before.serial, before.volume) != (now.kind, now.path, now.serial, now.volume):
+            await source.close()
+            raise SourceGone("Another stick is there than the one that this began with.")
+        return source
+
+    def _judge(self, ledger: Ledger) -> Judge:
+        now = ledger.ingestion
+        taken = self._ledgers.taken(now.tenant, now.collection) if ledger.plan.automatic else frozenset()
+        return Judge(ledger, self._libraries.of(now.tenant), taken)
+
+    def _committing(self, ledger: Ledger, judge: Judge) -> Commit:
+        library = self._libraries.of(ledger.ingestion.tenant)
+        return Commit(ledger, library, judge, self._tools.quarantine, self._tools.max_bytes)
+
+    def _tidy(self, ledger: Ledger) -> None:
+        """What is kept of refused files stays within its bounds, and what is kept of ingestions."""
+        tenant = ledger.ingestion.tenant
+        ledger.unload()
+        refused.shed(self._ledgers, self._tools.quarantine, tenant, self._kept_bytes)
+        self._ledgers.prune(tenant)
+
+    async def _stop_at(self, ledger: Ledger, state: IngestionState, error: ApplianceError) -> None:
+        problem = f"{error} {error.remedy}"
+        log.warning("ingest.stopped", ingestion=ledger.ingestion.id, state=state.value, reason=error.reason)
+        try:
+            await to_its_end(asyncio.to_thread(partial(ledger.write, state=state, problem=problem)))
+        except ApplianceError:  # a full disk; a restart would go on with it
+            ledger.tell(state=state, problem=problem)

@@ -1,0 +1,397 @@
+"""Ingestions: files of a source into a collection, previewed, approved, taken; what became of each; what was refused.
+
+All that an ingestion is lies in its ledger (ledger.py), so it outlives the daemon; this class begins, resumes and ends
+the jobs that work on one (preview.py, work.py). Every call is of a tenant: what is another's is not there.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+
+from appliance.config import Config
+from appliance.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    QueueFull,
+    SecondPerson,
+    WrongState,
+)
+from appliance.ingest import refused
+from appliance.ingest.keys import IngestKeys
+from appliance.ingest.ledger import Item, Ledger, Plan, family_order
+from appliance.ingest.ledgers import Ledgers
+from appliance.ingest.preview import list_files, look_at, new_outcome
+from appliance.ingest.quarantine import Quarantine
+from appliance.ingest.report import ReportFormat, report
+from appliance.ingest.runs import Runs, Sources
+from appliance.ingest.sources.found import Found, printable
+from appliance.ingest.uploads import Uploads, Wanted
+from appliance.ingest.work import Measure, Tools, to_its_end
+from appliance.ports import Extractor, Jobs, Keyring, Libraries, Scanner, TenantKeys
+from appliance.types import (
+    FileOutcome,
+    FileState,
+    Ingestion,
+    IngestionState,
+    Principal,
+    Provenance,
+    Role,
+    Source,
+    SourceKind,
+    Watch,
+)
+
+MAX_OPEN = 200
+"""Ingestions of a tenant that have not ended."""
+
+POLICY = "policy"
+"""Who approves, and begins, where nobody has to."""
+
+_STOPPED = frozenset({IngestionState.INTERRUPTED, IngestionState.FAILED})
+log = structlog.get_logger()
+
+
+class Ingest:
+    """Belongs to one event loop; what is no coroutine may block on the disk where it does not say otherwise: call it in
+    a thread, it is thread-safe. `name` is an ingestion's, as "ingestions/ID" or its id.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        libraries: Libraries,
+        extractor: Extractor,
+        jobs: Jobs,
+        sources: Sources,
+        keyring: Keyring,
+        tenant_keys: TenantKeys,
+        scanner: Scanner | None = None,
+        measure: Measure = lambda outcome, seconds: None,
+    ) -> None:
+        directory = config.data_dir / "ingest"
+        keys = IngestKeys(directory, keyring, tenant_keys)
+        self._config, self._libraries, self._sources = config, libraries, sources
+        self._quarantine = Quarantine(directory, keys)
+        self._ledgers = Ledgers(directory, keys, self._quarantine, config.ingestions_kept, config.ingestions_kept_days)
+        self._uploads = Uploads(directory, keys, config.document_max_mib << 20)
+        self._tools = Tools(extractor, scanner, self._quarantine, config.document_max_mib << 20, measure)
+        kept_bytes = config.quarantine_max_mib << 20
+        self._runs = Runs(self._ledgers, self._tools, jobs, libraries, sources, kept_bytes)
+
+    # --- the life of the daemon
+
+    async def open(self) -> None:
+        """Find what there is, and go on with what was being worked on. Raises DiskFull, StoreDamaged."""
+        await asyncio.to_thread(self._ledgers.open)
+        await self._runs.open()
+
+    async def tend(self) -> None:
+        """Until cancelled: go on with what was approved and then interrupted, once its source is back."""
+        await self._runs.tend()
+
+    def stop(self) -> None:
+        """The daemon ends: jobs that are cancelled from now on stop where they are, and the next start goes on."""
+        self._runs.stop()
+
+    def retire(self, tenant: str, epoch: int) -> None:
+        """The tenant's key of that epoch is about to be destroyed; with the last, all that ingest has of the tenant.
+
+        Blocks. Raises KeyUnavailable, DiskFull, StoreDamaged.
+        """
+        self._ledgers.retire(tenant, epoch)
+
+    def damaged(self) -> Mapping[tuple[str, str], str]:
+        """By tenant and name of the ingestions that cannot be read, why: the file is named. Does not block."""
+        return self._ledgers.damaged()
+
+    def unended(self) -> Sequence[Ingestion]:
+        """Those of every tenant that have not ended, for health. Does not block."""
+        return [one for one in (ledger.ingestion for ledger in self._ledgers.all()) if not one.state.ended]
+
+    @property
+    def scanner_fault(self) -> str:
+        """Why nothing could be scanned when that was tried last; empty while all is well."""
+        return self._runs.scanner_fault
+
+    # --- ingestions
+
+    async def start(
+        self, caller: Principal, source: str, collection: str, readers: frozenset[str], approve: bool = False
+    ) -> Ingestion:
+        """Begin to look at a source: "sources/ID", or an absolute path of a folder, a file or a stick's image on the
+        box. `Ingestion.job` is the job of the preview and, once approved, of the rest; makes the collection where
+        there is none. With `approve` it goes on after the preview, which then reads no file for its hash.
+
+        Raises InvalidArgument, NotFound (of the source), SourceRefused, SourceGone, SecondPerson (`approve`, where the
+        option `ingest_approval` asks for another person's word), QueueFull (too many that have not ended), DiskFull,
+        KeyUnavailable.
+        """
+        if approve:
+            self._require_second(caller.user, caller.user)
+        self._require_room(caller.tenant)
+        opened = await self._sources.open(caller.tenant, source)
+        try:
+            plan = Plan(source, groups=caller.groups, administers=caller.role is Role.ADMIN)
+            approver = caller.user if approve else ""
+            made = _ingestion(caller.tenant, caller.user, approver, collection, readers, opened.provenance)
+            ledger = await to_its_end(asyncio.to_thread(self._create, made, plan))
+        except BaseException:
+            await opened.close()
+            raise
+        log.info("ingest.started", ingestion=made.id, tenant=made.tenant, operator=str(caller), approved=approve)
+        return self._runs.begin(ledger, opened)
+
+    async def take(self, tenant: str, source: Source, watch: Watch, found: Sequence[Found]) -> None:
+        """Begin what a watch asks for, of these files alone; when it returns they are in a ledger and count as taken.
+
+        Raises QueueFull, DiskFull, KeyUnavailable.
+        """
+        self._require_room(tenant)
+        approver = POLICY if watch.approve else ""
+        made = _ingestion(tenant, POLICY, approver, watch.collection, watch.readers, source.provenance)
+
+        def create() -> Ledger:
+            ledger = self._create(made, Plan(source.name, automatic=True, groups=watch.readers))
+            ledger.write(list_files(ledger, found, self._tools.max_bytes), listed=True)
+            return ledger
+
+        ledger = await to_its_end(asyncio.to_thread(create))
+        log.info("ingest.started", ingestion=made.id, tenant=tenant, operator=POLICY, approved=watch.approve)
+        self._runs.begin(ledger)
+
+    def get(self, tenant: str, name: str) -> Ingestion:
+        """Does not block. Raises NotFound."""
+        return self._ledger(tenant, name).ingestion
+
+    def list(self, tenant: str) -> tuple[Ingestion, ...]:
+        """Newest first. Does not block."""
+        return tuple(ledger.ingestion for ledger in self._ledgers.of(tenant))
+
+    def files(self, tenant: str, name: str, states: Collection[FileState] = ()) -> tuple[FileOutcome, ...]:
+        """How each file stands, in order, a container before its members; of these states only, none given: all.
+
+        Raises NotFound, StoreDamaged, KeyUnavailable.
+        """
+        items = family_order(self._ledgers.items(self._ledger(tenant, name)))
+        return tuple(item.outcome for item in items if not states or item.outcome.state in states)
+
+    async def approve(self, caller: Principal, name: str) -> Ingestion:
+        """Let one that waits go on; of one that goes on already it is no news. One that still scans goes on after that.
+
+        Raises NotFound, SecondPerson, WrongState (it has ended, was interrupted, or failed), DiskFull.
+        """
+        ledger = self._ledger(caller.tenant, name)
+        now = ledger.ingestion
+        if now.state.ended or now.state in _STOPPED:
+            raise WrongState(f"{now.name} is {now.state.value}: it cannot be approved.")
+        if now.approver:
+            return now
+        self._require_second(now.operator, caller.user)
+        state = IngestionState.RUNNING if now.state is IngestionState.WAITING else now.state
+        await to_its_end(asyncio.to_thread(partial(ledger.write, approver=caller.user, state=state)))
+        log.info("ingest.approved", ingestion=now.id, tenant=now.tenant, operator=str(caller))
+        return self._runs.begin(ledger)
+
+    async def resume(self, caller: Principal, name: str) -> Ingestion:
+        """Go on with one that was interrupted or failed, from where it stopped; of one that works it is no news.
+
+        Raises NotFound, WrongState (it waits or has ended), SourceGone or SourceRefused where files are still to be
+        copied from there, DiskFull.
+        """
+        ledger = self._ledger(caller.tenant, name)
+        now = ledger.ingestion
+        if now.state.ended or now.state is IngestionState.WAITING:
+            raise WrongState(f"{now.name} is {now.state.value}: there is nothing to resume.")
+        log.info("ingest.resumed", ingestion=now.id, tenant=now.tenant, operator=str(caller))
+        return await self._runs.resume(ledger)
+
+    async def cancel(self, caller: Principal, name: str) -> Ingestion:
+        """End it: what is committed stays, the rest is LEFT, and copies in the box are destroyed; of one that was
+        cancelled it is no news. Returns once it has ended.
+
+        Raises NotFound, WrongState (it has succeeded), DiskFull.
+        """
+        ledger = self._ledger(caller.tenant, name)
+        now = ledger.ingestion
+        if now.state is IngestionState.SUCCEEDED:
+            raise WrongState(f"{now.name} has succeeded already.")
+        log.info("ingest.cancelled", ingestion=now.id, tenant=now.tenant, operator=str(caller))
+        await self._runs.cancel(ledger)
+        return ledger.ingestion
+
+    # --- refused files
+
+    def quarantined(self, tenant: str) -> tuple[FileOutcome, ...]:
+        """Files that were refused, of all ingestions, newest first. Raises StoreDamaged, KeyUnavailable."""
+        return refused.newest_first(self._ledgers, tenant)
+
+    async def release(
+        self, caller: Principal, ids: Collection[str], readers: frozenset[str] | None = None
+    ) -> Ingestion:
+        """Send refused files on their way again, as a new ingestion that the caller approves: after a parser was
+        mended, or for other readers (None: as before). They must be of one ingestion, and their bytes still kept.
+
+        Raises NotFound (of a file), InvalidArgument (`ids`), SecondPerson, QueueFull, DiskFull, StoreDamaged.
+        """
+        self._require_second(caller.user, caller.user)
+        self._require_room(caller.tenant)
+        ledger = await to_its_end(asyncio.to_thread(self._release, caller, ids, readers))
+        log.info("ingest.released", ingestion=ledger.ingestion.id, files=sorted(ids), operator=str(caller))
+        return self._runs.begin(ledger)
+
+    async def purge(self, caller: Principal, ids: Collection[str] = (), *, all_: bool = False) -> int:
+        """Destroy the kept bytes of refused files, by id or of all; how many had any. What became of them stays said.
+
+        Raises NotFound (of a file), InvalidArgument (neither ids nor all), DiskFull, StoreDamaged.
+        """
+        if bool(ids) == all_:
+            raise InvalidArgument.of("ids", "name the files, or all of them.")
+        wanted = None if all_ else ids
+        purge = partial(refused.purge, self._ledgers, self._quarantine, caller.tenant, wanted)
+        purged = await to_its_end(asyncio.to_thread(purge))
+        log.info("ingest.purged", tenant=caller.tenant, files=sorted(ids), all=all_, operator=str(caller))
+        return purged
+
+    def report(self, tenant: str, name: str, form: ReportFormat = ReportFormat.JSON) -> Iterator[bytes]:
+        """The story of an ingestion as the pieces of a file, UTF-8. Iterate in a thread.
+
+        Raises, before the first piece, as `files`.
+        """
+        return report(self.get(tenant, name), self.files(tenant, name), form)
+
+    # --- uploads
+
+    async def begin_upload(self, caller: Principal, path: str, collection: str, readers: frozenset[str]) -> str:
+        """An upload's id. path: the file's name, with folders if it has any, for people and its type.
+
+        Raises InvalidArgument, QueueFull (too many are open), DiskFull, KeyUnavailable.
+        """
+        if not path.strip("/"):
+            raise InvalidArgument.of("path", "must name the file.")
+
+        def begin() -> str:
+            self._collection(caller.tenant, collection)
+            self._ledgers.prepare(caller.tenant)
+            wanted = Wanted(caller.user, printable(path.strip("/")), collection, readers)
+            return self._uploads.begin(caller.tenant, wanted)
+
+        return await to_its_end(asyncio.to_thread(begin))
+
+    async def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
+        """How many bytes of the file are durable in the box now. What is there already is passed over.
+
+        Raises NotFound, InvalidArgument (`offset`: past what is there), RequestTooLarge (more than a document may
+        have), DiskFull.
+        """
+        return await to_its_end(asyncio.to_thread(self._uploads.append, caller, upload, offset, data))
+
+    def upload_size(self, caller: Principal, upload: str) -> int:
+        """How many bytes of it are durable. Raises NotFound, also of another user's."""
+        return self._uploads.size(caller, upload)
+
+    async def finish(self, caller: Principal, upload: str, sha256: str) -> Ingestion:
+        """The file is whole: an ingestion of it, which its uploader approved, unless a second person must (then it
+        waits). sha256: of all of it, 64 hex digits.
+
+        Raises NotFound, InvalidArgument (`sha256`: the upload is not that file, and is dropped), QueueFull, DiskFull.
+        """
+        self._require_room(caller.tenant)
+        ledger = await to_its_end(asyncio.to_thread(self._finish, caller, upload, sha256))
+        log.info("ingest.uploaded", ingestion=ledger.ingestion.id, tenant=caller.tenant, operator=str(caller))
+        return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
+
+    # --- who may, and what there is
+
+    def _ledger(self, tenant: str, name: str) -> Ledger:
+        return self._ledgers.get(tenant, name.removeprefix("ingestions/"))
+
+    def _require_second(self, operator: str, approver: str) -> None:
+        if self._config.ingest_approval == "second" and operator == approver:
+            raise SecondPerson("Who starts an ingestion may not approve it too.")
+
+    def _require_room(self, tenant: str) -> None:
+        if sum(not ledger.ingestion.state.ended for ledger in self._ledgers.of(tenant)) >= MAX_OPEN:
+            raise QueueFull(f"{MAX_OPEN} ingestions have not ended; approve, resume or cancel some.", 60.0)
+
+    # --- what blocks, in threads
+
+    def _create(self, made: Ingestion, plan: Plan) -> Ledger:
+        self._collection(made.tenant, made.collection)
+        self._ledgers.prune(made.tenant)
+        return self._ledgers.create(made, plan)
+
+    def _collection(self, tenant: str, collection: str) -> None:
+        """Make it where there is none, and with the first one the tenant's key."""
+        with suppress(AlreadyExists):
+            self._libraries.of(tenant).create(collection)
+
+    def _release(self, caller: Principal, ids: Collection[str], readers: frozenset[str] | None) -> Ledger:
+        files = refused.find(self._ledgers, caller.tenant, ids)
+        if len({one.ledger.ingestion.id for one in files}) != 1:
+            raise InvalidArgument.of("ids", "must be files of one ingestion.")
+        old = files[0].ledger.ingestion
+        held = self._quarantine.sizes(caller.tenant, old.id)
+        for one in files:
+            if one.item.number not in held:
+                raise InvalidArgument.of("ids", f"{one.item.outcome.id} is not kept: bring the file again.")
+        made = _ingestion(
+            caller.tenant, caller.user, caller.user, old.collection, readers or old.readers, old.provenance
+        )
+        ledger = self._create(made, Plan("", groups=caller.groups, administers=caller.role is Role.ADMIN))
+        items = []
+        for number, one in enumerate(files):
+            memfd = self._quarantine.open(caller.tenant, old.id, one.item.number)
+            items.append(self._hold(ledger, number, one.item.outcome.path, one.item.outcome.sha256, memfd))
+        ledger.write(items, listed=True)
+        files[0].ledger.write(one.item.changed(released=True) for one in files)
+        return ledger
+
+    def _finish(self, caller: Principal, upload: str, sha256: str) -> Ledger:
+        wanted, memfd = self._uploads.whole(caller, upload, sha256)
+        approver = "" if self._config.ingest_approval == "second" else caller.user
+        origin = Provenance(SourceKind.UPLOAD, caller.user)
+        made = _ingestion(caller.tenant, caller.user, approver, wanted.collection, wanted.readers, origin)
+        try:
+            ledger = self._create(made, Plan("", groups=caller.groups, administers=caller.role is Role.ADMIN))
+        except BaseException:
+            os.close(memfd)
+            raise
+        item = self._hold(ledger, 0, wanted.path, sha256.lower(), memfd)
+        ledger.write([item], listed=True, state=IngestionState.RUNNING if approver else IngestionState.WAITING)
+        self._uploads.drop(caller.tenant, upload)
+        return ledger
+
+    def _hold(self, ledger: Ledger, number: int, path: str, sha256: str, memfd: int) -> Item:
+        """A file of an ingestion without a source. Takes over the memfd."""
+        tenant, ingestion = ledger.ingestion.tenant, ledger.ingestion.id
+        try:
+            outcome = new_outcome(ledger, number, path, os.fstat(memfd).st_size)
+            item = look_at(Item(number, path, outcome), Found(path, outcome.size_bytes), self._tools.max_bytes)
+            self._quarantine.hold(tenant, ingestion, number, memfd)
+            self._quarantine.settle(tenant, ingestion)
+        finally:
+            os.close(memfd)
+        return item.changed(state=FileState.HELD, sha256=sha256, reason="", detail="", remedy="")
+
+
+def _ingestion(
+    tenant: str, operator: str, approver: str, collection: str, readers: frozenset[str], origin: Provenance
+) -> Ingestion:
+    """A new one."""
+    return Ingestion(
+        id=secrets.token_hex(8),
+        tenant=tenant,
+        collection=collection,
+        readers=readers,
+        provenance=origin,
+        operator=operator,
+        approver=approver,
+        state=IngestionState.SCANNING,
+        create_time=datetime.now(UTC),
+    )

@@ -1,0 +1,204 @@
+"""Folders, shares and sticks that are watched: what is whole in them is handed on, once.
+
+By polling, for shares tell of no change. A file is whole when its size and time stayed the same for `settle_polls`
+polls; at once where a file of the same name and ".ready" lies beside it, where a trusted signer's manifest lists it, or
+on a stick, which nobody else writes. What has a name like UNFINISHED, or lies below one, is never looked at.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from appliance.errors import ApplianceError
+from appliance.ingest.sources.book import Watched
+from appliance.ingest.sources.devices import Devices
+from appliance.ingest.sources.found import Found
+from appliance.ingest.sources.registry import Sources
+from appliance.types import Source, SourceState, Watch
+
+READY = ".ready"
+UNFINISHED = re.compile(
+    r"\..*|~\$.*|.*\.(part|partial|filepart|tmp|crdownload|download)|System Volume Information|\$RECYCLE\.BIN",
+    re.IGNORECASE | re.DOTALL,
+)
+MISSING = "MISSING"
+SLACK_LINES = 1000  # of a list of what was taken, beyond twice what it must say, before it is written anew
+
+Take = Callable[[str, Source, Watch, tuple[Found, ...]], Awaitable[None]]
+"""Takes whole files of a tenant's source; they count as taken once it returns. It may raise any ApplianceError."""
+
+State = tuple[int, int]
+"""Size and time of a file, by which one that changed is told from one that did not."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a file was at the last poll, and at how many before it."""
+
+    state: State
+    polls: int
+
+
+def settle(seen: Mapping[str, Seen], found: Iterable[Found], settle_polls: int) -> tuple[dict[str, Seen], set[str]]:
+    """What is remembered of a poll, and the names of the files that are whole by now. Pure."""
+    now = {one.name: one for one in found}
+    marked = {name.removesuffix(READY) for name in now if name.endswith(READY)}
+    kept: dict[str, Seen] = {}
+    whole: set[str] = set()
+    for name, one in now.items():
+        if not is_finished(name) or (one.refusal and one.refusal.file_reason == MISSING):
+            continue
+        state, before = (one.size_bytes, one.modified_ns), seen.get(name)
+        kept[name] = Seen(state, before.polls + 1 if before and before.state == state else 1)
+        settled = 0 < settle_polls < kept[name].polls
+        if settled or (one.refusal is None and (name in marked or one.signer)):
+            whole.add(name)
+    return kept, whole
+
+
+def is_finished(name: str) -> bool:
+    """Whether a name is of a file to look at: no marker, none that is hidden or still written."""
+    return not name.endswith(READY) and not any(UNFINISHED.fullmatch(part) for part in PurePosixPath(name).parts)
+
+
+class Taken:
+    """What was taken from one watched place, so that a restart does not take it again: JSON lines in a file.
+
+    Only a shortcut: a file that is forgotten is taken again, and found to be known by its hash. Blocking.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path, self._lines = path, 0
+        self._states: dict[str, State] = {}
+        with suppress(FileNotFoundError):
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError, TypeError):  # half a line of a crash
+                    name, size_bytes, modified_ns = json.loads(line)
+                    self._states[str(name)] = (int(size_bytes), int(modified_ns))
+                    self._lines += 1
+
+    def has(self, found: Found) -> bool:
+        """Whether a file was taken as it is now."""
+        return self._states.get(found.name) == (found.size_bytes, found.modified_ns)
+
+    def add(self, found: Iterable[Found], present: Iterable[str]) -> None:
+        """Note files as taken, and forget those that are not `present` any more. Raises OSError."""
+        new = {one.name: (one.size_bytes, one.modified_ns) for one in found}
+        names = set(present)
+        self._states = {name: state for name, state in (self._states | new).items() if name in names}
+        if self._lines + len(new) > 2 * len(self._states) + SLACK_LINES:
+            fresh = self._path.with_suffix(".new")
+            self._write(fresh, os.O_TRUNC, self._states)
+            os.replace(fresh, self._path)
+            self._lines = len(self._states)
+        else:
+            self._write(self._path, os.O_APPEND, new)
+            self._lines += len(new)
+
+    def _write(self, path: Path, how: int, states: Mapping[str, State]) -> None:
+        lines = b"".join(json.dumps((name, *state)).encode() + b"\n" for name, state in states.items())
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600), "ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fdatasync(file.fileno())
+
+
+class Watcher:
+    """Looks at every watched place of every tenant. Belongs to one event loop."""
+
+    def __init__(self, sources: Sources, devices: Devices, folder: Path, poll_seconds: float) -> None:
+        """folder: where is kept what was taken."""
+        self._sources, self._devices = sources, devices
+        self._folder, self._poll_seconds = folder, poll_seconds
+        self._seen: dict[str, dict[str, Seen]] = {}
+        self._taken: dict[str, Taken] = {}
+        self._done: set[str] = set()  # sticks that need no second look until they were pulled
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._faults: dict[str, str] = {}  # why the last look failed, so that it is told once
+
+    async def run(self, take: Take) -> None:
+        """Look, and look again when the time has come or a device was plugged in, until cancelled."""
+        try:
+            while True:
+                self.look(take)
+                await self._devices.changed(self._poll_seconds)
+        finally:
+            for task in self._looking.values():
+                task.cancel()
+            await asyncio.gather(*self._looking.values(), return_exceptions=True)
+
+    def look(self, take: Take) -> tuple[asyncio.Task[None], ...]:
+        """Begin a look at every place where none is under way: one that hangs holds up no other. Those that run now."""
+        self._looking = {key: task for key, task in self._looking.items() if not task.done()}
+        known = set()
+        for tenant, places in self._sources.book.watches().items():
+            for watched in places:
+                key = _key(tenant, watched)
+                known.add(key)
+                if key not in self._looking:
+                    self._looking[key] = asyncio.create_task(self._look(key, tenant, watched, take))
+        for key in self._seen.keys() - known:
+            del self._seen[key]
+        return tuple(self._looking.values())
+
+    async def _look(self, key: str, tenant: str, watched: Watched, take: Take) -> None:
+        try:
+            await self._take_whole(key, tenant, watched, take)
+            fault = ""
+        except ApplianceError as error:
+            fault = error.reason
+        except OSError as error:
+            fault = f"what was taken cannot be noted: {error.strerror}"
+        except Exception as error:
+            fault = type(error).__name__
+            log.exception("sources.watch_failed", source=watched.id, error=fault)
+        if fault and fault != self._faults.get(key):
+            log.warning("sources.not_watched", source=watched.id, reason=fault)
+        self._faults[key] = fault
+
+    async def _take_whole(self, key: str, tenant: str, watched: Watched, take: Take) -> None:
+        is_stick = not watched.place.startswith("/")
+        if is_stick and watched.id not in self._plugged():
+            return self._done.discard(key)
+        if key in self._done:
+            return None
+        opened = await self._sources.open(tenant, f"sources/{watched.id}")
+        try:
+            found = await opened.files()
+        finally:
+            await opened.close()
+        if is_stick:
+            whole = {one.name for one in found if is_finished(one.name)}
+        else:
+            self._seen[key], whole = settle(self._seen.get(key, {}), found, watched.watch.settle_polls)
+        if key not in self._taken:
+            self._taken[key] = await asyncio.to_thread(Taken, self._folder / f"{key}.jsonl")
+        taken = self._taken[key]
+        new = tuple(one for one in found if one.name in whole and not taken.has(one))
+        if new:
+            source = Source(watched.id, opened.provenance, SourceState.READY, watch=watched.watch)
+            await take(tenant, source, watched.watch, new)
+            await asyncio.to_thread(taken.add, new, [one.name for one in found])
+        if is_stick:
+            self._done.add(key)
+        return None
+
+    def _plugged(self) -> frozenset[str]:
+        return frozenset(device.id for device in self._devices.list())
+
+
+def _key(tenant: str, watched: Watched) -> str:
+    """Of a place and where its files go: with another collection all is taken anew."""
+    words = json.dumps((tenant, watched.id, watched.watch.collection)).encode()
+    return sha256(words).hexdigest()[:32]

@@ -1,0 +1,209 @@
+"""`appliance ingest` against a scripted box: reports, uploads, sources, and `appliance documents why`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import errors
+from appliance.cli.ingest.runs import write_new
+from appliance.gen.v1 import ingest_pb2 as pb
+from appliance.gen.v1 import knowledge_pb2
+from tests.box import Box
+from tests.cli import answers
+from tests.cli.answers import Cli
+from tests.cli.ingesting import ENDED, RUNNING, STICK, Uploads, methods, script
+
+# --- reports
+
+
+def reported(box: Box, *pieces: bytes) -> None:
+    box.answers["GetReport"] = lambda request, context: iter([pb.GetReportResponse(data=piece) for piece in pieces])
+
+
+def test_a_report_is_written_to_stdout_or_to_a_new_file(box: Box, cli: Cli, tmp_path: Path) -> None:
+    reported(box, b"file,", b"state\n")
+    assert cli("ingest", "report", "7f", "--format", "csv").stdout == "file,state\n"
+    assert box.calls[0].request.format == pb.GetReportRequest.FORMAT_CSV
+    target = tmp_path / "report.csv"
+    assert f"Wrote {target}, 11 B." in cli("ingest", "report", "7f", "-o", str(target)).stdout
+    assert target.read_bytes() == b"file,state\n"
+
+
+def test_a_report_is_never_written_over_a_file_unless_forced(box: Box, cli: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    target.write_text("mine")
+    reported(box, b"{}")
+    refused = cli("ingest", "report", "7f", "--output", str(target))
+    assert refused.exit_code == errors.AlreadyExists.exit_code
+    assert "--force" in refused.stderr
+    assert target.read_text() == "mine"
+    assert cli("ingest", "report", "7f", "--output", str(target), "--force").exit_code == 0
+    assert target.read_text() == "{}"
+
+
+def test_a_report_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def breaks() -> Iterator[bytes]:
+        yield b"half"
+        raise errors.Unreachable("The connection broke off.")
+
+    with pytest.raises(errors.Unreachable):
+        write_new(tmp_path / "report.json", breaks(), force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_comes_to_be_while_a_report_is_fetched_is_kept(tmp_path: Path) -> None:
+    def meanwhile() -> Iterator[bytes]:
+        (tmp_path / "report.json").write_text("another's")
+        yield b"{}"
+
+    with pytest.raises(errors.AlreadyExists):
+        write_new(tmp_path / "report.json", meanwhile(), force=False)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another's"]
+
+
+def test_a_folder_that_is_not_there_is_named(box: Box, cli: Cli, tmp_path: Path) -> None:
+    reported(box, b"{}")
+    result = cli("ingest", "report", "7f", "--output", str(tmp_path / "gone" / "report.json"))
+    assert result.exit_code == 3
+    assert "gone/report.json cannot be written: No such file or directory." in result.stderr
+
+
+# --- uploads
+
+
+def test_a_file_is_sent_in_pieces_with_its_hash_and_taken_in(box: Box, cli: Cli, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 2500
+    (tmp_path / "long.pdf").write_bytes(content)
+    script(box, RUNNING, ENDED)
+    uploads = Uploads(box)
+    result = cli("ingest", "upload", str(tmp_path / "long.pdf"), "-c", "handbook")
+    assert (result.exit_code, bytes(uploads.kept)) == (0, content)
+    assert uploads.sizes == [256 << 10, 256 << 10, len(content) - (512 << 10), 0]
+    assert "Succeeded" in result.stdout
+    created = box.calls[0].request
+    assert (created.path, created.collection) == ("long.pdf", "collections/handbook")
+
+
+def test_an_upload_that_breaks_off_goes_on_where_the_box_has_it(box: Box, cli: Cli, tmp_path: Path) -> None:
+    content = b"0123456789abcdef" * (40 << 10)
+    (tmp_path / "long.pdf").write_bytes(content)
+    script(box, RUNNING, ENDED)
+    uploads = Uploads(box, breaks_after=1)
+    broken = cli("ingest", "upload", str(tmp_path / "long.pdf"))
+    assert broken.exit_code == errors.Draining.exit_code
+    assert len(uploads.kept) == 256 << 10
+    assert f"appliance ingest upload {tmp_path}/long.pdf --resume 5e" in broken.stderr
+    assert cli("ingest", "upload", str(tmp_path / "long.pdf"), "--resume", "5e").exit_code == 0
+    assert bytes(uploads.kept) == content
+    assert methods(box).count("CreateUpload") == 1
+
+
+def test_a_file_that_is_not_there_is_named_before_anything_is_sent(box: Box, cli: Cli, tmp_path: Path) -> None:
+    Uploads(box)
+    result = cli("ingest", "upload", str(tmp_path / "gone.pdf"))
+    assert result.exit_code == 2
+    assert "gone.pdf" in result.stderr
+    assert methods(box) == []
+
+
+def test_only_one_file_goes_on_from_an_upload(box: Box, cli: Cli) -> None:
+    assert cli("ingest", "upload", "a", "b", "--resume", "5e").exit_code == 2
+
+
+# --- sources
+
+
+def test_sources_show_why_they_are_not_ready(box: Box, cli: Cli) -> None:
+    watch = pb.Watch(collection="collections/handbook", readers=["everyone"], settle_polls=3)
+    folder = pb.Provenance(kind=pb.Provenance.KIND_FOLDER, path="/srv/drop")
+    found = [
+        pb.Source(
+            name="sources/usb-4c53",
+            provenance=STICK,
+            state=pb.Source.STATE_REFUSED,
+            problem="It is not allowed.",
+            filesystem="FAT32",
+            size_bytes=8 << 30,
+        ),
+        pb.Source(name="sources/drop", provenance=folder, state=pb.Source.STATE_READY, watch=watch),
+    ]
+    box.answers["ListSources"] = lambda request, context: pb.ListSourcesResponse(sources=found)
+    shown = cli("ingest", "sources", "list").stdout
+    for words in ("usb-4c53", "It is not allowed.", "8.0 GiB", "FAT32", "folder /srv/drop", "handbook"):
+        assert words in shown
+    stick, drop = json.loads(cli("ingest", "sources", "list", "--json").stdout)["sources"]
+    assert (stick["state"], stick["watch"]) == ("refused", None)
+    assert drop["watch"] == {"collection": "handbook", "readers": ["everyone"], "approve": False, "settle_polls": 3}
+
+
+def test_a_watched_folder_has_its_settings(box: Box, cli: Cli) -> None:
+    def answer(request: Any, context: Any) -> pb.WatchSourceResponse:
+        kind = pb.Provenance(kind=pb.Provenance.KIND_SHARE, path=request.path)
+        source = pb.Source(name="sources/drop", provenance=kind, state=pb.Source.STATE_READY, watch=request.watch)
+        return pb.WatchSourceResponse(source=source)
+
+    box.answers["WatchSource"] = answer
+    words = ("-c", "handbook", "--reader", "role:admin", "--share", "--approve", "--settle-polls", "5")
+    assert "sources/drop is watched" in cli("ingest", "sources", "watch", "/srv/drop", *words).stdout
+    request = box.calls[0].request
+    assert (request.path, request.share) == ("/srv/drop", True)
+    assert request.watch == pb.Watch(
+        collection="collections/handbook", readers=["role:admin"], approve=True, settle_polls=5
+    )
+
+
+def test_devices_and_signers_are_let_in_and_out(box: Box, cli: Cli) -> None:
+    box.answers |= {
+        "UnwatchSource": lambda request, context: pb.UnwatchSourceResponse(),
+        "AllowDevice": lambda request, context: pb.AllowDeviceResponse(),
+        "TrustSigner": lambda request, context: pb.TrustSignerResponse(),
+    }
+    for words in ("unwatch drop", "allow 4C53", "forbid 4C53", f"trust records {'ab' * 32}", "distrust records"):
+        assert cli("ingest", "sources", *words.split()).exit_code == 0
+    assert [call.request for call in box.calls] == [
+        pb.UnwatchSourceRequest(name="sources/drop"),
+        pb.AllowDeviceRequest(serial="4C53", allowed=True),
+        pb.AllowDeviceRequest(serial="4C53", allowed=False),
+        pb.TrustSignerRequest(signer="records", public_key="ab" * 32),
+        pb.TrustSignerRequest(signer="records"),
+    ]
+
+
+def test_a_stick_is_signed_without_a_box(cli: Cli, tmp_path: Path) -> None:
+    folder, key = tmp_path / "stick", tmp_path / "key.pem"
+    folder.mkdir()
+    (folder / "a.md").write_text("One.")
+    public = json.loads(cli("ingest", "keygen", str(key), "--json").stdout)["public_key"]
+    assert len(public) == 64
+    assert key.stat().st_mode & 0o077 == 0
+    assert "Signed 1 file: " in cli("ingest", "sign", str(folder), "--key", str(key)).stdout
+    assert cli("ingest", "keygen", str(key)).exit_code == errors.AlreadyExists.exit_code
+
+
+# --- lineage
+
+
+def test_a_document_says_why_it_is_there(box: Box, cli: Cli) -> None:
+    document = knowledge_pb2.Document(
+        name=answers.DOCUMENT, title="box/a.md", sha256="ab" * 32, parser="markdown 1", page_count=1, passage_count=3
+    )
+    lineage = pb.Lineage(
+        ingestion="ingestions/7f", operator="olga", approver="ann", provenance=STICK, container="box.zip"
+    )
+    found = pb.GetLineageResponse(document=document, pipeline="ingest-3", lineage=lineage, ingestion=ENDED)
+    box.answers["GetLineage"] = lambda request, context: found
+    shown = cli("documents", "why", answers.DOCUMENT).stdout
+    who_and_what = ("stick RECORDS (serial 4C53)", "box.zip", "olga", "ann", "markdown 1, ingest-3")
+    for words in ("3 on 1 page", "ab" * 32, *who_and_what, "ingestions/7f", "appliance ingest report 7f"):
+        assert words in shown
+    told = json.loads(cli("documents", "why", answers.DOCUMENT, "--json").stdout)
+    assert (told["lineage"]["serial"], told["document"]["pipeline"]) == ("4C53", "ingest-3")
+
+
+def test_a_document_of_no_ingestion_says_so(box: Box, cli: Cli) -> None:
+    document = knowledge_pb2.Document(name=answers.DOCUMENT, title="a.md")
+    box.answers["GetLineage"] = lambda request, context: pb.GetLineageResponse(document=document)
+    assert "none: it was imported" in cli("documents", "why", answers.DOCUMENT).stdout

@@ -1,0 +1,256 @@
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import DocumentRefused, InvalidArgument, NotFound
+from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
+
+MIB = 1 << 20
+ELSEWHERE = Path("/proc")
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = new_memfd()
+    yield fd
+    os.close(fd)
+
+
+def walk(path: Path) -> list[Found]:
+    with Folder(str(path), ELSEWHERE) as folder:
+        return list(folder.walk())
+
+
+def refusals(path: Path) -> dict[str, str]:
+    return {found.name: found.refusal.file_reason if found.refusal else "" for found in walk(path)}
+
+
+def read(path: Path, name: str) -> bytes:
+    """What `open` gives. Raises DocumentRefused."""
+    with Folder(str(path), ELSEWHERE) as folder:
+        fd = folder.open(name)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def reason(path: Path, name: str) -> str:
+    with pytest.raises(DocumentRefused) as refused:
+        read(path, name)
+    return refused.value.file_reason
+
+
+# --- walking ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_walked_in_the_order_of_bytes_files_before_folders(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.txt", "a/inner/x.txt", "B.txt", "ä.txt", "c/y.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    assert [found.name for found in walk(tmp_path)] == [
+        "B.txt", "b.txt", "ä.txt", "a/z.txt", "a/inner/x.txt", "c/y.txt",
+    ]  # fmt: skip
+    assert read(tmp_path, "a/inner/x.txt") == b"a/inner/x.txt"
+
+
+def test_a_single_file_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("1")
+    (tmp_path / "two.txt").write_text("2")
+    assert [(found.name, found.size_bytes) for found in walk(tmp_path / "one.txt")] == [("one.txt", 1)]
+    assert read(tmp_path / "one.txt", "one.txt") == b"1"
+
+
+def test_links_pipes_and_sockets_are_refused_and_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.txt").symlink_to(tmp_path / "outside" / "secret.txt")
+    (folder / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket.txt"))
+        assert refusals(folder) == {
+            "link": "LINK",
+            "link.txt": "LINK",
+            "loop": "LINK",
+            "pipe.txt": "NOT_A_FILE",
+            "socket.txt": "NOT_A_FILE",
+        }
+        assert reason(folder, "link.txt") == "LINK"
+        assert reason(folder, "link/secret.txt") == "LINK"
+        assert reason(folder, "pipe.txt") == "NOT_A_FILE"
+        assert reason(folder, "socket.txt") == "NOT_A_FILE"
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "a/../../secret.txt", "/etc/passwd"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    assert reason(tmp_path / "folder", name) == "OTHER_DEVICE"
+
+
+def test_a_file_swapped_for_a_link_after_the_walk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file.txt").write_text("x")
+    with Folder(str(tmp_path), ELSEWHERE) as folder:
+        assert len(list(folder.walk())) == 2
+        (tmp_path / "file.txt").unlink()
+        (tmp_path / "file.txt").symlink_to("/etc/passwd")
+        (tmp_path / "sub" / "file.txt").unlink()
+        (tmp_path / "sub").rmdir()
+        (tmp_path / "sub").symlink_to("/etc", target_is_directory=True)
+        for name in ("file.txt", "sub/file.txt"):
+            with pytest.raises(DocumentRefused, match="link"):
+                folder.open(name)
+
+
+def test_a_file_that_vanished_says_so(tmp_path: Path) -> None:
+    assert reason(tmp_path, "gone.txt") == "VANISHED"
+
+
+def test_a_folder_as_a_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    assert reason(tmp_path, "folder.txt") == "NOT_A_FILE"
+    assert walk(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["relative/path", "", "./x", "/nul\0"])
+def test_a_path_that_is_not_absolute_is_an_invalid_argument(path: str) -> None:
+    with pytest.raises(InvalidArgument, match="path: must be absolute"):
+        Folder(path, ELSEWHERE)
+
+
+def test_a_path_that_is_not_there_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"no\\npe"):
+        Folder(str(tmp_path / "no\npe"), ELSEWHERE)
+
+
+def test_a_path_that_is_a_link_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc", target_is_directory=True)
+    assert refusals(tmp_path / "link") == {"link": "LINK"}
+
+
+# --- the box's own data ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A data directory with a key in it, beside a file of someone's."""
+    own = tmp_path / "data"
+    (own / "keys").mkdir(parents=True)
+    (own / "keys" / "private.txt").write_text("secret")
+    (tmp_path / "rules.txt").write_text("rule")
+    return own
+
+
+@pytest.mark.parametrize("path", ["data", "data/keys", "data/keys/private.txt", "data/../data/keys", "way/keys"])
+def test_no_path_leads_into_the_boxs_own_data(own: Path, path: str) -> None:
+    (own.parent / "way").symlink_to(own, target_is_directory=True)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(InvalidArgument, match=f"{path} lies in the box's own data directory"):
+        Folder(str(own.parent / path), own)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_boxs_own_data_is_left_out_where_the_folder_around_it_is_walked(own: Path) -> None:
+    with Folder(str(own.parent), own) as folder:
+        found = {found.name: found.refusal and found.refusal.file_reason for found in folder.walk()}
+    assert found == {"rules.txt": None, "data": "OWN_DATA"}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain ä 世界 🙂.txt", "plain ä 世界 🙂.txt"),
+        ("two\nlines.txt", "two\\nlines.txt"),
+        ("escape\x1b[2J.txt", "escape\\x1b[2J.txt"),
+        ("invoice\u202efdp.exe", "invoice\\u202efdp.exe"),
+        ("mark\u200f\u2066.txt", "mark\\u200f\\u2066.txt"),
+        ("back\\slash.txt", "back\\\\slash.txt"),
+        (os.fsdecode(b"latin\xfc.txt"), "latin\\xfc.txt"),
+        ("line\u2028sep.txt", "line\\u2028sep.txt"),
+    ],
+)
+def test_a_name_is_shown_so_that_it_deceives_nobody(tmp_path: Path, name: str, shown: str) -> None:
+    (tmp_path / name).write_text("x")
+    (found,) = walk(tmp_path)
+    assert printable(found.name) == shown
+    assert printable(found.name).isprintable()
+    assert read(tmp_path, found.name) == b"x"
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def take(path: Path, memfd: int, max_bytes: int = MIB) -> tuple[str, int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return snapshot(fd, memfd, max_bytes)
+    finally:
+        os.close(fd)
+
+
+def test_a_copy_is_what_was_hashed_and_can_no_more_change(tmp_path: Path, memfd: int) -> None:
+    content = os.urandom(3 * MIB + 17)
+    (tmp_path / "file").write_bytes(content)
+    assert take(tmp_path / "file", memfd, 4 * MIB) == (hashlib.sha256(content).hexdigest(), len(content))
+    (tmp_path / "file").write_bytes(b"swapped")
+    assert os.pread(memfd, len(content) + 1, 0) == content
+    for change in (
+        lambda: os.pwrite(memfd, b"x", 0),
+        lambda: os.ftruncate(memfd, 1),
+        lambda: os.ftruncate(memfd, 9**9),
+    ):
+        with pytest.raises(PermissionError):
+            change()
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_a_file_over_the_cap_is_too_large(tmp_path: Path, memfd: int) -> None:
+    (tmp_path / "file").write_bytes(bytes(MIB + 1))
+    with pytest.raises(DocumentRefused, match="1 MiB") as refused:
+        take(tmp_path / "file", memfd)
+    assert refused.value.file_reason == "TOO_LARGE"
+    assert os.fstat(memfd).st_size == 0
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_taken(
+    tmp_path: Path, memfd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    real = os.read
+
+    def read_beside_a_writer(fd: int, size: int) -> bytes:
+        with path.open("ab") as file:
+            file.write(b"more" if path.stat().st_size < 200 else b"")
+        return real(fd, 64)
+
+    monkeypatch.setattr(os, "read", read_beside_a_writer)
+    with pytest.raises(DocumentRefused) as refused:
+        take(path, memfd)
+    assert refused.value.file_reason == "CHANGED"
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    def fails(fd: int, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "read", fails)
+    with pytest.raises(DocumentRefused, match="Input/output error") as refused:
+        take(tmp_path / "file", memfd)
+    assert refused.value.file_reason == "UNREADABLE"

@@ -1,0 +1,190 @@
+"""A kill, and a full disk, at every step that changes the disk: nothing that was acknowledged is lost or there twice.
+
+A step is a call that writes, syncs, makes or removes a file, from the start of an ingestion to its end. After it fails
+the process does nothing more; then a new one starts on what the disk holds, and the ingestion goes on by itself.
+"""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import ApplianceError
+from appliance.types import FileState, Ingestion, IngestionState
+from tests.ingest.bench import OPERATOR, Bench, ends
+
+_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir")
+_OPEN_WRITES = os.O_CREAT | os.O_WRONLY
+EXPECTED = {
+    "a.txt": "committed",
+    "b.zip": "unpacked",
+    "b.zip/x.txt": "committed",
+    "b.zip/y.txt": "quarantined EMPTY",
+    "c.eml": "committed",
+    "c.eml/z.txt": "committed",
+    "d.txt": "duplicate",
+}
+
+
+class Died(BaseException):
+    """The process is gone: no handler of the code under test may run on it."""
+
+
+class Disk:
+    """Counts the steps below a folder; the one of number `fails_at` fails, and all after it do until it is mended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, fault: Callable[[str, tuple[object, ...]], None]):
+        self._patch, self._root, self._fault = monkeypatch, str(root), fault
+        self._lock = threading.Lock()
+        self.steps, self.fails_at = 0, 1 << 30
+
+    @contextmanager
+    def failing_at(self, step: int) -> Iterator[None]:
+        self.steps, self.fails_at = 0, step
+        with self._patch.context() as patch:
+            for name in _STEPS:
+                patch.setattr(os, name, self._wrap(name, getattr(os, name)))
+            yield
+
+    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            if self._changes_the_disk(name, arguments):
+                with self._lock:
+                    self.steps += 1
+                    failed = self.steps > self.fails_at
+                if failed:
+                    self._fault(name, arguments)
+            return real(*arguments, **options)
+
+        return step
+
+    def _changes_the_disk(self, name: str, arguments: tuple[object, ...]) -> bool:
+        target = arguments[0]
+        if isinstance(target, int):
+            target = os.readlink(f"/proc/self/fd/{target}")
+        if name == "open" and not (isinstance(arguments[1], int) and arguments[1] & _OPEN_WRITES):
+            return False
+        return str(target).startswith(self._root)
+
+
+def die(name: str, arguments: tuple[object, ...]) -> None:
+    raise Died
+
+
+def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
+    """Half of what was to be written is written."""
+    if name == "pwrite":
+        fd, data, offset = arguments
+        assert isinstance(fd, int)
+        assert isinstance(data, bytes | memoryview)
+        assert isinstance(offset, int)
+        _PWRITE(fd, data[: len(data) // 2], offset)
+    raise Died
+
+
+def run_full(name: str, arguments: tuple[object, ...]) -> None:
+    if name in ("pwrite", "mkdir", "fsync", "fdatasync"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+_PWRITE = os.pwrite
+
+
+def bench_of(folder: Path) -> Bench:
+    bench = Bench(folder)
+    bench.write(a__txt="One.", b__zip="x.txt=In it.\ny.txt=no text", c__eml="Hello.\nz.txt=With it.", d__txt="One.")
+    return bench
+
+
+async def begin(bench: Bench) -> Ingestion | None:
+    try:
+        return await bench.start()
+    except (ApplianceError, Died):
+        return None
+
+
+async def check_whole(bench: Bench, begun: Ingestion | None) -> None:
+    """It, or another start of the same, comes to the right end, and of copies the refused file's alone is held."""
+    if begun is None:
+        begun = await bench.start()
+    done = await bench.wait(begun)
+    assert done.state is IngestionState.SUCCEEDED, done.problem
+    assert ends(bench.files(done)) == EXPECTED
+    assert bench.titles() == ["a.txt", "b.zip/x.txt", "c.eml", "c.eml/z.txt"]
+    kept = {one.id.rpartition("-")[2] for one in bench.ingest.quarantined("clinic") if one.ingestion == done.id}
+    assert [path.name for path in bench.held() if path.parents[1].name == done.id] == sorted(kept)
+    assert len(kept) == 1
+
+
+async def count_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    bench = bench_of(folder)
+    disk = Disk(monkeypatch, bench.config.data_dir / "ingest", die)
+    with disk.failing_at(1 << 30):
+        await bench.wait(await bench.start())
+    return disk.steps
+
+
+@pytest.mark.parametrize("fault", [die, die_in_the_middle])
+@pytest.mark.long
+async def test_a_kill_at_any_step_loses_nothing_and_commits_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[str, tuple[object, ...]], None]
+) -> None:
+    steps = await count_steps(tmp_path / "count", monkeypatch)
+    assert steps > 60
+    for step in range(steps):
+        bench = bench_of(tmp_path / str(step))
+        disk = Disk(monkeypatch, bench.config.data_dir / "ingest", fault)
+        told: dict[str, FileState] = {}
+        with disk.failing_at(step):
+            begun = await begin(bench)
+            if begun:
+                await died(bench, begun)
+                told = {path: one.state for path, one in bench.files(begun).items() if one.time}
+            bench.ingest.stop()
+            await bench.jobs.stop()
+        bench.restart()
+        await bench.ingest.open()
+        for path, state in told.items():
+            assert bench.files(existing(bench, begun))[path].state is state, f"step {step}: what was told is not so"
+        await check_whole(bench, next(iter(bench.ingest.list("clinic")), None))
+
+
+async def died(bench: Bench, begun: Ingestion) -> None:
+    """Until its job has come to the step, or to its end."""
+    async for _ in bench.jobs.watch(bench.ingest.get("clinic", begun.id).job.removeprefix("jobs/")):
+        pass
+
+
+def existing(bench: Bench, begun: Ingestion | None) -> Ingestion:
+    assert begun
+    return bench.ingest.get("clinic", begun.id)
+
+
+@pytest.mark.long
+async def test_a_full_disk_at_any_step_fails_it_and_it_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = await count_steps(tmp_path / "count", monkeypatch)
+    for step in range(steps):
+        bench = bench_of(tmp_path / str(step))
+        disk = Disk(monkeypatch, bench.config.data_dir / "ingest", run_full)
+        with disk.failing_at(step):
+            begun = await begin(bench)
+            if begun:
+                stopped = await bench.wait(begun)
+                assert stopped.state in (IngestionState.FAILED, IngestionState.SUCCEEDED), step
+                assert stopped.state is IngestionState.SUCCEEDED or "No space is left" in stopped.problem
+        if begun and bench.ingest.get("clinic", begun.id).state is IngestionState.FAILED:
+            await bench.ingest.resume(OPERATOR, begun.name)
+        await check_whole(bench, next(iter(bench.ingest.list("clinic")), None))
+
+
+async def test_a_task_that_is_killed_in_a_thread_reaches_no_handler(tmp_path: Path) -> None:
+    """The fault of these tests is one that the code under test cannot swallow."""
+    with pytest.raises(Died):
+        await asyncio.to_thread(die, "pwrite", ())

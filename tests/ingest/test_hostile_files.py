@@ -1,0 +1,105 @@
+"""Hostile PDFs and pictures through the real lock, within their caps: each is read or refused by name; nothing dies."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from appliance.config import Config
+from appliance.errors import DocumentRefused
+from appliance.ingest.caps import Caps
+from appliance.sandbox.extractor import LockedExtractor
+from tests import pdf_files, picture_files
+from tests.sandbox.locked import extract
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = Config(data_dir=Path("/nowhere"), parse_cpu_seconds=10)
+READ = "read"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def locked() -> AsyncIterator[LockedExtractor]:
+    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract", Caps().settings())
+    await extractor.start()
+    yield extractor
+    await extractor.close()
+
+
+async def end(locked: LockedExtractor, data: bytes, name: str) -> str:
+    """How a file ends; after it, another is read as ever."""
+    try:
+        await extract(locked, data, name)
+        how = READ
+    except DocumentRefused as refusal:
+        how = refusal.file_reason
+    after = await extract(locked, b"Harmless.", "harmless.txt")
+    assert after.pages == ("Harmless.",)
+    return how
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [
+        pytest.param(lambda: pdf_files.acting_pdf(), {READ}, id="JavaScript, launch and submit actions"),
+        pytest.param(lambda: pdf_files.attaching_pdf({"run.exe": b"MZ\x90\x00"}), {READ}, id="a program embedded"),
+        pytest.param(
+            lambda: pdf_files.attached_bomb_pdf(200), {"ZIP_BOMB", "TOO_MUCH_MEMORY", READ}, id="a bomb embedded"
+        ),
+        pytest.param(lambda: pdf_files.many_pages_pdf(100_000), {"TOO_MANY_PAGES"}, id="10^5 pages"),
+        pytest.param(
+            lambda: pdf_files.picture_pdf(bytes(9), 100_000, 100_000, 1), {"IMAGE_TOO_LARGE"}, id="10^10 pixels"
+        ),
+        pytest.param(lambda: pdf_files.text_pdf()[:-200], {READ, "PDF_BROKEN"}, id="no end"),
+        pytest.param(lambda: pdf_files.looping_xref_pdf(), {READ}, id="a table of objects before itself"),
+        pytest.param(lambda: pdf_files.object_stream_pdf(8), {"PDF_BROKEN", "EMPTY"}, id="objects in a bomb"),
+        pytest.param(lambda: pdf_files.cyclic_fonts_pdf(), {READ}, id="fonts and forms within themselves"),
+        pytest.param(lambda: pdf_files.circular_pdf(), {"PDF_BROKEN"}, id="pages within themselves"),
+        pytest.param(lambda: pdf_files.encrypted_pdf("AES-256"), {"PDF_ENCRYPTED"}, id="a user's password"),
+        pytest.param(lambda: pdf_files.encrypted_pdf("AES-256", password=""), {READ}, id="an owner's password alone"),
+        pytest.param(lambda: pdf_files.nested_pdf(200_000), {READ, "EMPTY", "PDF_BROKEN"}, id="deep arrays"),
+        pytest.param(lambda: pdf_files.updated_pdf(), {READ}, id="an incremental update"),
+        pytest.param(
+            lambda: pdf_files.bomb_pdf(64), {"SPUN", "TOO_MUCH_MEMORY", "TOO_MUCH_TEXT"}, id="a page of 64 MiB"
+        ),
+        pytest.param(lambda: pdf_files.looping_outline_pdf(), {READ}, id="an outline within itself"),
+        pytest.param(lambda: pdf_files.crowded_pdf(20_000), {READ}, id="20,000 words at random places and lines"),
+    ],
+)
+async def test_a_hostile_pdf_ends_by_name(locked: LockedExtractor, make: Callable[[], bytes], ends: set[str]) -> None:
+    assert await end(locked, make(), "hostile.pdf") in ends
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "ends"),
+    [
+        (picture_files.empty_png(100_000, 100_000, 1), ".png", {"IMAGE_TOO_LARGE"}),
+        (picture_files.empty_png(9_999, 9_999, 1), ".png", {"IMAGE_BROKEN", "TOO_MUCH_MEMORY", "EMPTY"}),
+        (picture_files.looping_tiff(), ".tiff", {READ, "EMPTY", "IMAGE_BROKEN"}),
+        (picture_files.long_comment_png(64), ".png", {"EMPTY", "IMAGE_BROKEN"}),
+        (b"GIF89a" + bytes(100), ".gif", {"IMAGE_BROKEN", "EMPTY"}),
+    ],
+    ids=["10^10 pixels", "10^8 pixels", "frames within themselves", "a bomb as a comment", "zeros"],
+)
+async def test_a_hostile_picture_ends_by_name(
+    locked: LockedExtractor, data: bytes, suffix: str, ends: set[str]
+) -> None:
+    assert await end(locked, data, f"hostile{suffix}") in ends
+
+
+@pytest.mark.long
+async def test_a_long_text_in_an_old_charset_is_read_within_the_caps(locked: LockedExtractor) -> None:
+    line = "Ключи передаются лично и никогда по почте. Охранник звонит перед вызовом лифта.\n".encode("koi8-r")
+    assert await end(locked, line * ((16 << 20) // len(line)), "long.log") == READ
+
+
+@pytest.mark.long
+async def test_a_whole_page_of_an_a4_scan_is_recognised_in_the_lock(locked: LockedExtractor) -> None:
+    image = picture_files.drawn(
+        [f"Rule {number}: the porter rings the ward first." for number in range(40)], (2480, 3508)
+    )
+    read = await extract(locked, pdf_files.picture_pdf(image.tobytes(), *image.size), "scan.pdf")
+    assert read.pages[0].count("the porter rings the ward first") >= 39
+    assert "tesseract" in read.parser

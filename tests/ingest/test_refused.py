@@ -1,0 +1,130 @@
+"""Refused files: kept within a bound, released, purged."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import DocumentRefused, InvalidArgument, NotFound, QueueFull, SecondPerson
+from appliance.types import Extracted, FileState, IngestionState
+from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, Bench, PlainExtractor, ends
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def test_refusals_of_all_ingestions_are_listed_newest_first(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__txt="no text", c__txt="One.")
+    await bench.run()
+    bench.stick.files = {"d.exe": b"MZ"}
+    await bench.run()
+    assert [one.path for one in bench.ingest.quarantined("clinic")] == ["d.exe", "b.txt", "a.txt"]
+    await bench.power_cut()
+    assert [one.path for one in bench.ingest.quarantined("clinic")] == ["d.exe", "b.txt", "a.txt"]
+
+
+async def test_a_file_that_is_released_is_read_anew_from_the_box_and_where_it_came_from_stays(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__txt="no text")
+    first, files = await bench.run()
+    bench.extractor = _Mended()
+    await bench.power_cut()
+    bench.stick.goes_after = 0
+    released = await bench.ingest.release(OPERATOR, [files["a.txt"].id])
+    done = await bench.wait(released)
+    assert (done.state, ends(bench.files(done))) == (IngestionState.SUCCEEDED, {"a.txt": "committed"})
+    assert (done.provenance, done.readers) == (first.provenance, EVERYBODY)
+    [document] = bench.library.documents("handbook", EVERYBODY)
+    assert document.source == "usb://4C530001/ABCD-1234/a.txt"
+    assert [one.released for one in bench.files(first).values()] == [True, False]
+
+
+class _Mended(PlainExtractor):
+    async def extract(self, fd: int, name: str) -> Extracted:
+        return Extracted("text/plain", "plain 2", ("mended",))
+
+
+async def test_a_file_that_was_for_others_is_released_for_these(bench: Bench) -> None:
+    bench.write(a__txt="Pay.")
+    await bench.run()
+    bench.write(a__txt="Pay, and more.")
+    _, files = await bench.run(readers=frozenset({"role:admin"}))
+    assert ends(files) == {"a.txt": "quarantined READERS_DIFFER"}
+    done = await bench.wait(await bench.ingest.release(OPERATOR, [files["a.txt"].id], EVERYBODY))
+    assert ends(bench.files(done)) == {"a.txt": "committed"}
+    assert bench.titles() == ["a.txt"]
+
+
+async def test_what_cannot_be_released_is_named(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__exe="MZ", c__txt="One.")
+    _, files = await bench.run()
+    _, others = await bench.run()
+    for ids, error in (
+        ([files["b.exe"].id], InvalidArgument),
+        ([files["a.txt"].id, others["a.txt"].id], InvalidArgument),
+        ([], InvalidArgument),
+        ([files["c.txt"].id], NotFound),
+        (["none-1"], NotFound),
+        (["x"], NotFound),
+    ):
+        with pytest.raises(error):
+            await bench.ingest.release(OPERATOR, ids)
+    with pytest.raises(NotFound):
+        await bench.ingest.release(RIVAL, [files["a.txt"].id])
+    assert len(bench.ingest.list("clinic")) == 2
+
+
+async def test_a_release_needs_a_second_person_where_an_ingestion_does(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
+    with pytest.raises(SecondPerson):
+        await bench.ingest.release(OPERATOR, ["a-1"])
+
+
+async def test_purged_bytes_are_gone_and_what_became_of_the_file_stays_said(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__txt="no text ", c__exe="MZ")
+    bench.stick.files["b.txt"] = b"no text"
+    done, files = await bench.run()
+    assert len(bench.held()) == 2
+    assert await bench.ingest.purge(OPERATOR, [files["a.txt"].id]) == 1
+    assert len(bench.held()) == 1
+    assert "not kept" in bench.files(done)["a.txt"].detail
+    assert await bench.ingest.purge(RIVAL, all_=True) == 0
+    assert await bench.ingest.purge(OPERATOR, all_=True) == 1
+    assert await bench.ingest.purge(OPERATOR, all_=True) == 0
+    assert bench.held() == []
+    assert len(bench.ingest.quarantined("clinic")) == 3
+    for ids, every in (((), False), ((files["a.txt"].id,), True)):
+        with pytest.raises(InvalidArgument):
+            await bench.ingest.purge(OPERATOR, ids, all_=every)
+
+
+async def test_the_oldest_go_first_where_too_much_is_kept_and_it_is_said(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, _Refusing(), replace(LIMITS, quarantine_max_mib=1))
+    for tenant_caller in (OPERATOR, RIVAL):
+        bench.stick.files = {"a.txt": b"x" * (900 << 10)}
+        begun = await bench.start(caller=tenant_caller)
+        await bench.wait(begun, tenant_caller.tenant)
+    bench.stick.files = {"b.txt": b"y" * (900 << 10)}
+    await bench.run()
+    first, second = reversed(bench.ingest.quarantined("clinic"))
+    assert (first.path, second.path) == ("a.txt", "b.txt")
+    assert "not kept" in first.detail
+    assert "not kept" not in second.detail
+    assert len(bench.held()) == 2, "another tenant's stays"
+
+
+class _Refusing(PlainExtractor):
+    async def extract(self, fd: int, name: str) -> Extracted:
+        raise DocumentRefused("CRASHED", "Its parser crashed.")
+
+
+async def test_a_release_counts_as_an_ingestion_that_has_not_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(a__txt="no text")
+    _, files = await bench.run()
+    monkeypatch.setattr("appliance.ingest.service.MAX_OPEN", 0)
+    with pytest.raises(QueueFull):
+        await bench.ingest.release(OPERATOR, [files["a.txt"].id])
+    assert bench.ingest.list("clinic")[0].counts == {FileState.QUARANTINED: 1}

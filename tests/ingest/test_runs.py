@@ -1,0 +1,404 @@
+"""The life of an ingestion: preview, approval, stopping at any point, going on, ending."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import NotFound, QueueFull, SecondPerson, SourceGone, WrongState
+from appliance.ingest import runs
+from appliance.ingest.ledger import Plan
+from appliance.ingest.sources.found import Found
+from appliance.types import (
+    FileState,
+    Ingestion,
+    IngestionState,
+    JobState,
+    Source,
+    SourceState,
+    Watch,
+)
+from tests.ingest.bench import (
+    EVERYBODY,
+    LIMITS,
+    OPERATOR,
+    RIVAL,
+    SECOND,
+    STICK,
+    Bench,
+    Gate,
+    GatedExtractor,
+    MemoryStick,
+    PlainExtractor,
+    ends,
+    until,
+)
+
+WATCH = Watch("handbook", EVERYBODY, approve=True)
+
+
+async def take(bench: Bench, watch: Watch = WATCH, only: str = "") -> Ingestion:
+    """What a watcher hands on; when it has come to its end."""
+    found = [Found(name, len(text)) for name, text in sorted(bench.stick.files.items()) if only in name]
+    await bench.ingest.take("clinic", Source("usb", STICK, SourceState.READY, watch=watch), watch, found)
+    return await bench.wait(bench.ingest.list("clinic")[0])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+# --- preview ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_preview_says_what_will_become_of_each_file_and_takes_nothing(bench: Bench) -> None:
+    bench.write(a__txt="Known.")
+    await bench.run()
+    bench.write(b__txt="New.", c__txt="New.", d__exe="MZ")
+    bench.stick.files["e.txt"] = bytes((1 << 20) + 1)
+    waiting, files = await bench.run(approve=False)
+    assert waiting.state is IngestionState.WAITING
+    assert ends(files) == {
+        "a.txt": "duplicate",
+        "b.txt": "found",
+        "c.txt": "duplicate",
+        "d.exe": "quarantined UNKNOWN_TYPE",
+        "e.txt": "quarantined TOO_LARGE",
+    }
+    assert "b.txt" in files["c.txt"].detail
+    assert waiting.size_bytes == sum(map(len, bench.stick.files.values()))
+    assert (bench.titles(), bench.held(), bench.ingest.quarantined("clinic")) == (["a.txt"], [], ())
+
+
+async def test_what_a_preview_said_is_decided_anew_when_it_runs(bench: Bench) -> None:
+    bench.write(a__txt="Known.")
+    await bench.run()
+    waiting, _ = await bench.run(approve=False)
+    [known] = bench.library.documents("handbook", EVERYBODY)
+    bench.library.delete("handbook", known.id, EVERYBODY)
+    await bench.ingest.approve(OPERATOR, waiting.name)
+    assert ends(bench.files(await bench.wait(waiting))) == {"a.txt": "committed"}
+
+
+async def test_one_that_is_approved_from_the_start_reads_each_file_once(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__txt="Two.")
+    done, _ = await bench.run()
+    assert (done.approver, bench.stick.copied) == ("olga", ["a.txt", "b.txt"])
+
+
+async def test_one_that_is_approved_while_it_scans_goes_on_by_itself(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    begun = await bench.start(approve=False)
+    approved = await bench.ingest.approve(SECOND, begun.name)
+    assert (approved.state, approved.approver) == (IngestionState.SCANNING, "otto")
+    done = await bench.wait(begun)
+    assert (done.state, bench.titles()) == (IngestionState.SUCCEEDED, ["a.txt"])
+
+
+# --- who may, and when -----------------------------------------------------------------------------------------------
+
+
+async def test_where_a_second_person_must_approve_the_first_may_not(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
+    bench.write(a__txt="One.")
+    with pytest.raises(SecondPerson):
+        await bench.start(approve=True)
+    waiting, _ = await bench.run(approve=False)
+    with pytest.raises(SecondPerson):
+        await bench.ingest.approve(OPERATOR, waiting.name)
+    await bench.ingest.approve(SECOND, waiting.name)
+    done = await bench.wait(waiting)
+    assert (done.state, done.operator, done.approver) == (IngestionState.SUCCEEDED, "olga", "otto")
+
+
+async def test_a_bad_source_starts_nothing(bench: Bench) -> None:
+    with pytest.raises(NotFound):
+        await bench.start(source="sources/none")
+    bench.stick.goes_after = 0
+    with pytest.raises(SourceGone):
+        await bench.start()
+    assert (bench.jobs.list(), bench.ingest.list("clinic"), bench.library.collections()) == ((), (), ())
+
+
+async def test_another_tenants_ingestion_is_not_there(bench: Bench) -> None:
+    bench.write(a__exe="MZ")
+    done, files = await bench.run()
+    with pytest.raises(NotFound):
+        bench.ingest.get("rival", done.name)
+    with pytest.raises(NotFound):
+        bench.ingest.files("rival", done.name)
+    for call in (bench.ingest.approve, bench.ingest.resume, bench.ingest.cancel):
+        with pytest.raises(NotFound):
+            await call(RIVAL, done.name)
+    with pytest.raises(NotFound):
+        await bench.ingest.release(RIVAL, [files["a.exe"].id])
+    assert bench.ingest.quarantined("rival") == ()
+
+
+async def test_one_that_has_ended_is_neither_approved_nor_resumed_nor_cancelled(bench: Bench) -> None:
+    done, _ = await bench.run()
+    for call in (bench.ingest.approve, bench.ingest.resume, bench.ingest.cancel):
+        with pytest.raises(WrongState):
+            await call(OPERATOR, done.name)
+
+
+async def test_too_many_that_have_not_ended_are_refused_and_another_tenants_do_not_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.ingest.service.MAX_OPEN", 2)
+    for _ in range(2):
+        await bench.run(approve=False)
+    with pytest.raises(QueueFull):
+        await bench.start()
+    begun = await bench.start(caller=RIVAL)
+    assert (await bench.wait(begun, "rival")).state is IngestionState.SUCCEEDED
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("approve", [True, False])
+async def test_a_stick_pulled_at_any_call_interrupts_it_and_it_goes_on_once_that_is_back(
+    bench: Bench, calls: int, approve: bool
+) -> None:
+    bench.write(a__txt="One.", b__txt="Two.", c__txt="no text", d__zip="e.txt=Three.")
+    bench.stick.goes_after = calls + 1
+    begun = await bench.start(approve)
+    stopped = await bench.wait(begun)
+    if stopped.state is IngestionState.INTERRUPTED:
+        assert "pulled" in stopped.problem
+        bench.stick.goes_after = 0
+        if any(one.state is not FileState.HELD for one in bench.files(stopped).values() if not one.time):
+            with pytest.raises(SourceGone):
+                await bench.ingest.resume(OPERATOR, begun.name)
+        bench.stick.goes_after = 1 << 30
+        stopped = await bench.wait(await bench.ingest.resume(OPERATOR, begun.name))
+    bench.stick.goes_after = 1 << 30
+    if not approve:
+        assert stopped.state is IngestionState.WAITING
+        await bench.ingest.approve(OPERATOR, begun.name)
+        stopped = await bench.wait(begun)
+    assert stopped.state is IngestionState.SUCCEEDED
+    assert ends(bench.files(stopped)) == {
+        "a.txt": "committed",
+        "b.txt": "committed",
+        "c.txt": "quarantined EMPTY",
+        "d.zip": "unpacked",
+        "d.zip/e.txt": "committed",
+    }
+    assert sorted(bench.titles()) == ["a.txt", "b.txt", "d.zip/e.txt"]
+
+
+async def test_what_was_copied_before_the_stick_was_pulled_is_committed_without_it(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__txt="Two.", c__txt="Three.")
+    bench.stick.goes_after = 4  # two lists, two copies
+    begun = await bench.start()
+    stopped = await bench.wait(begun)
+    assert stopped.state is IngestionState.INTERRUPTED
+    assert bench.titles() == ["a.txt", "b.txt"]
+    assert ends(bench.files(stopped)) == {"a.txt": "committed", "b.txt": "committed", "c.txt": "found"}
+
+
+async def test_a_stick_that_comes_back_goes_on_by_itself_where_it_was_approved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "TEND_SECONDS", 0.01)
+    bench.write(a__txt="One.")
+    bench.sources.sticks["sources/two"] = MemoryStick({"b.txt": b"Two."}, STICK)
+    bench.stick.goes_after = bench.sources.sticks["sources/two"].goes_after = 1
+    approved, not_approved = await bench.start(), await bench.start(approve=False, source="sources/two")
+    assert (await bench.wait(approved)).state is (await bench.wait(not_approved)).state is IngestionState.INTERRUPTED
+    tending = asyncio.create_task(bench.ingest.tend())
+    bench.stick.goes_after = bench.sources.sticks["sources/two"].goes_after = 1 << 30
+    await until(lambda: bench.ingest.get("clinic", approved.id).state is IngestionState.SUCCEEDED)
+    assert bench.ingest.get("clinic", not_approved.id).state is IngestionState.INTERRUPTED
+    tending.cancel()
+
+
+async def test_another_stick_in_the_same_place_is_not_gone_on_with(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    bench.stick.goes_after = 1
+    begun = await bench.start()
+    await bench.wait(begun)
+    bench.stick.goes_after, bench.stick.provenance = 1 << 30, replace(STICK, volume="FFFF-0000")
+    with pytest.raises(SourceGone, match="Another stick"):
+        await bench.ingest.resume(OPERATOR, begun.name)
+    assert bench.ingest.get("clinic", begun.id).state is IngestionState.INTERRUPTED
+
+
+# --- restart ---------------------------------------------------------------------------------------------------------
+
+
+async def test_all_that_is_known_of_an_ingestion_is_known_after_a_restart(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__exe="MZ", c__zip="d.txt=Two.")
+    done, files = await bench.run()
+    waiting, previewed = await bench.run(approve=False)
+    await bench.power_cut()
+    assert bench.ingest.list("clinic") == (
+        replace(waiting, job=bench.ingest.get("clinic", waiting.id).job),
+        replace(done, job=bench.ingest.get("clinic", done.id).job),
+    )
+    assert bench.files(done) == files
+    assert bench.files(waiting) == previewed
+    assert [one.path for one in bench.ingest.quarantined("clinic")] == ["b.exe"]
+
+
+async def test_one_that_was_worked_on_goes_on_after_a_restart_without_the_stick_where_all_is_held(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, GatedExtractor())
+    bench.write(a__txt="One.", b__txt="Two.")
+    begun = await bench.start()
+    await until(lambda: len(bench.held()) == 2)
+    await until(lambda: all(one.state is FileState.HELD for one in bench.files(begun).values()))
+    bench.extractor = PlainExtractor()
+    bench.stick.goes_after = 0
+    await bench.power_cut()
+    done = await bench.wait(begun)
+    assert (done.state, bench.titles(), bench.held()) == (IngestionState.SUCCEEDED, ["a.txt", "b.txt"], [])
+
+
+async def test_a_copy_that_no_ledger_knows_is_destroyed_at_the_start(bench: Bench) -> None:
+    bench.write(a__txt="no text")
+    done, _ = await bench.run()
+    [kept] = bench.held()
+    (kept.parent / "77").write_bytes(kept.read_bytes())
+    (kept.parents[2] / "0123456789abcdef").mkdir()
+    await bench.power_cut()
+    assert bench.held() == [kept]
+    assert [path.name for path in kept.parents[2].iterdir() if path.is_dir()] == [done.id]
+
+
+async def test_a_daemon_that_ends_cancels_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, GatedExtractor())
+    bench.write(a__txt="One.")
+    begun = await bench.start()
+    await until(lambda: bool(bench.held()))
+    bench.ingest.stop()
+    await bench.jobs.stop()
+    assert bench.ingest.get("clinic", begun.id).state is IngestionState.RUNNING
+    assert bench.held()
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_leaves_what_is_committed_and_destroys_the_copies_of_the_rest(bench: Bench) -> None:
+    bench.write(**{f"n{number}__txt": f"Text {number}." for number in range(8)})
+    gate = Gate()
+    bench.library.after_add = gate
+    begun = await bench.start()
+    assert await asyncio.to_thread(gate.reached.wait, 30)
+    cancelling = asyncio.create_task(bench.ingest.cancel(OPERATOR, begun.name))
+    await asyncio.sleep(0)
+    gate.open()
+    cancelled = await cancelling
+    assert cancelled.state is IngestionState.CANCELLED
+    files = bench.files(cancelled)
+    committed = [path for path, one in files.items() if one.state is FileState.COMMITTED]
+    assert committed == bench.titles() != []
+    assert {one.state for path, one in files.items() if path not in committed} <= {FileState.LEFT}
+    assert bench.held() == []
+    assert (await bench.ingest.cancel(OPERATOR, begun.name)).state is IngestionState.CANCELLED
+
+
+async def test_cancelling_the_job_cancels_the_ingestion(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, GatedExtractor())
+    bench.write(a__txt="One.")
+    begun = await bench.start()
+    await until(lambda: bool(bench.held()))
+    bench.jobs.cancel(begun.job.removeprefix("jobs/"))
+    cancelled = await bench.wait(begun)
+    assert bench.jobs.get(begun.job.removeprefix("jobs/")).state is JobState.CANCELLED
+    assert (cancelled.state, bench.held(), bench.titles()) == (IngestionState.CANCELLED, [], [])
+
+
+async def test_one_that_waits_is_cancelled_too(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    waiting, _ = await bench.run(approve=False)
+    cancelled = await bench.ingest.cancel(OPERATOR, waiting.name)
+    assert (cancelled.state, ends(bench.files(cancelled))) == (IngestionState.CANCELLED, {"a.txt": "left"})
+    assert cancelled.end_time
+
+
+# --- watches ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_does_not_bring_back_what_was_deleted_and_an_operator_does(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__txt="Two.")
+    done = await take(bench)
+    assert (done.operator, done.approver, bench.titles()) == ("policy", "policy", ["a.txt", "b.txt"])
+    [first, _] = bench.library.documents("handbook", EVERYBODY)
+    bench.library.delete("handbook", first.id, EVERYBODY)
+    again = await take(bench)
+    assert ends(bench.files(again)) == {"a.txt": "duplicate DELETED_BEFORE", "b.txt": "duplicate"}
+    _, files = await bench.run()
+    assert ends(files)["a.txt"] == "committed"
+
+
+async def test_a_watch_takes_a_file_that_is_put_back_to_what_it_was(bench: Bench) -> None:
+    for text in ("One.", "Two.", "One."):
+        bench.write(a__txt=text)
+        done = await take(bench)
+        assert ends(bench.files(done)) == {"a.txt": "committed"}
+
+
+async def test_what_was_deleted_is_remembered_after_the_ingestion_is_forgotten(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingestions_kept=1))
+    bench.write(a__txt="One.")
+    first, _ = await bench.run()
+    [stored] = bench.library.documents("handbook", EVERYBODY)
+    bench.library.delete("handbook", stored.id, EVERYBODY)
+    for _ in range(2):
+        done = await take(bench)
+    with pytest.raises(NotFound):
+        bench.ingest.get("clinic", first.id)
+    assert ends(bench.files(done)) == {"a.txt": "duplicate DELETED_BEFORE"}
+
+
+async def test_a_watch_without_approval_waits_for_an_operator(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    waiting = await take(bench, Watch("handbook", EVERYBODY))
+    assert (waiting.state, waiting.approver) == (IngestionState.WAITING, "")
+
+
+async def test_a_watch_takes_the_files_that_are_whole_and_no_others(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__txt="Two.")
+    done = await take(bench, only="a.txt")
+    assert ends(bench.files(done)) == {"a.txt": "committed"}
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tenants_flood_pushes_out_its_own_oldest_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingestions_kept=2))
+    theirs = await bench.start(caller=RIVAL)
+    await bench.wait(theirs, "rival")
+    bench.write(a__txt="no text")
+    mine = [(await bench.run())[0] for _ in range(4)]
+    assert [one.id for one in bench.ingest.list("clinic")] == [mine[3].id, mine[2].id]
+    assert [one.id for one in bench.ingest.list("rival")] == [theirs.id]
+    assert len(bench.held()) == 2
+    await bench.power_cut()
+    assert len(bench.ingest.list("clinic")) == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "approver", "state", "to_come"),
+    [
+        (Plan("s"), "", IngestionState.INTERRUPTED, IngestionState.SCANNING),
+        (Plan("s"), "olga", IngestionState.INTERRUPTED, IngestionState.SCANNING),
+        (Plan("s", listed=True), "", IngestionState.FAILED, IngestionState.SCANNING),
+        (Plan("s", listed=True), "", IngestionState.WAITING, IngestionState.WAITING),
+        (Plan("s", listed=True), "olga", IngestionState.FAILED, IngestionState.RUNNING),
+    ],
+)
+async def test_what_comes_next_follows_from_what_is_done(
+    bench: Bench, plan: Plan, approver: str, state: IngestionState, to_come: IngestionState
+) -> None:
+    now, _ = await bench.run()
+    assert runs.next_state(replace(now, state=state, approver=approver), plan) is to_come

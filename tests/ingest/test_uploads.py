@@ -1,0 +1,138 @@
+"""A file that comes in pieces: durable as it comes, gone on with where it broke off, nobody else's."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import InvalidArgument, NotFound, QueueFull, RequestTooLarge
+from appliance.ingest import uploads
+from appliance.types import FileState, IngestionState, SourceKind
+from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, ends
+
+TEXT = b"Badges expire after 90 days."
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+async def begin(bench: Bench, path: str = "rules.txt") -> str:
+    return await bench.ingest.begin_upload(OPERATOR, path, "handbook", EVERYBODY)
+
+
+async def test_a_file_comes_in_pieces_and_is_taken(bench: Bench) -> None:
+    upload = await begin(bench)
+    assert await bench.ingest.append(OPERATOR, upload, 0, TEXT[:10]) == 10
+    assert await bench.ingest.append(OPERATOR, upload, 10, TEXT[10:]) == len(TEXT)
+    done = await bench.wait(await bench.ingest.finish(OPERATOR, upload, sha256(TEXT).upper()))
+    assert (done.state, done.operator, done.approver) == (IngestionState.SUCCEEDED, "olga", "olga")
+    assert (done.provenance.kind, done.size_bytes) == (SourceKind.UPLOAD, len(TEXT))
+    [document] = bench.library.documents("handbook", EVERYBODY)
+    assert (document.title, document.source) == ("rules.txt", "upload://olga/rules.txt")
+    assert document.sha256 == sha256(TEXT)
+    with pytest.raises(NotFound):
+        bench.ingest.upload_size(OPERATOR, upload)
+    assert (bench.held(), TEXT in bench.bytes_on_disk()) == ([], False)
+
+
+async def test_an_upload_goes_on_where_it_broke_off_also_after_a_restart(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, TEXT[:10])
+    await bench.power_cut()
+    assert bench.ingest.upload_size(OPERATOR, upload) == 10
+    assert await bench.ingest.append(OPERATOR, upload, 4, TEXT[4:20]) == 20, "what is there is passed over"
+    assert await bench.ingest.append(OPERATOR, upload, 0, TEXT[:5]) == 20
+    assert await bench.ingest.append(OPERATOR, upload, 20, TEXT[20:]) == len(TEXT)
+    done = await bench.wait(await bench.ingest.finish(OPERATOR, upload, sha256(TEXT)))
+    assert ends(bench.files(done)) == {"rules.txt": "committed"}
+
+
+async def test_no_byte_of_an_upload_is_on_the_disk_in_the_clear(bench: Bench) -> None:
+    upload = await begin(bench, "secret-name.txt")
+    await bench.ingest.append(OPERATOR, upload, 0, TEXT)
+    assert TEXT not in bench.bytes_on_disk()
+    assert b"secret-name" not in bench.bytes_on_disk()
+
+
+async def test_a_gap_is_refused_and_named(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, b"abc")
+    for offset in (4, -1):
+        with pytest.raises(InvalidArgument, match=r"offset: .* 3"):
+            await bench.ingest.append(OPERATOR, upload, offset, b"d")
+    assert bench.ingest.upload_size(OPERATOR, upload) == 3
+
+
+async def test_what_is_too_large_is_refused_before_it_is_written(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, bytes(1 << 20))
+    with pytest.raises(RequestTooLarge, match="document_max_mib"):
+        await bench.ingest.append(OPERATOR, upload, 1 << 20, b"x")
+    assert bench.ingest.upload_size(OPERATOR, upload) == 1 << 20
+
+
+async def test_another_file_than_was_promised_is_dropped(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, TEXT)
+    with pytest.raises(InvalidArgument, match="sha256"):
+        await bench.ingest.finish(OPERATOR, upload, sha256(b"other"))
+    with pytest.raises(NotFound):
+        bench.ingest.upload_size(OPERATOR, upload)
+    assert bench.ingest.list("clinic") == ()
+
+
+@pytest.mark.parametrize("other", [SECOND, RIVAL])
+async def test_somebody_elses_upload_is_not_there(bench: Bench, other: object) -> None:
+    upload = await begin(bench)
+    caller = SECOND if other is SECOND else RIVAL
+    for name in (upload, "0" * 32, "../" + upload, "/etc/passwd", ""):
+        with pytest.raises(NotFound):
+            bench.ingest.upload_size(caller, name)
+    with pytest.raises(NotFound):
+        await bench.ingest.append(caller, upload, 0, b"x")
+    with pytest.raises(NotFound):
+        await bench.ingest.finish(caller, upload, sha256(b""))
+    assert bench.ingest.upload_size(OPERATOR, upload) == 0
+
+
+async def test_uploads_that_nobody_goes_on_with_make_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_OPEN", 2)
+    old, _ = await begin(bench), await begin(bench)
+    with pytest.raises(QueueFull):
+        await begin(bench)
+    [path] = (bench.config.data_dir / "ingest").glob(f"clinic/uploads/{old}")
+    os.utime(path, (0, 0))
+    await begin(bench)
+    with pytest.raises(NotFound):
+        bench.ingest.upload_size(OPERATOR, old)
+
+
+async def test_where_a_second_person_must_approve_an_upload_waits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, TEXT)
+    waiting = await bench.ingest.finish(OPERATOR, upload, sha256(TEXT))
+    assert (waiting.state, bench.titles()) == (IngestionState.WAITING, [])
+    await bench.ingest.approve(SECOND, waiting.name)
+    assert (await bench.wait(waiting)).counts == {FileState.COMMITTED: 1}
+
+
+@pytest.mark.parametrize("path", ["", "/", "//"])
+async def test_an_upload_must_have_a_name(bench: Bench, path: str) -> None:
+    with pytest.raises(InvalidArgument, match="path"):
+        await begin(bench, path)
+
+
+async def test_a_file_of_an_unknown_type_is_refused_and_said(bench: Bench) -> None:
+    upload = await begin(bench, "a/b/\u202etool.exe")
+    await bench.ingest.append(OPERATOR, upload, 0, b"MZ")
+    done = await bench.wait(await bench.ingest.finish(OPERATOR, upload, sha256(b"MZ")))
+    assert ends(bench.files(done)) == {"a/b/\\u202etool.exe": "quarantined UNKNOWN_TYPE"}
