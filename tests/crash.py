@@ -10,12 +10,14 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,10 @@ COLLECTION = "crash"
 GROUPS = frozenset({EVERYONE})
 SEAL_PASSAGES = 40
 BATCH = 5
+KILLS_A_STORE = 25
+"""Then a new one, so that what a kill costs to check stays the same."""
+
+BEGUN = "begun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,11 @@ class Stored:
 class Workload(Protocol):
     """Writes until it is killed, and can say afterwards what the store holds.
 
-    A document is known by a number; `pages_of(number)` is its text. The process prints a line as it acknowledges:
-    `added NUMBER` or `deleted NUMBER`, and `deleting NUMBER` before it asks for a deletion, which a kill may or may not
-    let through; `sharing NUMBER READERS` and `shared NUMBER READERS` likewise, of `named`. Documents are written in the
-    order of their numbers; `ahead` is how many may be stored and not yet acknowledged. A kill takes the process's whole
-    group.
+    It may print BEGUN before anything else: from then on it may be killed. A document is known by a number, and
+    `pages_of(number)` is its text. The process prints a line as it acknowledges: `added NUMBER` or `deleted NUMBER`, and
+    `deleting NUMBER` before it asks for a deletion, which a kill may or may not let through; `sharing NUMBER READERS`
+    and `shared NUMBER READERS` likewise, of `named`. Documents are written in the order of their numbers; `ahead` is how
+    many may be stored and not yet acknowledged. A kill takes the process's whole group.
     """
 
     ahead: int
@@ -205,6 +211,8 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
         sharing: dict[int, str] = {}
         begun = next_number  # the first whose acknowledgement the kill may have swallowed
         for line in lines:
+            if line == BEGUN:
+                continue
             what, number, *readers = line.split(" ")
             if readers:
                 {"sharing": sharing, "shared": shared}[what][int(number)] = readers[0]
@@ -222,7 +230,7 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
         shared = {number: named(one.readers) for number, one in stored.items()}
         surplus = stored.keys() - expected - set(range(begun, begun + workload.ahead))
         expected, next_number = set(stored), begun + workload.ahead
-        silent = [] if lines else ["the writer acknowledged nothing"]
+        silent = [] if lines else ["the writer said nothing"]
         problems = [
             ("missing", sorted(missing)),
             ("half", halves),
@@ -245,15 +253,30 @@ def _run_and_kill(process: "subprocess.Popen[str]", seconds: float) -> Sequence[
     return [line for line in text.split("\n")[:-1] if line]
 
 
-def report(workload: Workload, kills: int, seed: int) -> int:
-    """Print what is wrong, and last `N passed, M failed`; the exit code."""
+def report(workload: Workload, kills: int, seed: int, at_once: int) -> int:
+    """Print what is wrong, and last `N passed, M failed`; the exit code. at_once: stores."""
     print(f"seed {seed}", flush=True)
-    failed = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        for problem in check(workload, Path(scratch), kills, seed):
-            failed += bool(problem)
-            if problem:
+    done = failed = 0
+    firsts = range(0, kills, KILLS_A_STORE)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as pool:
+
+        def problems(first: int) -> list[str]:
+            store = Path(scratch) / str(first)
+            store.mkdir()
+            expected, found = min(KILLS_A_STORE, kills - first), []
+            try:
+                found += check(workload, store, expected, seed + first)
+            except Exception as error:  # the store does not open: none of its kills counts as passed
+                return [f"store {first}, seed {seed + first}: {type(error).__name__}: {error}"] * expected
+            shutil.rmtree(store)
+            return found
+
+        for found in pool.map(problems, firsts):
+            done += len(found)
+            failed += sum(map(bool, found))
+            for problem in filter(None, found):
                 print(problem, flush=True)
+            print(f"{done} kills, {failed} failed", file=sys.stderr, flush=True)
     print(f"{kills - failed} passed, {failed} failed")
     return 1 if failed else 0
 
@@ -261,6 +284,7 @@ def report(workload: Workload, kills: int, seed: int) -> int:
 def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="stores")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     parser.add_argument("--write", nargs=3, metavar=("DIRECTORY", "FIRST", "SEED"), help=argparse.SUPPRESS)
     return parser
@@ -270,7 +294,7 @@ def main() -> int:
     given = options(__doc__).parse_args()
     if given.write:
         write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
-    return report(LibraryWorkload(), given.kills, given.seed)
+    return report(LibraryWorkload(), given.kills, given.seed, given.at_once)
 
 
 if __name__ == "__main__":

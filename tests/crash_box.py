@@ -15,11 +15,11 @@ from pathlib import Path
 from appliance.client import Client
 from appliance.errors import Busy, NotFound
 from appliance.types import EVERYONE, Document, FileState, IngestionState
-from tests.crash import Stored, check_found, last_words, named, options, pages_of, report
+from tests.crash import BEGUN, Stored, check_found, last_words, named, options, pages_of, report
 from tests.daemon import running
 
 COLLECTION = "crash"
-FILES = 100
+FILES = 40
 SEAL_PASSAGES = 24
 OPTIONS = (f"--seal-passages={SEAL_PASSAGES}", "--log-level=warning", "--drain-seconds=0")
 DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -89,6 +89,7 @@ def write(directory: Path, first_number: int, seed: int) -> None:
         (stick / f"{number:08}.txt").write_text(text_of(number))
     with running(directory / "data", *OPTIONS, launcher=DIES_WITH_PARENT) as box, box.client() as client:
         ingestion = client.ingest(str(stick), COLLECTION)
+        print(BEGUN, flush=True)
         told = 0
         while not client.ingestion(ingestion.name).state.ended:
             files = list(client.files(ingestion.name))
@@ -132,7 +133,7 @@ def main() -> int:
     if given.write:
         write(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
         return 0
-    return report(BoxWorkload(), given.kills, given.seed)
+    return report(BoxWorkload(), given.kills, given.seed, given.at_once)
 
 
 if __name__ == "__main__":

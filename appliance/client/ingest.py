@@ -92,12 +92,12 @@ class IngestCalls(Calls):
     def resume_ingestion(self, ingestion: str) -> types.Ingestion:
         """Go on with one that was interrupted or failed."""
         request = ingest_pb2.ResumeIngestionRequest(name=named("ingestions", ingestion))
-        return convert.ingestion(self._call(self._ingest.ResumeIngestion, request).ingestion)
+        return convert.ingestion(self._call(self._ingest.ResumeIngestion, request, WORK_SECONDS).ingestion)
 
     def cancel_ingestion(self, ingestion: str) -> types.Ingestion:
-        """End it; what was committed stays."""
+        """End it; what was committed stays. Returns when the files that are being written are."""
         request = ingest_pb2.CancelIngestionRequest(name=named("ingestions", ingestion))
-        return convert.ingestion(self._call(self._ingest.CancelIngestion, request).ingestion)
+        return convert.ingestion(self._call(self._ingest.CancelIngestion, request, WORK_SECONDS).ingestion)
 
     def files(self, ingestion: str, states: Sequence[types.FileState] = ()) -> Iterator[types.FileOutcome]:
         """How each file stands; states: of these only."""
@@ -155,7 +155,7 @@ class IngestCalls(Calls):
     def release_files(self, files: Sequence[str], readers: Sequence[str] = ()) -> types.Ingestion:
         """Send refused files of one ingestion (by id) on their way again, as a new one; no `readers`: as before."""
         request = ingest_pb2.ReleaseFilesRequest(ids=files, readers=readers)
-        return convert.ingestion(self._call(self._ingest.ReleaseFiles, request).ingestion)
+        return convert.ingestion(self._call(self._ingest.ReleaseFiles, request, WORK_SECONDS).ingestion)
 
     def purge_files(self, files: Sequence[str] = (), *, all_: bool = False) -> int:
         """Destroy the kept bytes of refused files (by id), or of all of them; how many."""

@@ -199,7 +199,9 @@ class _Tallies:
 
 def family_order(pending: Iterable[Item], items: Iterable[Item] = ()) -> list[Item]:
     """A container's members right after it, though their numbers are later. items: all there are, if more."""
-    files = list(pending)
+    files = sorted(pending, key=lambda item: item.number)
+    if all(item.container < 0 for item in files):
+        return files
     by_number = {item.number: item for item in (*items, *files)}
 
     def place(item: Item) -> tuple[int, ...]:

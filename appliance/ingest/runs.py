@@ -9,6 +9,7 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from typing import Protocol
 
 import structlog
@@ -25,7 +26,7 @@ from appliance.ingest.work import Tools, Work, to_its_end
 from appliance.ports import Jobs, Libraries, Progress
 from appliance.types import FileState, Ingestion, IngestionState
 
-TEND_SECONDS = 3.0
+TEND_SECONDS, LONGEST_PAUSE_SECONDS = 3.0, 600.0
 log = structlog.get_logger()
 
 
@@ -70,14 +71,21 @@ class Runs:
                 self.begin(ledger)
 
     async def tend(self) -> None:
-        """Until cancelled: go on with what was approved and then interrupted, once its source is back."""
+        """Until cancelled: go on with what was approved and then interrupted, once its source is back. From one that is
+        interrupted again and again this keeps off for longer each time."""
+        tries: dict[str, tuple[float, float]] = {}  # by ingestion, when it may be tried next, and the pause after that
         while True:
             await asyncio.sleep(TEND_SECONDS)
             for ledger in self._ledgers.all():
                 now = ledger.ingestion
-                if now.state is IngestionState.INTERRUPTED and now.approver and now.id not in self._working:
+                if now.state is not IngestionState.INTERRUPTED or not now.approver or now.id in self._working:
+                    continue
+                due_seconds, pause_seconds = tries.get(now.id, (0.0, TEND_SECONDS))
+                if monotonic() >= due_seconds:
                     with suppress(ApplianceError):
                         await self.resume(ledger)
+                        tries[now.id] = (monotonic() + pause_seconds, min(2 * pause_seconds, LONGEST_PAUSE_SECONDS))
+            tries = {key: value for key, value in tries.items() if value[0] + LONGEST_PAUSE_SECONDS > monotonic()}
 
     def stop(self) -> None:
         """The daemon ends: jobs that are cancelled from now on stop where they are, and the next start goes on."""
@@ -94,6 +102,8 @@ class Runs:
                 await self._work(ledger, source, progress)
             finally:
                 self._working.pop(now.id, None)
+            if ledger.ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
+                self.begin(ledger)  # it was approved in the moment in which this began to wait for that
 
         job = self._jobs.start("ingest", f"collections/{now.collection}", "files", work, now.tenant)
         self._working[now.id] = job.id

@@ -234,16 +234,16 @@ class Ingest:
     async def release(
         self, caller: Principal, ids: Collection[str], readers: frozenset[str] | None = None
     ) -> Ingestion:
-        """Send refused files on their way again, as a new ingestion that the caller approves: after a parser was
-        mended, or for other readers (None: as before). They must be of one ingestion, and their bytes still kept.
+        """Send refused files on their way again, as a new ingestion: after a parser was mended, or for other readers
+        (None: as before). The caller approves it, unless a second person must (then it waits). They must be of one
+        ingestion, and their bytes still kept.
 
-        Raises NotFound (of a file), InvalidArgument (`ids`), SecondPerson, QueueFull, DiskFull, StoreDamaged.
+        Raises NotFound (of a file), InvalidArgument (`ids`), QueueFull, DiskFull, StoreDamaged.
         """
-        self._require_second(caller.user, caller.user)
         self._require_room(caller.tenant)
         ledger = await to_its_end(asyncio.to_thread(self._release, caller, ids, readers))
         log.info("ingest.released", ingestion=ledger.ingestion.id, files=sorted(ids), operator=str(caller))
-        return self._runs.begin(ledger)
+        return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
 
     async def purge(self, caller: Principal, ids: Collection[str] = (), *, all_: bool = False) -> int:
         """Destroy the kept bytes of refused files, by id or of all; how many had any. What became of them stays said.
@@ -315,6 +315,10 @@ class Ingest:
         if self._config.ingest_approval == "second" and operator == approver:
             raise SecondPerson("Who starts an ingestion may not approve it too.")
 
+    def _own_approval(self, caller: Principal) -> str:
+        """Who approves what needs no preview."""
+        return "" if self._config.ingest_approval == "second" else caller.user
+
     def _require_room(self, tenant: str) -> None:
         if sum(not ledger.ingestion.state.ended for ledger in self._ledgers.of(tenant)) >= MAX_OPEN:
             raise QueueFull(f"{MAX_OPEN} ingestions have not ended; approve, resume or cancel some.", 60.0)
@@ -340,21 +344,21 @@ class Ingest:
         for one in files:
             if one.item.number not in held:
                 raise InvalidArgument.of("ids", f"{one.item.outcome.id} is not kept: bring the file again.")
-        made = _ingestion(
-            caller.tenant, caller.user, caller.user, old.collection, readers or old.readers, old.provenance
-        )
+        approver = self._own_approval(caller)
+        wanted = readers or old.readers
+        made = _ingestion(caller.tenant, caller.user, approver, old.collection, wanted, old.provenance)
         ledger = self._create(made, Plan("", groups=caller.groups, administers=caller.role is Role.ADMIN))
         items = []
         for number, one in enumerate(files):
             memfd = self._quarantine.open(caller.tenant, old.id, one.item.number)
             items.append(self._hold(ledger, number, one.item.outcome.path, one.item.outcome.sha256, memfd))
-        ledger.write(items, listed=True)
+        ledger.write(items, listed=True, state=_first_state(ledger))
         files[0].ledger.write(one.item.changed(released=True) for one in files)
         return ledger
 
     def _finish(self, caller: Principal, upload: str, sha256: str) -> Ledger:
         wanted, memfd = self._uploads.whole(caller, upload, sha256)
-        approver = "" if self._config.ingest_approval == "second" else caller.user
+        approver = self._own_approval(caller)
         origin = Provenance(SourceKind.UPLOAD, caller.user)
         made = _ingestion(caller.tenant, caller.user, approver, wanted.collection, wanted.readers, origin)
         try:
@@ -363,7 +367,7 @@ class Ingest:
             os.close(memfd)
             raise
         item = self._hold(ledger, 0, wanted.path, sha256.lower(), memfd)
-        ledger.write([item], listed=True, state=IngestionState.RUNNING if approver else IngestionState.WAITING)
+        ledger.write([item], listed=True, state=_first_state(ledger))
         self._uploads.drop(caller.tenant, upload)
         return ledger
 
@@ -378,6 +382,11 @@ class Ingest:
         finally:
             os.close(memfd)
         return item.changed(state=FileState.HELD, sha256=sha256, reason="", detail="", remedy="")
+
+
+def _first_state(ledger: Ledger) -> IngestionState:
+    """Of one whose files are all held."""
+    return IngestionState.RUNNING if ledger.ingestion.approver else IngestionState.WAITING
 
 
 def _ingestion(

@@ -70,10 +70,14 @@ class Uploads:
     def __init__(self, box: Box, breaks_after: int | None = None) -> None:
         self.kept, self.sizes, self._breaks_after = bytearray(), list[int](), breaks_after
         box.answers |= {
-            "CreateUpload": lambda request, context: pb.CreateUploadResponse(upload="uploads/5e"),
+            "CreateUpload": self.create,
             "GetUpload": lambda request, context: pb.GetUploadResponse(size_bytes=len(self.kept)),
             "UploadFile": self.take,
         }
+
+    def create(self, request: pb.CreateUploadRequest, context: Any) -> pb.CreateUploadResponse:
+        self.kept.clear()
+        return pb.CreateUploadResponse(upload="uploads/5e")
 
     def take(self, pieces: Iterator[pb.UploadFileRequest], context: Any) -> Any:
         breaks_after, self._breaks_after = self._breaks_after, None

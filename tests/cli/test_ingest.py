@@ -77,7 +77,7 @@ def test_a_previewed_ingestion_is_approved_and_ends_with_the_files_that_failed(b
     script(box, RUNNING, WAITING, ENDED)
     result = cli("ingest", "start", "7f")
     assert result.exit_code == 0
-    assert "Succeeded: 4 files of stick RECORDS (serial 4C53)." in result.stdout
+    assert "Succeeded: 4 files of stick RECORDS (serial 4C53) for the collection handbook." in result.stdout
     assert [line.split() for line in result.stdout.splitlines()[1:4]] == [
         ["committed", "2"],
         ["duplicate", "1"],
@@ -148,6 +148,17 @@ def test_without_waiting_the_way_back_is_named(box: Box, cli: Cli) -> None:
     script(box, RUNNING)
     assert "appliance ingest watch 7f" in cli("ingest", "start", "/stick", "--yes", "--no-wait").stdout
     assert set(methods(box)) == {"StartIngestion"}
+
+
+def test_readers_are_said_before_the_preview_and_not_after_it(box: Box, cli: Cli) -> None:
+    script(box, RUNNING, WAITING)
+    assert cli("ingest", "start", "7f", "--reader", "role:admin").exit_code == 2
+    assert "ApproveIngestion" not in methods(box)
+
+
+def test_one_that_waits_says_how_it_is_approved(box: Box, cli: Cli) -> None:
+    script(box, RUNNING, WAITING)
+    assert "waits until somebody approves it: appliance ingest start 7f" in cli("ingest", "watch", "7f").stdout
 
 
 def test_what_another_person_must_approve_says_so(box: Box, cli: Cli) -> None:

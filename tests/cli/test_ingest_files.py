@@ -87,6 +87,15 @@ def test_a_file_is_sent_in_pieces_with_its_hash_and_taken_in(box: Box, cli: Cli,
     assert (created.path, created.collection) == ("long.pdf", "collections/handbook")
 
 
+def test_several_uploads_are_one_document_of_json(box: Box, cli: Cli, tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("One.")
+    script(box, ENDED)
+    Uploads(box)
+    result = cli("ingest", "upload", str(tmp_path / "a.md"), str(tmp_path / "b.md"), "--json", "--no-wait")
+    assert [one["ingestion"]["id"] for one in json.loads(result.stdout)["uploads"]] == ["7f", "7f"]
+
+
 def test_an_upload_that_breaks_off_goes_on_where_the_box_has_it(box: Box, cli: Cli, tmp_path: Path) -> None:
     content = b"0123456789abcdef" * (40 << 10)
     (tmp_path / "long.pdf").write_bytes(content)

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.errors import DocumentRefused, InvalidArgument, NotFound, QueueFull, SecondPerson
 from appliance.types import Extracted, FileState, IngestionState
-from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, Bench, PlainExtractor, ends
+from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, PlainExtractor, ends
 
 
 @pytest.fixture
@@ -77,8 +77,16 @@ async def test_what_cannot_be_released_is_named(bench: Bench) -> None:
 
 async def test_a_release_needs_a_second_person_where_an_ingestion_does(tmp_path: Path) -> None:
     bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
+    bench.write(a__txt="no text")
+    first, _ = await bench.run(approve=False)
+    await bench.ingest.approve(SECOND, first.name)
+    refused = bench.files(await bench.wait(first))["a.txt"]
+    released = await bench.ingest.release(OPERATOR, [refused.id])
+    assert (released.state, released.job) == (IngestionState.WAITING, "")
     with pytest.raises(SecondPerson):
-        await bench.ingest.release(OPERATOR, ["a-1"])
+        await bench.ingest.approve(OPERATOR, released.name)
+    await bench.ingest.approve(SECOND, released.name)
+    assert ends(bench.files(await bench.wait(released))) == {"a.txt": "quarantined EMPTY"}
 
 
 async def test_purged_bytes_are_gone_and_what_became_of_the_file_stays_said(bench: Bench) -> None:

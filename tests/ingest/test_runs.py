@@ -402,3 +402,14 @@ async def test_what_comes_next_follows_from_what_is_done(
 ) -> None:
     now, _ = await bench.run()
     assert runs.next_state(replace(now, state=state, approver=approver), plan) is to_come
+
+
+async def test_one_that_is_approved_at_any_moment_of_its_preview_goes_on(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    for turns in range(0, 120, 3):
+        begun = await bench.start(approve=False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await bench.ingest.approve(SECOND, begun.name)
+        await until(lambda name=begun.name: bench.ingest.get("clinic", name).state.ended)  # type: ignore[misc]
+        assert bench.ingest.get("clinic", begun.name).state is IngestionState.SUCCEEDED

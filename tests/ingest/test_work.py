@@ -8,6 +8,7 @@ import pytest
 from appliance.errors import DiskFull, DocumentRefused, SandboxUnavailable, StoreDamaged
 from appliance.ingest.commit import MAX_DEPTH
 from appliance.ingest.judge import PIPELINE, STORED_FOR_OTHERS
+from appliance.ingest.refused import MAX_LISTED
 from appliance.ingest.work import BATCH_FILES, COPIES
 from appliance.types import (
     FileOutcome,
@@ -421,7 +422,7 @@ async def test_no_byte_of_a_file_and_no_name_is_on_the_disk_in_the_clear_at_any_
     assert [path.name for path in bench.held()] == ["3"], "only the refused one is kept"
 
 
-async def test_an_upload_of_many_files_keeps_the_copies_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_copies_run_ahead_of_the_parser_only_so_far(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.ingest.work.HELD_AHEAD_BYTES", 10)
     most: list[int] = []
     bench.library.before_add = lambda document: most.append(len(bench.held()))
@@ -429,3 +430,14 @@ async def test_an_upload_of_many_files_keeps_the_copies_bounded(bench: Bench, mo
     done, _ = await bench.run()
     assert done.counts[FileState.COMMITTED] == 40
     assert max(most) <= 12, "at most what is ahead, in a batch and being committed"
+
+
+@pytest.mark.long
+async def test_a_hundred_thousand_files_on_a_stick_leave_a_compact_ledger(bench: Bench) -> None:
+    count = 100_000
+    bench.stick.files = {f"folder/file {number:06}.exe": b"MZ" for number in range(count)}
+    done, _ = await bench.run()
+    assert done.counts == {FileState.QUARANTINED: count}
+    [ledger] = (bench.config.data_dir / "ingest").glob(f"clinic/{done.id}/log")
+    assert ledger.stat().st_size < 40 * count
+    assert len(bench.ingest.quarantined("clinic")) == MAX_LISTED

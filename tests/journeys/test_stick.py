@@ -310,7 +310,7 @@ def test_where_a_second_person_must_approve_the_first_one_cannot(tmp_path: Path)
 
 def test_a_file_from_another_machine_is_taken_in_with_its_sender(box: Daemon, tmp_path: Path) -> None:
     (tmp_path / "parking.md").write_text("The garage has forty places for visitors.")
-    sent = as_json(box, "ingest", "upload", str(tmp_path / "parking.md"), "-c", "uploads")
+    [sent] = as_json(box, "ingest", "upload", str(tmp_path / "parking.md"), "-c", "uploads")["uploads"]
     assert sent["ingestion"]["counts"] == {"committed": 1}
     [document] = as_json(box, "documents", "list", "-c", "uploads")["documents"]
     told = as_json(box, "documents", "why", "parking.md", "-c", "uploads")

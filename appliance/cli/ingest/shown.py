@@ -77,7 +77,8 @@ def show_summary(ingestion: Ingestion, failed: Sequence[FileOutcome], report_lin
     """Counts by outcome, and each file that failed with its reason."""
     total = sum(ingestion.counts.values())
     kept = "" if ingestion.state is IngestionState.SUCCEEDED else " What was committed is kept."
-    output.show(f"{ingestion.state.value.capitalize()}: {counted(total)} of {place(ingestion.provenance)}.{kept}")
+    what = f"{counted(total)} of {place(ingestion.provenance)} for the collection {ingestion.collection}"
+    output.show(f"{ingestion.state.value.capitalize()}: {what}.{kept}")
     states = [state for state in FileState if ingestion.counts.get(state, 0) or state in ALWAYS]
     output.show_fields((state.value, str(ingestion.counts.get(state, 0))) for state in states)
     if failed:

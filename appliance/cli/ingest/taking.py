@@ -11,7 +11,7 @@ from appliance.cli.session import CollectionOption, Session, Yes, command
 
 if TYPE_CHECKING:
     from appliance.client import Client
-    from appliance.types import Ingestion
+    from appliance.types import FileOutcome, Ingestion
 
 FilesHere = Annotated[
     list[Path],
@@ -55,6 +55,8 @@ def start(
     """
     with session.connect() as client:
         found = _ingestion(client, what)
+        if found is not None and reader:
+            raise typer.BadParameter("--reader is said when an ingestion is previewed")
         if found is not None:
             found = client.approve_ingestion(found.id)
         elif yes:
@@ -77,42 +79,58 @@ def upload(
     """Send files from this machine, and take them in. One that breaks off goes on where the box has it durably."""
     if resume and len(files) != 1:
         raise typer.BadParameter("--resume takes the one FILE that it was")
+    from appliance.cli import output
+
     with session.connect() as client:
+        ended = []
         for file in files:
             began = resume or client.create_upload(file.name, collection, reader)
-            finish(session, client, _send(session, client, file, began), no_wait)
+            ended.append(_ended(session, client, _send(session, client, file, began), no_wait))
+            if not session.json:
+                _show_end(session, *ended[-1])
+        if session.json:
+            uploads = [{"ingestion": ingestion, "failed": failed} for ingestion, failed in ended]
+            output.show_json({"uploads": uploads})
+        for ingestion, _ in ended:
+            raise_failure(client, ingestion)
 
 
 def finish(session: Session, client: "Client", ingestion: "Ingestion", no_wait: bool = False) -> None:
     """Follow an ingestion, show what became of it, then fail as it did."""
     from appliance.cli import output
-    from appliance.cli.ingest import shown
-    from appliance.types import FileState, IngestionState
 
-    if not no_wait:
-        ingestion = follow(session, client, ingestion)
-    if no_wait or ingestion.state is IngestionState.WAITING:
-        return _show_left(session, ingestion)
-    failed = list(client.files(ingestion.id, (FileState.QUARANTINED, FileState.LEFT)))
+    ingestion, failed = _ended(session, client, ingestion, no_wait)
     if session.json:
         output.show_json({"ingestion": ingestion, "failed": failed})
     else:
-        report = session.line("ingest", "report", ingestion.id, "--format", "html", "--output", f"{ingestion.id}.html")
-        shown.show_summary(ingestion, failed, report)
-    return raise_failure(client, ingestion)
+        _show_end(session, ingestion, failed)
+    raise_failure(client, ingestion)
 
 
-def _show_left(session: Session, ingestion: "Ingestion") -> None:
-    """One that goes on, or waits for a word, without us."""
+def _ended(
+    session: Session, client: "Client", ingestion: "Ingestion", no_wait: bool
+) -> "tuple[Ingestion, list[FileOutcome]]":
+    """How an ingestion stands when nothing is to be waited for any more, and its files that failed."""
+    from appliance.types import FileState
+
+    if no_wait:
+        return ingestion, []
+    ingestion = follow(session, client, ingestion)
+    return ingestion, list(client.files(ingestion.id, (FileState.QUARANTINED, FileState.LEFT)))
+
+
+def _show_end(session: Session, ingestion: "Ingestion", failed: "list[FileOutcome]") -> None:
     from appliance.cli import output
+    from appliance.cli.ingest import shown
     from appliance.types import IngestionState
 
-    if session.json:
-        return output.show_json({"ingestion": ingestion})
     if ingestion.state is IngestionState.WAITING:
         line = session.line("ingest", "start", ingestion.id)
-        return output.show(f"{ingestion.name} waits until another person approves it: {line}")
-    return output.show(f"Started {ingestion.name}. Follow it: {session.line('ingest', 'watch', ingestion.id)}")
+        return output.show(f"{ingestion.name} waits until somebody approves it: {line}")
+    if ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
+        return output.show(f"Started {ingestion.name}. Follow it: {session.line('ingest', 'watch', ingestion.id)}")
+    report = session.line("ingest", "report", ingestion.id, "--format", "html", "--output", f"{ingestion.id}.html")
+    return shown.show_summary(ingestion, failed, report)
 
 
 def _show_preview(session: Session, client: "Client", ingestion: "Ingestion") -> None:
