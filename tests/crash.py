@@ -54,11 +54,11 @@ class Stored:
 class Workload(Protocol):
     """Writes until it is killed, and can say afterwards what the store holds.
 
-    It may print BEGUN before anything else: from then on it may be killed. A document is known by a number, and
-    `pages_of(number)` is its text. The process prints a line as it acknowledges: `added NUMBER` or `deleted NUMBER`, and
-    `deleting NUMBER` before it asks for a deletion, which a kill may or may not let through; `sharing NUMBER READERS`
-    and `shared NUMBER READERS` likewise, of `named`. Documents are written in the order of their numbers; `ahead` is how
-    many may be stored and not yet acknowledged. A kill takes the process's whole group.
+    It may print BEGUN before anything else: from then on it may be killed. A document is known by a number;
+    `pages_of(number)` is its text. The process prints a line as it acknowledges: `added NUMBER` or `deleted NUMBER`,
+    and `deleting NUMBER` before it asks for a deletion, which a kill may or may not let through; `sharing NUMBER
+    READERS` and `shared NUMBER READERS` likewise, of `named`. Documents are written in the order of their numbers;
+    `ahead` is how many may be stored and not yet acknowledged. A kill takes the process's whole group.
     """
 
     ahead: int
@@ -263,7 +263,7 @@ def report(workload: Workload, kills: int, seed: int, at_once: int) -> int:
         def problems(first: int) -> list[str]:
             store = Path(scratch) / str(first)
             store.mkdir()
-            expected, found = min(KILLS_A_STORE, kills - first), []
+            expected, found = min(KILLS_A_STORE, kills - first), list[str]()
             try:
                 found += check(workload, store, expected, seed + first)
             except Exception as error:  # the store does not open: none of its kills counts as passed

@@ -158,6 +158,9 @@ async def died(bench: Bench, begun: Ingestion) -> None:
     """Until its job has come to the step, or to its end."""
     async for _ in bench.jobs.watch(bench.ingest.get("clinic", begun.id).job.removeprefix("jobs/")):
         pass
+    for entry in bench.jobs._entries.values():  # lest asyncio logs, when it forgets the task, that nobody asked for it
+        if entry.task and entry.task.done() and not entry.task.cancelled():
+            entry.task.exception()
 
 
 def existing(bench: Bench, begun: Ingestion | None) -> Ingestion:
