@@ -59,9 +59,12 @@ FORMATS = {
 }
 
 
+READ = "PDF, Word, PowerPoint, Excel and ODS, HTML, Markdown, plain text, CSV, e-mail, images, ZIP and TAR"
+
+
 def format_of(suffix: str) -> Format:
     """Who reads files of that ending, in lower case. Raises DocumentRefused: UNKNOWN_TYPE."""
     if suffix not in FORMATS:
         named = f"{suffix} files are" if suffix.isprintable() and suffix else "A file without a known ending is"
-        raise DocumentRefused("UNKNOWN_TYPE", f"{named} not read; these are: {', '.join(FORMATS)}.")
+        raise DocumentRefused("UNKNOWN_TYPE", f"{named} not read. What is: {READ}.")
     return FORMATS[suffix]
