@@ -1,4 +1,4 @@
-"""What the parts ask of one another. Each protocol states a contract; `app.py` chooses who fulfils it.
+"""What the parts ask of one another. Each protocol states a contract; `app/` chooses who fulfils it.
 
 Embedder     texts to unit vectors                 infer/onnx.py
 Generator    prompts to streams, by model name     infer/router.py

@@ -6,7 +6,9 @@ from typing import cast
 import pytest
 
 from appliance import app
-from appliance.app import admission
+from appliance.app import options as told
+from appliance.app import watch
+from appliance.app.options import admission
 from appliance.config import Config
 from appliance.health import host
 from appliance.health.metrics import Metrics
@@ -71,15 +73,15 @@ def test_the_options_of_the_configuration_reach_the_engines(tmp_path: Path) -> N
         model_draft="small",
         model_prefill_beside_streams=64,
     )
-    options = app._engine_options(config, tmp_path, b"")
+    options = told.engine_options(config, tmp_path, b"")
     assert (options.attention, options.speculate_below_streams) == ("stock", 0)
     assert (options.draft_model, options.prefill_beside_streams) == ("small", 64)
 
 
 def test_a_wall_that_is_not_there_is_told_with_what_it_lacks() -> None:
     layers = (Wall("seccomp", True, True, "41 calls"), Wall("namespaces", False, False, "without user"))
-    assert app._missing_walls(Walls(layers, datetime.now(UTC))) == {"sandbox/namespaces": "without user"}
-    assert app._missing_walls(None) == {}
+    assert watch._missing_walls(Walls(layers, datetime.now(UTC))) == {"sandbox/namespaces": "without user"}
+    assert watch._missing_walls(None) == {}
 
 
 def test_stock_attention_that_nobody_asked_for_is_told_with_its_reason() -> None:
@@ -88,8 +90,8 @@ def test_stock_attention_that_nobody_asked_for_is_told_with_its_reason() -> None
         "two": EngineStats(attention="stock: another ggml"),
         "three": EngineStats(),
     }
-    assert app._stock_attention(Config(), engines) == {"models/two": "another ggml"}
-    assert app._stock_attention(Config(model_attention="stock"), engines) == {}
+    assert watch._stock_attention(Config(), engines) == {"models/two": "another ggml"}
+    assert watch._stock_attention(Config(model_attention="stock"), engines) == {}
 
 
 @dataclass
@@ -110,12 +112,12 @@ async def test_metrics_name_the_collections_of_one_tenant_alone(tmp_path: Path) 
 
 
 def test_a_damaged_collection_is_a_finding_of_its_tenant() -> None:
-    assert app._place("acme/handbook") == ("acme", "collections/handbook")
+    assert watch._place("acme/handbook") == ("acme", "collections/handbook")
 
 
 def test_a_cache_on_disk_that_fails_is_told_with_its_reason() -> None:
     engines = {"one": EngineStats(), "two": EngineStats(disk_fault="A file cannot be written.")}
-    assert app._failing_caches(engines) == {"models/two": "A file cannot be written."}
+    assert watch._failing_caches(engines) == {"models/two": "A file cannot be written."}
 
 
 def test_an_ingestion_that_waits_and_one_that_stopped_are_told_of_with_their_tenants() -> None:
@@ -126,7 +128,7 @@ def test_an_ingestion_that_waits_and_one_that_stopped_are_told_of_with_their_ten
         replace(begun, id="3", tenant="rival", state=IngestionState.INTERRUPTED, problem="It was pulled."),
         replace(begun, id="4", state=IngestionState.RUNNING),
     ]
-    waiting, stopped = app._waiting([begun, *others])
+    waiting, stopped = watch._waiting([begun, *others])
     assert waiting == {("acme", "ingestions/1"): "olga began it."}
     assert stopped == {
         ("acme", "ingestions/2"): "The disk is full.",

@@ -30,7 +30,7 @@ _MAX_DEPTH = 20
 _MAX_BOUNDARY = 200
 
 _HEADERS_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
-_HEADER = re.compile(rb"([!-9;-~]{1,100})[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)")
+_HEADER = re.compile(rb"^([!-9;-~]{1,100})[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.MULTILINE)
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _WORD = re.compile(r"=\?([^?*\s]{1,40})(?:\*[^?\s]{0,40})?\?([bBqQ])\?([^?\s]{0,1000})\?=(?:\s+(?==\?))?")
 _HEX = re.compile(rb"=([0-9A-Fa-f]{2})")

@@ -4,7 +4,7 @@ import re
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
-from appliance.ingest.extract.reading import Member
+from appliance.ingest.extract.reading import Content, Member
 
 # Why a member was left out.
 OUTSIDE = "MEMBER_OUTSIDE"  # its name leads out of the container
@@ -41,7 +41,7 @@ class Members:
         self._names.add(path)
         return wrong
 
-    def add(self, path: str, content: bytes) -> None:
+    def add(self, path: str, content: Content) -> None:
         self._found.append((_without_dots(path), content, ""))
 
     def leave_out(self, path: str, reason: str) -> None:

@@ -8,7 +8,10 @@ Row = tuple[str, int, int, int, int]
 Mark = tuple[str, int, int, int]
 """A block of raw text: kind, level, start, end."""
 
-Member = tuple[str, bytes, str]
+Content = bytes | memoryview
+"""A view where it spares a copy: what unpacks to much is in the child's memory once."""
+
+Member = tuple[str, Content, str]
 """A file in a container: its path there, its bytes, and '' or why it was left out, then without bytes."""
 
 

@@ -138,7 +138,7 @@ def _take(data: bytes, entry: tarfile.TarInfo, taken: members.Members) -> None:
     if problem:
         taken.leave_out(entry.name, problem)
     else:
-        taken.add(entry.name, data[entry.offset_data : entry.offset_data + entry.size])
+        taken.add(entry.name, memoryview(data)[entry.offset_data : entry.offset_data + entry.size])
 
 
 def _gzip_name(data: bytes) -> str:

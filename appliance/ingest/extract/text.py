@@ -29,7 +29,6 @@ WARM_DOCUMENTS = (
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Controls, soft hyphens, zero-width spaces, stray byte order marks and noncharacters: nothing a reader sees.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
-_SPACE_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
 
 
 def read(data: bytes, caps: Caps) -> Read:
@@ -75,5 +74,5 @@ def clean_marked(text: str, marks: Sequence[Mark], page: int) -> tuple[str, list
 
 def _clean_lines(text: str) -> str:
     """Whole lines, each by itself: no character is composed across a newline, so parts join as the whole would be."""
-    text = _INVISIBLE.sub("", _NEWLINE.sub("\n", text))
-    return unicodedata.normalize("NFC", _SPACE_AT_END.sub("", text))
+    lines = _INVISIBLE.sub("", _NEWLINE.sub("\n", text)).split("\n")
+    return unicodedata.normalize("NFC", "\n".join(line.rstrip(" \t") for line in lines))

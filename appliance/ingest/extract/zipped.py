@@ -8,6 +8,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import NamedTuple
 
 from appliance.errors import DocumentRefused
@@ -31,6 +32,7 @@ _ENCRYPTED, _SIZES_AFTER, _UTF8 = 0x1, 0x8, 0x800
 _STORED, _DEFLATED = 0, 8
 _ZIP64_EXTRA = 1
 _UNIX = 3
+_FED_BYTES, _STEP_BYTES = 1 << 16, 1 << 20
 
 _CP437 = codecs.lookup("cp437")  # now: a locked child can load nothing
 
@@ -105,18 +107,28 @@ def entries(data: bytes, caps: Caps) -> tuple[Entry, ...]:
 def content(data: bytes, entry: Entry) -> bytes:
     """The bytes of a file, exactly as many as the directory says. Raises Damaged."""
     start = _data_start(data, entry)
-    packed = data[start : start + entry.packed_bytes]
-    if entry.method == _STORED:
-        unpacked = packed
-    else:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            unpacked = inflater.decompress(packed, entry.size_bytes + 1)
-        except zlib.error:
-            raise Damaged("A file in it is damaged.") from None
+    end = start + entry.packed_bytes
+    try:
+        unpacked = data[start:end] if entry.method == _STORED else _inflated(data, start, end, entry.size_bytes)
+    except zlib.error:
+        raise Damaged("A file in it is damaged.") from None
     if len(unpacked) != entry.size_bytes or zlib.crc32(unpacked) != entry.crc:
         raise Damaged("A file in it is not as long as it says, or damaged.")
     return unpacked
+
+
+def _inflated(data: bytes, start: int, end: int, size_bytes: int) -> bytes:
+    """In steps, so that what is unpacked is in memory once. Stops soon after so many bytes. Raises zlib.error."""
+    inflater, out, packed = zlib.decompressobj(-zlib.MAX_WBITS), BytesIO(), memoryview(data)
+    for at in range(start, end, _FED_BYTES):
+        fed: bytes | memoryview = packed[at : min(at + _FED_BYTES, end)]
+        while fed and out.tell() <= size_bytes and not inflater.eof:
+            out.write(inflater.decompress(fed, _STEP_BYTES))
+            fed = inflater.unconsumed_tail
+        if inflater.eof or out.tell() > size_bytes:
+            return out.getvalue()  # without a copy
+    out.write(inflater.flush())
+    return out.getvalue()
 
 
 def _problem(entry: Entry) -> str:

@@ -2,10 +2,9 @@
 
 import asyncio
 import hashlib
-import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,21 +34,18 @@ from appliance.api.openai.errors import shape
 from appliance.api.openai.models import Models
 from appliance.api.server import Server, Services
 from appliance.api.telemetry import TelemetryService
+from appliance.app import options, watch
 from appliance.config import Config
 from appliance.errors import ApplianceError, EmbedderChanged, SandboxUnavailable, SelfTestFailed
 from appliance.health import findings, host, metrics
 from appliance.health.metrics import MeasuredGenerator, Metrics
 from appliance.health.monitor import Monitor
-from appliance.infer.encoders import EncoderOptions, Encoders
+from appliance.infer.encoders import Encoders
 from appliance.infer.imported_embedder import ImportedEmbedder
 from appliance.infer.onnx import MAX_TOKENS, OnnxEmbedder
-from appliance.infer.protocol import SelfTest
 from appliance.infer.quantizer import WorkerQuantizer
-from appliance.infer.router import Admit, EngineOptions, Router
-from appliance.infer.scheduler import output_rows
-from appliance.ingest.caps import Caps
+from appliance.infer.router import Router
 from appliance.ingest.clamav import ClamAv
-from appliance.ingest.formats import FORMATS
 from appliance.ingest.ocr_probe import ocr_fault
 from appliance.ingest.service import Ingest
 from appliance.ingest.sources import SourceBook, Sources, UsbDevices, Watcher
@@ -57,12 +53,12 @@ from appliance.jobs import JobRunner
 from appliance.knowledge.answer.ask import Asker
 from appliance.knowledge.answer.cache import AnswerCache
 from appliance.knowledge.embedders import Background, Embedders
-from appliance.knowledge.libraries import Bounds, Libraries
+from appliance.knowledge.libraries import Libraries
 from appliance.knowledge.quality.drift import SearchTallies, TalliedRetriever
 from appliance.knowledge.search.retrieve import Retriever
 from appliance.knowledge.transfer.jobs import Transfers
 from appliance.knowledge.upkeep import Upkeep
-from appliance.models import minilm, plan, starter
+from appliance.models import minilm, starter
 from appliance.models.aliases import AliasBook
 from appliance.models.imports import ImportFolder
 from appliance.models.requantize import Requantizer
@@ -73,26 +69,18 @@ from appliance.sandbox.extractor import LockedExtractor
 from appliance.sandbox.volumes import LockedVolumes
 from appliance.tenancy.compose import ScaffoldComposer
 from appliance.types import (
-    EngineStats,
-    Ingestion,
-    IngestionState,
-    MemoryPlan,
-    ModelFile,
     ModelKind,
     ModelState,
     ModelStatus,
-    Origin,
     Principal,
-    Segment,
     Status,
-    Walls,
 )
 from appliance.vault import cache_key
 from appliance.vault.keyring import FileKeyring
 from appliance.vault.tenants import FileTenantKeys
 
 PARSERS = "appliance.ingest.extract"
-RENEW_SECONDS, COMPACT_SECONDS, SAVE_KEYS_SECONDS, RETRY_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0
+RENEW_SECONDS, COMPACT_SECONDS, SAVE_KEYS_SECONDS, RETRY_SECONDS, WATCH_SECONDS = 24 * 3600.0, 60.0, 60.0, 5.0, 1.0
 STARTED_SECONDS = time.monotonic()
 log = structlog.get_logger()
 
@@ -201,32 +189,9 @@ class App:
             await self.router.unload(starter.NAME)  # nothing else needs it
 
     async def _watch_parts(self) -> None:
-        """Turn what the parts say of themselves into findings."""
         while True:
-            states = {f"models/{s.name}": s for s in map(self.encoders.told, self.router.statuses())}
-            failed = {name: s.detail for name, s in states.items() if s.state is ModelState.FAILED}
-            restarting = {name: s.detail for name, s in states.items() if s.state is ModelState.RESTARTING}
-            refused = {f"models/{status.name}": status.detail for status in self.imports.statuses()}
-            locked = {"sandbox": self.extractor.fault, "sandbox/volumes": self.volumes.fault}
-            sandbox = {name: fault for name, fault in locked.items() if fault}
-            damaged = {_place(name): why for name, why in self.libraries.damaged().items()}
-            damaged |= self.ingest.damaged()
-            waiting, stopped = _waiting(self.ingest.unended())
-            self.monitor.set_of_tenants(findings.INGEST_WAITING, waiting)
-            self.monitor.set_of_tenants(findings.INGEST_INTERRUPTED, stopped)
-            scanner = {"clamd": self.ingest.scanner_fault} if self.ingest.scanner_fault else {}
-            self.monitor.set(findings.SCANNER_UNAVAILABLE, scanner)
-            self.monitor.set(findings.MODEL_FAILED, failed)
-            self.monitor.set(findings.MODEL_RESTARTING, restarting)
-            self.monitor.set(findings.MODEL_REFUSED, refused)
-            demoted = {f"aliases/{name}": why for name, why in self.aliases.demoted().items()}
-            self.monitor.set(findings.CANARY_DEMOTED, demoted)
-            self.monitor.set(findings.ATTENTION_STOCK, _stock_attention(self.config, self.router.stats()))
-            self.monitor.set(findings.KV_DISK_FAILING, _failing_caches(self.router.stats()))
-            self.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
-            self.monitor.set(findings.SANDBOX_WEAKENED, _missing_walls(self.extractor.walls))
-            self.monitor.set_of_tenants(findings.STORE_DAMAGED, damaged)
-            await asyncio.sleep(1.0)
+            watch.tell(self)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _compact(self) -> None:
         """Take deleted text off the disk, and put small segments together, without being asked."""
@@ -248,38 +213,6 @@ class App:
             await asyncio.to_thread(self.keys.save)
 
 
-def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict[str, str]:
-    """Why engines compute attention by ggml's own kernels, where nobody asked for these."""
-    whys = {f"models/{name}": stats.attention.partition("stock: ")[2] for name, stats in engines.items()}
-    return {} if config.model_attention == "stock" else {name: why for name, why in whys.items() if why}
-
-
-def _failing_caches(engines: Mapping[str, EngineStats]) -> dict[str, str]:
-    """Why engines do not keep idle prefixes on disk, where they are to."""
-    return {f"models/{name}": stats.disk_fault for name, stats in engines.items() if stats.disk_fault}
-
-
-def _missing_walls(walls: Walls | None) -> dict[str, str]:
-    """What is not there of the walls that a box can do without."""
-    return {f"sandbox/{wall.name}": wall.detail for wall in walls.layers if not wall.stands} if walls else {}
-
-
-def _waiting(ingestions: Sequence[Ingestion]) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
-    """By tenant and name: those that wait for an approval, and why others stopped."""
-    places = {(one.tenant, one.name): one for one in ingestions}
-    stopped = (IngestionState.INTERRUPTED, IngestionState.FAILED)
-    return (
-        {place: f"{one.operator} began it." for place, one in places.items() if one.state is IngestionState.WAITING},
-        {place: one.problem for place, one in places.items() if one.state in stopped},
-    )
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Tenant and resource name of what `Libraries.damaged` calls "tenant/collection"."""
-    tenant, _, collection = name.partition("/")
-    return tenant, f"collections/{collection}"
-
-
 async def _persist(work: Callable[[], Awaitable[object]]) -> None:
     """Run work to its end, and again after a fault: a box must not go on without its watchers in silence."""
     while True:
@@ -298,20 +231,16 @@ def build(config: Config) -> App:
     jobs, monitor = JobRunner(), Monitor()
     keyring = FileKeyring.open(data / "keys", protects=data / "knowledge")
     files = minilm.prepare(data / "models" / "embedder")
-    embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config))
+    embedder = OnnxEmbedder(files.onnx, files.tokenizer, threads=options.threads(config))
     store = ModelStore(
         data / "models",
         keyring,
         built_in=(starter.model_file(),),
         taken=lambda name: name == minilm.NAME or name in aliases,
     )
-    encoders = Encoders(
-        store,
-        EncoderOptions(threads=_threads(config), queue=config.model_queue, idle_seconds=config.model_idle_seconds),
-        partial(_free_bytes, config),
-    )
+    encoders = Encoders(store, options.encoder_options(config), partial(options.free_bytes, config))
     tenant_keys = FileTenantKeys(data / "keys" / "tenants", keyring)
-    behind = Background(lambda: OnnxEmbedder(files.onnx, files.tokenizer, threads=_threads(config)))
+    behind = Background(lambda: OnnxEmbedder(files.onnx, files.tokenizer, threads=options.threads(config)))
     embedders = _embedders(store, encoders, embedder, behind)
     tallies, answers = SearchTallies(), AnswerCache(config.answer_cache_mib << 20)
 
@@ -321,7 +250,7 @@ def build(config: Config) -> App:
         upkeep.forget(tenant, collection)
 
     libraries = Libraries(
-        data / "knowledge", data / "keys", keyring, tenant_keys, embedders, _knowledge_bounds(config), forget
+        data / "knowledge", data / "keys", keyring, tenant_keys, embedders, options.knowledge_bounds(config), forget
     )
     upkeep = Upkeep(libraries, embedders, jobs)
     sockets = tempfile.TemporaryDirectory(prefix="appliance-")  # a unix socket's path holds 107 bytes
@@ -329,10 +258,14 @@ def build(config: Config) -> App:
     caches = cache_key.load(data / "cache" / "key", keyring)
     salt = partial(cache_key.derive, caches, "tenant salt")
     composer = ScaffoldComposer(secret=cache_key.derive(caches, "marks of tool results"))
-    router = Router(store, _engine_options(config, Path(sockets.name), caches), admission(config), aliases)
+    router = Router(
+        store, options.engine_options(config, Path(sockets.name), caches), options.admission(config), aliases
+    )
     measured = Metrics()
     generator = MeasuredGenerator(router, measured)
-    extractor = LockedExtractor(config, PARSERS, _caps(config).settings(), more_cpu_seconds=_ocr_seconds(config))
+    extractor = LockedExtractor(
+        config, PARSERS, options.caps(config).settings(), more_cpu_seconds=options.ocr_seconds(config)
+    )
     volumes, devices = LockedVolumes(config, "appliance.ingest.volume"), UsbDevices()
     book = SourceBook(SignedFile(data / "access" / "sources.json", keyring, b"sources 1"))
     sources = Sources(config, devices, volumes, book)
@@ -341,7 +274,7 @@ def build(config: Config) -> App:
     tenant_keys.before_destroy(ingest.retire)
     watcher = Watcher(sources, devices, data / "ingest-watches", config.source_poll_seconds)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
-    requantizer = Requantizer(store, jobs, WorkerQuantizer(_threads(config)), data / "models" / "scratch")
+    requantizer = Requantizer(store, jobs, WorkerQuantizer(options.threads(config)), data / "models" / "scratch")
     chat = Chat(generator, composer, salt)
     listen_host, http_host = (address.rpartition(":")[0] for address in (config.listen, config.http_listen))
     prepare = partial(ca.prepare, data, listen_host, http_host=http_host)
@@ -429,35 +362,6 @@ def _embedders(store: ModelStore, encoders: Encoders, built_in: Embedder, behind
     return choose
 
 
-def _caps(config: Config) -> Caps:
-    return Caps(
-        pages=config.document_max_pages,
-        members=config.archive_max_members,
-        member_bytes=config.archive_max_mib << 20,
-        ratio=config.archive_max_ratio,
-        pixels=config.image_max_megapixels * 1_000_000,
-        cells=config.sheet_max_cells,
-        languages=config.ocr_languages,
-        ocr_cpu_seconds=config.ocr_cpu_seconds,
-    )
-
-
-def _ocr_seconds(config: Config) -> dict[str, int]:
-    """What files that may be recognised have beyond `parse_cpu_seconds`, by suffix."""
-    return {suffix: config.ocr_cpu_seconds for suffix, form in FORMATS.items() if form.module in ("pdf", "image")}
-
-
-def _knowledge_bounds(config: Config) -> Bounds:
-    return Bounds(
-        hot_bytes=config.knowledge_memory_mib << 20,
-        cache_bytes=config.search_cache_mib << 20,
-        seal_passages=config.seal_passages,
-        seal_seconds=config.seal_seconds,
-        background_bytes_per_second=config.compact_mib_per_second << 20,
-        overlap_tokens=config.chunk_overlap_tokens,
-    )
-
-
 def _http(config: Config, gate: Gate, services: HttpServices) -> HttpServer | None:
     """The HTTP port, unless it is switched off."""
     if not config.http_listen:
@@ -479,69 +383,6 @@ async def _metrics(
     return metrics.CONTENT_TYPE, await asyncio.to_thread(
         lambda: measured.render(engines, host.sample(config.data_dir), searches)
     )
-
-
-def _engine_options(config: Config, sockets: Path, caches: bytes) -> EngineOptions:
-    test = starter.SELF_TEST
-    prompt = tuple(Segment(Origin.SCAFFOLD if control else Origin.RETRIEVED, text) for text, control in test.prompt)
-    return EngineOptions(
-        socket_directory=sockets,
-        context_tokens=config.model_context_tokens,
-        sequences=config.model_sequences,
-        batch_tokens=config.model_batch_tokens,
-        queue=config.model_queue,
-        threads=config.inference_threads,
-        log_level=config.log_level,
-        idle_seconds=config.model_idle_seconds,
-        self_test=SelfTest(str(starter.path()), prompt, test.labels, test.expected),
-        kv_type=config.model_kv_type,
-        host_cache_bytes=config.kv_host_cache_mib << 20,
-        disk_cache_bytes=config.kv_disk_cache_mib << 20,
-        disk_cache_directory=config.data_dir / "cache" / "kv",
-        disk_cache_key=cache_key.derive(caches, "prefixes on disk"),
-        attention=config.model_attention,
-        speculate_below_streams=config.model_speculate_below,
-        draft_model=config.model_draft,
-        prefill_beside_streams=config.model_prefill_beside_streams,
-    )
-
-
-def admission(config: Config) -> Admit:
-    """The memory plan against what is available now and what loaded models were promised, whichever leaves less.
-
-    A model that still loads has not taken its memory yet, and mapped weights count as available.
-    """
-
-    engine = plan.Engine(
-        batch_tokens=config.model_batch_tokens,
-        output_rows=output_rows(config.model_sequences, config.model_batch_tokens),
-        kv_type=config.model_kv_type,
-        host_cache_bytes=config.kv_host_cache_mib << 20,
-    )
-
-    def admit(
-        file: ModelFile, context_tokens: int, loaded_bytes: int, freed_bytes: int = 0, draft: ModelFile | None = None
-    ) -> MemoryPlan:
-        now = host.sample(config.data_dir)
-        return plan.admit(
-            file,
-            context_tokens,
-            available_bytes=min(now.memory_available_bytes + freed_bytes, now.memory_total_bytes - loaded_bytes),
-            total_bytes=now.memory_total_bytes,
-            reserve_bytes=config.memory_reserve_mib << 20,
-            engine=engine,
-            draft=draft,
-        )
-
-    return admit
-
-
-def _free_bytes(config: Config) -> int:
-    return host.sample(config.data_dir).memory_available_bytes - (config.memory_reserve_mib << 20)
-
-
-def _threads(config: Config) -> int:
-    return config.inference_threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _embedder_status(files: minilm.EmbedderFiles, embedder: OnnxEmbedder) -> ModelStatus:
