@@ -58,12 +58,18 @@ class Workload(Protocol):
     `pages_of(number)` is its text. The process prints a line as it acknowledges: `added NUMBER` or `deleted NUMBER`,
     and `deleting NUMBER` before it asks for a deletion, which a kill may or may not let through; `sharing NUMBER
     READERS` and `shared NUMBER READERS` likewise, of `named`. Documents are written in the order of their numbers;
-    `ahead` is how many may be stored and not yet acknowledged. A kill takes the process's whole group.
+    `ahead` is how many may be stored and not yet acknowledged.
     """
 
     ahead: int
 
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]": ...
+
+    def kill(self, directory: Path, process: "subprocess.Popen[str]") -> None:
+        """kill -9 of all that works on the directory."""
+
+    def close(self, directory: Path) -> None:
+        """Nobody writes to it any more."""
 
     def stored(self, directory: Path) -> Mapping[int, Stored]:
         """Every document that the store holds, as a reader gets it. Raises where the store does not open."""
@@ -112,6 +118,11 @@ class LibraryWorkload:
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
         argv = [sys.executable, "-m", "tests.crash", "--write", str(directory), str(first_number), str(seed)]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def kill(self, directory: Path, process: "subprocess.Popen[str]") -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+    def close(self, directory: Path) -> None: ...
 
     def stored(self, directory: Path) -> Mapping[int, Stored]:
         library = open_library(directory)
@@ -206,7 +217,7 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
     next_number = 0
     for kill in range(kills):
         process = workload.start(directory, next_number, rng.randrange(1 << 30))
-        lines = _run_and_kill(process, rng.uniform(0.0, 1.5))
+        lines = _run_and_kill(workload, directory, process, rng.uniform(0.0, 1.5))
         unsure: set[int] = set()
         sharing: dict[int, str] = {}
         begun = next_number  # the first whose acknowledgement the kill may have swallowed
@@ -241,12 +252,14 @@ def check(workload: Workload, directory: Path, kills: int, seed: int) -> Iterato
         yield "; ".join(f"kill {kill}: {what} {numbers}" for what, numbers in problems if numbers)
 
 
-def _run_and_kill(process: "subprocess.Popen[str]", seconds: float) -> Sequence[str]:
+def _run_and_kill(
+    workload: Workload, directory: Path, process: "subprocess.Popen[str]", seconds: float
+) -> Sequence[str]:
     """What it acknowledged, up to a kill that comes some time after its first word."""
     assert process.stdout is not None
     first = process.stdout.readline()
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
+    workload.kill(directory, process)
     text = first + process.stdout.read()
     process.stdout.close()
     process.wait()
@@ -268,6 +281,8 @@ def report(workload: Workload, kills: int, seed: int, at_once: int) -> int:
                 found += check(workload, store, expected, seed + first)
             except Exception as error:  # the store does not open: none of its kills counts as passed
                 return [f"store {first}, seed {seed + first}: {type(error).__name__}: {error}"] * expected
+            finally:
+                workload.close(store)
             shutil.rmtree(store)
             return found
 

@@ -1,7 +1,8 @@
 """kill -9 of a whole box at random points of ingest: what a client was told is committed is there afterwards and whole.
 
-`python -m tests.crash_box --kills N` starts a daemon and a client that ingests a folder, and kills both, with the
-daemon's children, at a random moment; a new daemon then says what it holds. Last line: `N passed, M failed`.
+`python -m tests.crash_box --kills N` starts a daemon and a client that ingests a folder, and kills both, and with the
+daemon its children, at a random moment; a new daemon then says what it holds, and is the next to be killed. Last line:
+`N passed, M failed`.
 """
 
 import random
@@ -15,14 +16,14 @@ from pathlib import Path
 from appliance.client import Client
 from appliance.errors import Busy, NotFound
 from appliance.types import EVERYONE, Document, FileState, IngestionState
+from tests import daemon
 from tests.crash import BEGUN, Stored, check_found, last_words, named, options, pages_of, report
-from tests.daemon import running
+from tests.daemon import Daemon
 
 COLLECTION = "crash"
-FILES = 40
+FILES = 16
 SEAL_PASSAGES = 24
 OPTIONS = (f"--seal-passages={SEAL_PASSAGES}", "--log-level=warning", "--drain-seconds=0")
-DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def text_of(number: int) -> str:
@@ -36,12 +37,28 @@ class BoxWorkload:
 
     ahead = FILES
 
+    def __init__(self) -> None:
+        self._boxes: dict[Path, Daemon] = {}
+
     def start(self, directory: Path, first_number: int, seed: int) -> "subprocess.Popen[str]":
+        if directory not in self._boxes:
+            self._boxes[directory] = daemon.start(directory / "data", *OPTIONS)
         argv = [sys.executable, "-m", "tests.crash_box", "--write", str(directory), str(first_number), str(seed)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        with open(directory / "writer.log", "ab") as log:  # it may be told of the daemon's death before its own
+            return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def kill(self, directory: Path, process: "subprocess.Popen[str]") -> None:
+        self._boxes.pop(directory).kill()
+        process.kill()
+
+    def close(self, directory: Path) -> None:
+        if box := self._boxes.pop(directory, None):
+            box.stop()
 
     def stored(self, directory: Path) -> Mapping[int, Stored]:
-        with running(directory / "data", *OPTIONS) as box, box.client() as client:
+        """Leaves the daemon to the next writer."""
+        box = self._boxes[directory] = daemon.start(directory / "data", *OPTIONS)
+        with box.client() as client:
             self._let_go_on(client)
             stored = documents(client)
             # Of a longer document its last words are a small part, and the embedder may like another's better.
@@ -87,7 +104,7 @@ def write(directory: Path, first_number: int, seed: int) -> None:
     stick.mkdir()
     for number in range(first_number, first_number + FILES):
         (stick / f"{number:08}.txt").write_text(text_of(number))
-    with running(directory / "data", *OPTIONS, launcher=DIES_WITH_PARENT) as box, box.client() as client:
+    with Client.local(directory / "data") as client:
         ingestion = client.ingest(str(stick), COLLECTION)
         print(BEGUN, flush=True)
         told = 0
