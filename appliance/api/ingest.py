@@ -1,7 +1,8 @@
 """IngestService: sources, ingestions, uploads and quarantine, each of the caller's own tenant."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+import re
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,12 +17,13 @@ from appliance.ingest.report import ReportFormat
 from appliance.ingest.service import Ingest
 from appliance.ingest.sources.registry import Sources
 from appliance.ports import Libraries
-from appliance.types import EVERYONE, Principal, Watch
+from appliance.types import EVERYONE, FileOutcome, Principal, Watch
 
 MAX_PATH_CHARACTERS = 4096
 MAX_PIECE_BYTES = 1 << 20
 MAX_IDS = 10_000
 MAX_POLLS = 1000
+_FILE = re.compile(r"[a-f0-9]{1,32}-[0-9]{1,10}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:
         tenant, name = self._caller(context).tenant, requests.ingestion(request.ingestion, "ingestion")
         states = frozenset(map(messages.file_state, request.states))
-        found = await asyncio.to_thread(self.ingest.files, tenant, name, states)
-        items, token = requests.page(found, request.page_size, request.page_token)
+        after, limit = _after(request.page_token), requests.page_size_of(request.page_size)
+        found = await asyncio.to_thread(self.ingest.files, tenant, name, states, after, limit + 1)
+        items, token = _page(found, limit)
         return pb.ListFilesResponse(files=map(messages.file_outcome, items), next_page_token=token)
 
     async def GetReport(self, request: pb.GetReportRequest, context: Context) -> AsyncIterator[pb.GetReportResponse]:
@@ -127,8 +130,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     # --- quarantine
 
     async def ListQuarantine(self, request: pb.ListQuarantineRequest, context: Context) -> pb.ListQuarantineResponse:
-        found = await asyncio.to_thread(self.ingest.quarantined, self._caller(context).tenant)
-        items, token = requests.page(found, request.page_size, request.page_token)
+        after, limit = _after(request.page_token), requests.page_size_of(request.page_size)
+        found = await asyncio.to_thread(self.ingest.quarantined, self._caller(context).tenant, after, limit + 1)
+        items, token = _page(found, limit)
         return pb.ListQuarantineResponse(files=map(messages.file_outcome, items), next_page_token=token)
 
     async def ReleaseFiles(self, request: pb.ReleaseFilesRequest, context: Context) -> pb.ReleaseFilesResponse:
@@ -205,6 +209,18 @@ def _ids(given: Collection[str]) -> frozenset[str]:
     if not 0 < len(given) <= MAX_IDS:
         raise InvalidArgument.of("ids", f"must name 1 to {MAX_IDS} files.")
     return frozenset(given)
+
+
+def _after(page_token: str) -> str:
+    """The id of a page's last file: files that come between two calls shift nothing."""
+    if page_token and _FILE.fullmatch(page_token) is None:
+        raise InvalidArgument.of("page_token", "is not one that a listing gave.")
+    return page_token
+
+
+def _page(found: Sequence[FileOutcome], limit: int) -> tuple[Sequence[FileOutcome], str]:
+    """found: one more than a page has, where there are more."""
+    return found[:limit], found[limit - 1].id if len(found) > limit else ""
 
 
 def _form(value: pb.GetReportRequest.Format.ValueType) -> ReportFormat:

@@ -146,7 +146,7 @@ class Commit:
 
     def _member(self, number: int, container: Item, member: Member) -> Item:
         path = f"{container.outcome.path}/{printable(member.path)}"
-        outcome = new_outcome(self._ledger, number, path, len(member.content))
+        outcome = new_outcome(self._ledger.ingestion, number, path, len(member.content))
         depth = container.depth + 1
         item = Item(number, path, outcome, container.number, depth, signer=container.signer)
         if member.problem:

@@ -11,6 +11,22 @@ class Format(NamedTuple):
     module: str
     media_type: str
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return _NAMES.get(self.media_type, self.module)
+
+
+_NAMES = {
+    "application/zip": "zip",
+    "application/gzip": "gzip",
+    "application/x-xz": "xz",
+    "application/x-bzip2": "bzip2",
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv",
+}
+"""Of those that are not called as the module that reads them."""
+
 
 _TEXT, _MARKDOWN = Format("text", "text/plain"), Format("markdown", "text/markdown")
 _HTML, _PDF = Format("html", "text/html"), Format("pdf", "application/pdf")

@@ -141,6 +141,6 @@ def replaced(item: Item, sha256: str) -> Item:
 def _format(item: Item) -> str:
     """What reads files of its name."""
     try:
-        return format_of(PurePath(item.outcome.path).suffix.lower()).module.rpartition(".")[2]
+        return format_of(PurePath(item.outcome.path).suffix.lower()).name
     except DocumentRefused:
         return ""

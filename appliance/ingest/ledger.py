@@ -8,7 +8,7 @@ with a head that holds the counts, so that a start reads one record of it.
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,6 +16,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import structlog
+
+from appliance.errors import ApplianceError, StoreDamaged, WrongState
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.remedies import remedy_for
 from appliance.ingest.sealed_log import SealedLog
@@ -26,6 +29,9 @@ ROWS = 1000
 
 _COLUMNS = 16
 """Of a file's row, see `_row`."""
+
+_AT_WORK = (IngestionState.SCANNING, IngestionState.RUNNING)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +84,32 @@ class Ledger:
         self._ingestion, self.plan = ingestion, plan
         self._items: dict[int, Item] | None = {} if log else None
         self._tallies = _Tallies()
+        self._order: list[int] | None = None
+        self._told: dict[str, Any] = {}
         self._lock = RLock()
 
     @classmethod
-    def create(cls, folder: Path, keys: IngestKeys, ingestion: Ingestion, plan: Plan) -> "Ledger":
-        """Durable on return. Raises DiskFull, KeyUnavailable."""
-        record = _record(_head(ingestion, plan))
-        log = SealedLog.create(folder / "log", keys, ingestion.tenant, _context(ingestion.tenant, ingestion.id), record)
-        return cls(folder, keys, ingestion, plan, log)
+    def create(
+        cls, folder: Path, keys: IngestKeys, ingestion: Ingestion, plan: Plan, items: Sequence[Item] = ()
+    ) -> "Ledger":
+        """With its first files: durable on return, all of it or nothing. Raises DiskFull, KeyUnavailable."""
+        records = [_record(_head(ingestion, plan)), *(_record(None, rows) for rows in _batched(items, ROWS))]
+        context = _context(ingestion.tenant, ingestion.id)
+        made = cls(
+            folder, keys, ingestion, plan, SealedLog.create(folder / "log", keys, ingestion.tenant, context, *records)
+        )
+        for item in items:
+            made._put(item)
+        return made
 
     @classmethod
     def open(cls, folder: Path, keys: IngestKeys, tenant: str) -> "Ledger":
         """Of an ended one its head alone is read. Raises StoreDamaged, KeyUnavailable."""
         log = SealedLog.open(folder / "log", keys, tenant, _context(tenant, folder.name))
-        first = json.loads(zlib.decompress(next(log.records())))
+        raw = next(log.records(), None)
+        if raw is None:
+            raise StoreDamaged(f"{log.path} is damaged: it has lost its first record.")
+        first = json.loads(zlib.decompress(raw))
         ingestion, plan = _read_head(first["head"], tenant, folder.name)
         ledger = cls(folder, keys, ingestion, plan, None)
         if not ingestion.state.ended:
@@ -110,17 +128,37 @@ class Ledger:
             self._load()
             return tuple((self._items or {}).values())
 
-    def unload(self) -> None:
-        """Forget the files of one that has ended, until they are asked for."""
-        with self._lock:
-            if self._items is not None and self._ingestion.state.ended:
-                self._ingestion = self.ingestion
-                self._items = self._log = None
+    def page(self, after: int, limit: int, states: Collection[FileState] = ()) -> list[Item]:
+        """Files in family order (see `family_order`) from behind the one of number `after`, -1: from the first on; of
+        these states only, none given: all.
 
-    def write(self, items: Iterable[Item] = (), *, listed: bool | None = None, **changes: Any) -> Ingestion:
-        """Durable on return, or nothing has changed. changes: of the ingestion. Raises DiskFull, StoreDamaged."""
+        Raises StoreDamaged, KeyUnavailable.
+        """
         with self._lock:
             self._load()
+            items = self._items or {}
+            if self._order is None:
+                self._order = [item.number for item in family_order(items.values())]
+            start = self._order.index(after) + 1 if after in items else 0 if after < 0 else len(self._order)
+            wanted = (items[number] for number in islice(self._order, start, None))
+            return list(islice((one for one in wanted if not states or one.outcome.state in states), limit))
+
+    def unload(self) -> None:
+        """Forget the files of one that nothing works on, until they are asked for."""
+        with self._lock:
+            if self._items is not None and self._ingestion.state not in _AT_WORK:
+                self._ingestion = self.ingestion
+                self._items = self._log = self._order = None
+
+    def write(self, items: Iterable[Item] = (), *, listed: bool | None = None, **changes: Any) -> Ingestion:
+        """Durable on return, or nothing has changed. changes: of the ingestion.
+
+        Raises DiskFull, StoreDamaged; WrongState where it has ended: of that one its files alone may be written.
+        """
+        with self._lock:
+            self._load()
+            if (changes or listed is not None) and self._ingestion.state.ended:
+                raise WrongState(f"{self._ingestion.name} is {self._ingestion.state.value} already.")
             written = tuple(items)
             ingestion = replace(self._ingestion, **changes)
             plan = self.plan if listed is None else replace(self.plan, listed=listed)
@@ -128,6 +166,7 @@ class Ledger:
             assert self._log is not None
             self._log.append(_record(head, written))
             self._ingestion, self.plan = ingestion, plan
+            self._told = {name: value for name, value in self._told.items() if name not in changes}
             for item in written:
                 self._put(item)
             return self.ingestion
@@ -135,18 +174,22 @@ class Ledger:
     def tell(self, **changes: Any) -> Ingestion:
         """Change it in memory alone: what a restart finds out anew, or what a full disk does not take."""
         with self._lock:
+            self._told |= changes
             self._ingestion = replace(self._ingestion, **changes)
             return self.ingestion
 
     def close(self, items: Iterable[Item] = (), **changes: Any) -> Ingestion:
-        """As `write`, of the last changes: the log is written anew. Raises DiskFull, StoreDamaged."""
+        """As `write`, of the last changes: the log is written anew where the disk has room. Raises as `write`."""
         with self._lock:
             self.write(items, **changes)
             done = self.ingestion
             records = (_record(None, rows) for rows in _batched(self.items(), ROWS))
             context = _context(done.tenant, done.id)
             head = _record(_head(done, self.plan, counted=True))
-            self._log = SealedLog.create(self.folder / "log", self._keys, done.tenant, context, head, *records)
+            try:
+                self._log = SealedLog.create(self.folder / "log", self._keys, done.tenant, context, head, *records)
+            except ApplianceError as error:  # the long log says the same
+                log.warning("ingest.log_not_rewritten", ingestion=done.id, reason=error.reason)
             return done
 
     def _load(self) -> None:
@@ -155,13 +198,13 @@ class Ledger:
         tenant, ingestion = self._ingestion.tenant, self._ingestion.id
         log = SealedLog.open(self.folder / "log", self._keys, tenant, _context(tenant, ingestion))
         items: dict[int, Item] = {}
-        self._tallies, self._items = _Tallies(), items
+        self._tallies, self._items, self._order = _Tallies(), items, None
         try:
             for raw in log.records():
                 record = json.loads(zlib.decompress(raw))
                 if head := record.get("head"):
                     found, self.plan = _read_head(head, tenant, ingestion)
-                    self._ingestion = replace(found, job=self._ingestion.job)
+                    self._ingestion = replace(found, **self._told)
                 for row in record.get("files", ()):
                     self._put(_read_row(row, tenant, ingestion))
         except BaseException:
@@ -171,6 +214,8 @@ class Ledger:
 
     def _put(self, item: Item) -> None:
         assert self._items is not None
+        if item.number not in self._items:
+            self._order = None
         self._tallies.change(self._items.get(item.number), item)
         self._items[item.number] = item
 

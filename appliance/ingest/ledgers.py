@@ -8,7 +8,7 @@
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import RLock
@@ -25,7 +25,7 @@ from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
 from appliance.types import FileState, Ingestion
 
 LOADED = 4
-"""Ended ingestions whose files stay in memory after they were asked for."""
+"""Ingestions that nothing works on whose files stay in memory after they were asked for."""
 
 MAX_TAKEN = 1_000_000
 _DIGEST_CHARACTERS = 64
@@ -44,9 +44,9 @@ class Ledgers:
         self._damaged: dict[tuple[str, str], str] = {}
         self._loaded: OrderedDict[str, Ledger] = OrderedDict()
 
-    def open(self) -> None:
-        """Find what is there, and destroy copies that no ledger knows. One that is damaged is passed over, see
-        `damaged`. Raises DiskFull, StoreDamaged.
+    def open(self) -> tuple[str, ...]:
+        """Find what is there, and destroy copies that no ledger knows; the tenants of whom there is anything. A ledger
+        that is damaged is passed over, see `damaged`. Raises DiskFull, StoreDamaged.
         """
         with durable.disk_errors(self._directory):
             durable.make_directory(self._directory)
@@ -58,17 +58,22 @@ class Ledgers:
                 except ApplianceError as error:
                     log.error("ingest.ledger_unreadable", tenant=folder.name, ingestion=one.name, reason=error.reason)
                     self._damaged[folder.name, f"ingestions/{one.name}"] = str(error)
+        return tuple(folder.name for folder in tenants)
 
-    def create(self, ingestion: Ingestion, plan: Plan) -> Ledger:
-        """Durable on return. Raises DiskFull, KeyUnavailable."""
+    def create(self, ingestion: Ingestion, plan: Plan, items: Sequence[Item] = ()) -> Ledger:
+        """With its first files: durable on return, all of it or nothing. Raises DiskFull, KeyUnavailable."""
         with self._lock:
             self._prepare(ingestion.tenant)
             folder = self._directory / ingestion.tenant / ingestion.id
             with durable.disk_errors(folder):
                 durable.make_directory(folder)
-            made = Ledger.create(folder, self._keys, ingestion, plan)
+            made = Ledger.create(folder, self._keys, ingestion, plan, items)
             self._ledgers.setdefault(ingestion.tenant, {})[ingestion.id] = made
             return made
+
+    def abandon(self, tenant: str, ingestion: str) -> None:
+        """Destroy what is held for one that was not created. Raises StoreDamaged."""
+        self._drop(self._directory / tenant / ingestion, tenant)
 
     def prepare(self, tenant: str) -> None:
         """Have the tenant's key and folder. Raises DiskFull, KeyUnavailable."""
@@ -95,14 +100,15 @@ class Ledgers:
             return [one for ledgers in self._ledgers.values() for one in ledgers.values()]
 
     def items(self, ledger: Ledger) -> Sequence[Item]:
-        """Its files; of ended ingestions those asked for last stay in memory. Raises StoreDamaged, KeyUnavailable."""
+        """Its files; where nothing works on it they stay in memory for a while. Raises StoreDamaged, KeyUnavailable."""
         found = ledger.items()
-        if ledger.ingestion.state.ended:
-            with self._lock:
-                self._loaded[ledger.ingestion.id] = ledger
-                self._loaded.move_to_end(ledger.ingestion.id)
-                if len(self._loaded) > LOADED:
-                    self._loaded.popitem(last=False)[1].unload()
+        self._was_asked(ledger)
+        return found
+
+    def page(self, ledger: Ledger, after: int, limit: int, states: Collection[FileState] = ()) -> list[Item]:
+        """As `Ledger.page`, and what is asked of it next comes from memory."""
+        found = ledger.page(after, limit, states)
+        self._was_asked(ledger)
         return found
 
     def damaged(self) -> Mapping[tuple[str, str], str]:
@@ -140,14 +146,24 @@ class Ledgers:
         ledgers = [one for one in reversed(self.of(tenant)) if one.ingestion.collection == collection]
         return frozenset(_taken(self._remembered(tenant).get(collection, ()), map(self.items, ledgers)))
 
-    def retire(self, tenant: str, epoch: int) -> None:
+    def retire(self, tenant: str, epoch: int) -> bool:
         """The tenant's key of that epoch is about to be destroyed; if it is the last, all that ingest has of the
-        tenant goes with it. Raises KeyUnavailable, DiskFull, StoreDamaged.
+        tenant goes with it: whether it did. Raises KeyUnavailable, DiskFull, StoreDamaged.
         """
         with self._lock:
-            if not self._keys.retire(tenant, epoch):
+            is_last = not self._keys.retire(tenant, epoch)
+            if is_last:
                 self._ledgers.pop(tenant, None)
+                self._damaged = {place: why for place, why in self._damaged.items() if place[0] != tenant}
                 shutil.rmtree(self._directory / tenant, ignore_errors=True)
+            return is_last
+
+    def _was_asked(self, ledger: Ledger) -> None:
+        with self._lock:
+            self._loaded[ledger.ingestion.id] = ledger
+            self._loaded.move_to_end(ledger.ingestion.id)
+            if len(self._loaded) > LOADED:
+                self._loaded.popitem(last=False)[1].unload()
 
     def _prepare(self, tenant: str) -> None:
         if self._keys.prepare(tenant):  # what lies there was of a key that is no more

@@ -38,7 +38,7 @@ def of(ingestion: Ingestion, container: str = "", signer: str = "") -> Lineage:
         volume=origin.volume,
         label=origin.label,
         container=container,
-        signer=signer or origin.signer,
+        signer=signer,
     )
 
 

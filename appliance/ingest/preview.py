@@ -5,8 +5,10 @@ Nothing here opens a file but to hash it, and nothing of a file stays in the box
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from functools import partial
 from pathlib import PurePath
+from typing import TypeVar
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.formats import format_of
@@ -15,10 +17,12 @@ from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.quarantine import new_memfd
 from appliance.ingest.sources.found import Found, OpenSource, printable
 from appliance.ports import Progress
-from appliance.types import FileOutcome, FileState
+from appliance.types import FileOutcome, FileState, Ingestion
 
 GROUP = 200
 """Files whose hashes are written to the ledger at once."""
+
+T = TypeVar("T")
 
 
 async def preview(
@@ -30,20 +34,19 @@ async def preview(
     """
     found = await source.files()
     if not ledger.plan.listed:
-        listed = await asyncio.to_thread(lambda: list_files(ledger, found, max_bytes))
-        await asyncio.to_thread(ledger.write, listed, listed=True, provenance=source.provenance)
+        listed = await asyncio.to_thread(lambda: list_files(ledger.ingestion, found, max_bytes))
+        await to_its_end(asyncio.to_thread(partial(ledger.write, listed, listed=True, provenance=source.provenance)))
     if hashes:
         await _hash_all(ledger, {one.name: one for one in found}, source, judge, max_bytes, progress)
 
 
-def list_files(ledger: Ledger, found: Iterable[Found], max_bytes: int) -> list[Item]:
+def list_files(ingestion: Ingestion, found: Iterable[Found], max_bytes: int) -> list[Item]:
     """The items of a ledger that has none yet."""
-    return [_item(ledger, number, one, max_bytes) for number, one in enumerate(found)]
+    return [_item(ingestion, number, one, max_bytes) for number, one in enumerate(found)]
 
 
-def new_outcome(ledger: Ledger, number: int, path: str, size_bytes: int = 0) -> FileOutcome:
+def new_outcome(ingestion: Ingestion, number: int, path: str, size_bytes: int = 0) -> FileOutcome:
     """Of a file that was found just now. path: printable."""
-    ingestion = ledger.ingestion
     return FileOutcome(
         path=path,
         state=FileState.FOUND,
@@ -54,8 +57,8 @@ def new_outcome(ledger: Ledger, number: int, path: str, size_bytes: int = 0) -> 
     )
 
 
-def _item(ledger: Ledger, number: int, found: Found, max_bytes: int) -> Item:
-    outcome = new_outcome(ledger, number, printable(found.name), found.size_bytes)
+def _item(ingestion: Ingestion, number: int, found: Found, max_bytes: int) -> Item:
+    outcome = new_outcome(ingestion, number, printable(found.name), found.size_bytes)
     return look_at(Item(number, found.name, outcome, signer=found.signer), found, max_bytes)
 
 
@@ -69,7 +72,7 @@ def look_at(item: Item, found: Found, max_bytes: int) -> Item:
             raise DocumentRefused("TOO_LARGE", f"It has more than {max_bytes >> 20} MiB (`document_max_mib`).")
     except DocumentRefused as refusal:
         return refused(item, refusal)
-    return item.changed(state=FileState.FOUND, format=form.module.rpartition(".")[2])
+    return item.changed(state=FileState.FOUND, format=form.name)
 
 
 async def _hash_all(
@@ -93,10 +96,10 @@ async def _hash_all(
         if item.outcome.state is FileState.FOUND and item.outcome.sha256:
             first.setdefault(item.outcome.sha256, item.outcome.path)
         if len(group) == GROUP:
-            await asyncio.to_thread(ledger.write, tuple(group))
+            await to_its_end(asyncio.to_thread(ledger.write, tuple(group)))
             group.clear()
     if group:
-        await asyncio.to_thread(ledger.write, tuple(group))
+        await to_its_end(asyncio.to_thread(ledger.write, tuple(group)))
     progress.update(len(items), len(items))
 
 
@@ -109,3 +112,17 @@ async def _hashed(item: Item, found: Found, source: OpenSource, max_bytes: int) 
     finally:
         os.close(memfd)
     return item.changed(sha256=sha256, size_bytes=size)
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Await `work`, however often cancelled, until it has ended: a thread cannot be stopped, half a commit not kept."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        task.exception()  # its own end is not news
+        raise asyncio.CancelledError
+    return task.result()

@@ -15,6 +15,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import NotFound, StoreDamaged
@@ -82,8 +83,13 @@ class Quarantine:
         folder = self._folder(tenant, ingestion)
         if not folder.is_dir():
             return {}
-        with os.scandir(folder) as entries:
-            return {int(entry.name): entry.stat().st_size for entry in entries if entry.name.isdecimal()}
+        found: dict[int, int] = {}
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # it was destroyed in this moment
+                    if entry.name.isdecimal():
+                        found[int(entry.name)] = entry.stat().st_size
+        return found
 
     def destroy(self, tenant: str, ingestion: str, numbers: Iterable[int]) -> int:
         """Keys first; how many were there. Raises StoreDamaged."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, islice
 
 from appliance.errors import NotFound
 from appliance.ingest.ledger import Item, Ledger
@@ -19,14 +20,17 @@ class Refused:
     item: Item
 
 
-def newest_first(ledgers: Ledgers, tenant: str) -> tuple[FileOutcome, ...]:
-    """The newest ones. Raises StoreDamaged, KeyUnavailable."""
-    found: list[FileOutcome] = []
-    for ledger in ledgers.of(tenant):
-        found += [one.item.outcome for one in reversed(_of(ledgers, ledger))]
-        if len(found) >= MAX_LISTED:
-            break
-    return tuple(found[:MAX_LISTED])
+def newest_first(ledgers: Ledgers, tenant: str, after: str = "", limit: int = MAX_LISTED) -> tuple[FileOutcome, ...]:
+    """From behind the file of id `after`, '': from the newest on. Raises StoreDamaged, KeyUnavailable."""
+    last, _, number = after.rpartition("-")
+    left = dropwhile(lambda ledger: last not in ("", ledger.ingestion.id), ledgers.of(tenant))
+    files = (
+        one.item.outcome
+        for ledger in left
+        for one in reversed(_of(ledgers, ledger))
+        if ledger.ingestion.id != last or one.item.number < int(number)
+    )
+    return tuple(islice(files, limit))
 
 
 def find(ledgers: Ledgers, tenant: str, ids: Collection[str]) -> list[Refused]:

@@ -1,12 +1,14 @@
 """The story of an ingestion as a file, in pieces: JSON, CSV (RFC 4180), or one HTML page that needs nothing else.
 
-Names and details come from hostile files. In CSV a cell that a spreadsheet would take for a formula begins with an
-apostrophe (OWASP, CSV injection); in HTML everything is escaped, and the page forbids itself scripts and requests.
+Names and details come from hostile files. In CSV every cell is quoted, and what a spreadsheet would take for a formula
+begins with an apostrophe (OWASP, CSV injection); in HTML everything is escaped, and the page forbids itself scripts and
+requests.
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from enum import Enum
@@ -19,7 +21,8 @@ COLUMNS = ("path", "state", "reason", "detail", "remedy", "format", "size_bytes"
 ROWS = 500
 """Files in one piece."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # also as full-width characters
+_FORMULA = re.compile(r"(^|[;|\t\r\n])(\s*[=+\-@＝＋－＠])")
+"""Also as full-width characters, and behind what another country's spreadsheet takes for the end of a cell."""
 _STYLE = (
     "body{font:14px/1.4 system-ui,sans-serif;margin:2rem;color:#1b1f24;background:#fff}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;"
@@ -37,7 +40,7 @@ class ReportFormat(Enum):
 def report(ingestion: Ingestion, files: Sequence[FileOutcome], form: ReportFormat) -> Iterator[bytes]:
     """UTF-8."""
     write = {ReportFormat.JSON: _json, ReportFormat.CSV: _csv, ReportFormat.HTML: _html}[form]
-    return (piece.encode() for piece in write(ingestion, files))
+    return (piece.encode(errors="backslashreplace") for piece in write(ingestion, files))
 
 
 def _json(ingestion: Ingestion, files: Sequence[FileOutcome]) -> Iterator[str]:
@@ -118,12 +121,12 @@ def _time(value: datetime | None) -> str:
 
 
 def _inert(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return _FORMULA.sub(r"\1'\2", f"'{cell}" if cell.startswith(("\t", "\r", "\n")) else cell)
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
     return text.getvalue()
 
 

@@ -6,7 +6,6 @@ start ──▶ SCANNING ──▶ WAITING ──approve──▶ RUNNING ──
 """
 
 import asyncio
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
@@ -14,19 +13,19 @@ from typing import Protocol
 
 import structlog
 
-from appliance.errors import ApplianceError, NotFound, ScannerUnavailable, SourceGone, SourceRefused
-from appliance.ingest import refused
+from appliance.errors import ApplianceError, NotFound, ScannerUnavailable, SourceGone, SourceRefused, WrongState
 from appliance.ingest.commit import Commit
 from appliance.ingest.judge import Judge, ended
 from appliance.ingest.ledger import Ledger, Plan
 from appliance.ingest.ledgers import Ledgers
-from appliance.ingest.preview import preview
+from appliance.ingest.preview import preview, to_its_end
 from appliance.ingest.sources.found import OpenSource
-from appliance.ingest.work import Tools, Work, to_its_end
+from appliance.ingest.work import Tools, Work
 from appliance.ports import Jobs, Libraries, Progress
 from appliance.types import FileState, Ingestion, IngestionState
 
 TEND_SECONDS, LONGEST_PAUSE_SECONDS = 3.0, 600.0
+_AT_WORK = (IngestionState.SCANNING, IngestionState.RUNNING)
 log = structlog.get_logger()
 
 
@@ -49,25 +48,18 @@ def next_state(now: Ingestion, plan: Plan) -> IngestionState:
 class Runs:
     """Belongs to one event loop."""
 
-    def __init__(
-        self, ledgers: Ledgers, tools: Tools, jobs: Jobs, libraries: Libraries, sources: Sources, kept_bytes: int
-    ) -> None:
-        """kept_bytes: of refused files, of a tenant."""
+    def __init__(self, ledgers: Ledgers, tools: Tools, jobs: Jobs, libraries: Libraries, sources: Sources) -> None:
         self._ledgers, self._tools, self._jobs, self._libraries = ledgers, tools, jobs, libraries
-        self._sources, self._kept_bytes = sources, kept_bytes
+        self._sources = sources
         self._working: dict[str, str] = {}  # job by ingestion
         self._stopping = False
         self.scanner_fault = ""
         """Why nothing could be scanned when that was tried last; empty while all is well."""
 
     async def open(self) -> None:
-        """Go on with what was being worked on when the daemon ended. Raises DiskFull, StoreDamaged."""
+        """Go on with what was being worked on when the daemon ended."""
         for ledger in self._ledgers.all():
-            if ledger.ingestion.state.ended:
-                continue
-            if not ledger.plan.source and not ledger.plan.listed:  # a release or an upload that was never answered
-                await self.end(ledger)
-            elif ledger.ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
+            if ledger.ingestion.state in _AT_WORK:
                 self.begin(ledger)
 
     async def tend(self) -> None:
@@ -82,9 +74,13 @@ class Runs:
                     continue
                 due_seconds, pause_seconds = tries.get(now.id, (0.0, TEND_SECONDS))
                 if monotonic() >= due_seconds:
-                    with suppress(ApplianceError):
+                    try:
                         await self.resume(ledger)
-                        tries[now.id] = (monotonic() + pause_seconds, min(2 * pause_seconds, LONGEST_PAUSE_SECONDS))
+                    except ApplianceError:
+                        continue  # its source is not back
+                    except Exception as error:
+                        log.exception("ingest.not_resumed", ingestion=now.id, error=type(error).__name__)
+                    tries[now.id] = (monotonic() + pause_seconds, min(2 * pause_seconds, LONGEST_PAUSE_SECONDS))
             tries = {key: value for key, value in tries.items() if value[0] + LONGEST_PAUSE_SECONDS > monotonic()}
 
     def stop(self) -> None:
@@ -102,7 +98,8 @@ class Runs:
                 await self._work(ledger, source, progress)
             finally:
                 self._working.pop(now.id, None)
-            if ledger.ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
+                await asyncio.to_thread(ledger.unload)
+            if ledger.ingestion.state in _AT_WORK:
                 self.begin(ledger)  # it was approved in the moment in which this began to wait for that
 
         job = self._jobs.start("ingest", f"collections/{now.collection}", "files", work, now.tenant)
@@ -118,14 +115,17 @@ class Runs:
         if now.id in self._working:
             return now
         source = await self._open(ledger)
-        try:
-            write = partial(ledger.write, state=next_state(now, ledger.plan), problem="")
-            await to_its_end(asyncio.to_thread(write))
-        except BaseException:
-            if source:
-                await source.close()
-            raise
-        return self.begin(ledger, source)
+
+        async def write_and_begin() -> Ingestion:
+            try:
+                await asyncio.to_thread(partial(ledger.write, state=next_state(now, ledger.plan), problem=""))
+            except BaseException:
+                if source:
+                    await source.close()
+                raise
+            return self.begin(ledger, source)
+
+        return await to_its_end(write_and_begin())
 
     async def cancel(self, ledger: Ledger) -> None:
         """Returns once it has ended. Raises DiskFull, StoreDamaged."""
@@ -133,17 +133,24 @@ class Runs:
             self._jobs.cancel(job)
             async for _ in self._jobs.watch(job):
                 pass
+            self._working.pop(ledger.ingestion.id, None)  # of a job that never came to its first step
         if not ledger.ingestion.state.ended:
             await self.end(ledger)
 
     async def end(self, ledger: Ledger) -> None:
-        """What is open is LEFT; copies in the box are destroyed. Raises DiskFull, StoreDamaged."""
+        """What is open is LEFT; copies in the box are destroyed. No news of one that has ended.
+
+        Raises DiskFull, StoreDamaged.
+        """
         await to_its_end(asyncio.to_thread(self._leave, ledger))
 
     def _leave(self, ledger: Ledger) -> None:
         now = ledger.ingestion
         left = [ended(item.changed(state=FileState.LEFT)) for item in ledger.items() if item.is_open]
-        ledger.close(left, state=IngestionState.CANCELLED, problem="", end_time=datetime.now(UTC))
+        try:
+            ledger.close(left, state=IngestionState.CANCELLED, problem="", end_time=datetime.now(UTC))
+        except WrongState:
+            return
         self._tools.quarantine.destroy(now.tenant, now.id, [item.number for item in left])
 
     # --- what a job does
@@ -152,7 +159,7 @@ class Runs:
         try:
             await self._stages(ledger, source, progress)
         except asyncio.CancelledError:
-            if not self._stopping:
+            if not self._stopping and not ledger.ingestion.state.ended:
                 await self.end(ledger)
             raise
         except ApplianceError as error:
@@ -180,10 +187,7 @@ class Runs:
             commit = await asyncio.to_thread(self._committing, ledger, judge)
             await Work(self._tools, ledger, commit, judge, progress).run(source, missing)
             self.scanner_fault = ""
-            await asyncio.to_thread(
-                partial(ledger.close, state=IngestionState.SUCCEEDED, problem="", end_time=datetime.now(UTC))
-            )
-            await asyncio.to_thread(self._tidy, ledger)
+            await to_its_end(asyncio.to_thread(self._succeed, ledger))
         finally:
             if source:
                 await source.close()
@@ -228,17 +232,21 @@ class Runs:
         library = self._libraries.of(ledger.ingestion.tenant)
         return Commit(ledger, library, judge, self._tools.quarantine, self._tools.max_bytes)
 
-    def _tidy(self, ledger: Ledger) -> None:
-        """What is kept of refused files stays within its bounds, and what is kept of ingestions."""
-        tenant = ledger.ingestion.tenant
-        ledger.unload()
-        refused.shed(self._ledgers, self._tools.quarantine, tenant, self._kept_bytes)
-        self._ledgers.prune(tenant)
+    def _succeed(self, ledger: Ledger) -> None:
+        """Then what is kept of refused files stays within its bounds, and what is kept of ingestions."""
+        now = ledger.close(state=IngestionState.SUCCEEDED, problem="", end_time=datetime.now(UTC))
+        try:
+            self._tools.shed(now.tenant)
+            self._ledgers.prune(now.tenant)
+        except ApplianceError as error:  # the next one tidies
+            log.warning("ingest.not_tidied", tenant=now.tenant, reason=error.reason)
 
     async def _stop_at(self, ledger: Ledger, state: IngestionState, error: ApplianceError) -> None:
         problem = f"{error} {error.remedy}"
         log.warning("ingest.stopped", ingestion=ledger.ingestion.id, state=state.value, reason=error.reason)
         try:
             await to_its_end(asyncio.to_thread(partial(ledger.write, state=state, problem=problem)))
+        except WrongState:
+            return
         except ApplianceError:  # a full disk; a restart would go on with it
             ledger.tell(state=state, problem=problem)

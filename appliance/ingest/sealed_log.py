@@ -7,8 +7,8 @@
     …
 
 AAD of a record: what the log is of, its place in the log (u64), and the tag of the record before (the first: zeros).
-Integers are big-endian. A record that a crash cut short, or the last one where it does not verify, is cut off: it was
-never acknowledged, or is done again. Anything before the last record that does not verify is damage.
+Integers are big-endian. The last record is cut off where it is too short, ends in zeros or lacks a sector, as a crash
+or a power cut leaves it: it was not acknowledged. Anything else that does not verify is damage.
 """
 
 import os
@@ -16,6 +16,7 @@ import secrets
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -30,6 +31,7 @@ HEADER_BYTES = 72
 _HEADER = struct.Struct(">4sHH")
 _HEAD = struct.Struct(">II12s")
 _TAG_BYTES = 16
+_SECTOR_BYTES = 512
 log = structlog.get_logger()
 
 
@@ -81,7 +83,7 @@ class SealedLog:
                 sealed = file.read(length) if self.end_bytes + _HEAD.size + length <= size else b""
                 record = self._opened(head, sealed) if sealed else None
                 if record is None:
-                    self._cut(file.fileno(), size, _HEAD.size + len(sealed), whole=bool(sealed), headed=bool(length))
+                    self._cut(file.fileno(), size, length)
                     return
                 yield record
                 self.end_bytes += _HEAD.size + length
@@ -101,7 +103,7 @@ class SealedLog:
     def _sealed(self, record: bytes) -> bytes:
         nonce = secrets.token_bytes(12)
         sealed = self._cipher.seal(nonce, record, self._aad())
-        head = _HEAD.pack(len(sealed), self._crc(len(sealed)), nonce)
+        head = _HEAD.pack(len(sealed), self._crc(len(sealed), self._count), nonce)
         self._count, self._previous_tag = self._count + 1, sealed[-_TAG_BYTES:]
         return head + sealed
 
@@ -118,19 +120,40 @@ class SealedLog:
         if len(head) < _HEAD.size:
             return 0
         length, crc, _ = _HEAD.unpack(head)
-        return int(length) if crc == self._crc(length) else 0
+        return int(length) if crc == self._crc(length, self._count) else 0
 
-    def _crc(self, length: int) -> int:
-        return zlib.crc32(self._context + struct.pack(">QI", self._count, length))
+    def _crc(self, length: int, place: int) -> int:
+        return zlib.crc32(self._context + struct.pack(">QI", place, length))
 
     def _aad(self) -> bytes:
         return self._context + struct.pack(">Q", self._count) + self._previous_tag
 
-    def _cut(self, fd: int, size: int, record_bytes: int, *, whole: bool, headed: bool) -> None:
-        """Cut off what is no whole record, or raise StoreDamaged: something lies behind it, or it is no record."""
+    def _cut(self, fd: int, size: int, length: int) -> None:
+        """Cut off a torn record, of which the head promises `length` bytes, 0: it has none. Raises StoreDamaged."""
         rest = os.pread(fd, size - self.end_bytes, self.end_bytes)
-        torn = not any(rest[record_bytes:]) if whole else headed or not any(rest[_HEAD.size :])
-        if not torn:
+        if not self._is_torn(rest, length):
             raise StoreDamaged(f"{self.path} is damaged: the record at byte {self.end_bytes} is not what was written.")
         log.warning("ingest.log_cut", cut_bytes=len(rest))
         os.truncate(self.path, self.end_bytes)
+
+    def _is_torn(self, rest: bytes, length: int) -> bool:
+        if len(rest) < _HEAD.size + length:
+            return True
+        written = rest[: _HEAD.size + length] if length else rest
+        lacks = not any(rest[-_TAG_BYTES:]) or _lacks_a_sector(written, self.end_bytes)
+        return lacks and not self._has_later_record(rest)
+
+    def _has_later_record(self, rest: bytes) -> bool:
+        """Whether the head of the record after this one lies anywhere in `rest`."""
+        for place in range(1, len(rest) - _HEAD.size + 1):
+            length, crc = struct.unpack_from(">II", rest, place)
+            if length <= len(rest) and crc == self._crc(length, self._count + 1):
+                return True
+        return False
+
+
+def _lacks_a_sector(written: bytes, offset: int) -> bool:
+    """Whether a 512-byte sector of the file, or what `written` at `offset` has of it, is all zeros."""
+    first = -offset % _SECTOR_BYTES
+    borders = [0, *range(first, len(written), _SECTOR_BYTES), len(written)]
+    return any(start < end and not any(written[start:end]) for start, end in pairwise(borders))

@@ -6,9 +6,11 @@ the jobs that work on one (preview.py, work.py). Every call is of a tenant: what
 
 import asyncio
 import os
+import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -17,6 +19,8 @@ import structlog
 from appliance.config import Config
 from appliance.errors import (
     AlreadyExists,
+    ApplianceError,
+    Forbidden,
     InvalidArgument,
     QueueFull,
     SecondPerson,
@@ -24,15 +28,15 @@ from appliance.errors import (
 )
 from appliance.ingest import refused
 from appliance.ingest.keys import IngestKeys
-from appliance.ingest.ledger import Item, Ledger, Plan, family_order
+from appliance.ingest.ledger import Item, Ledger, Plan
 from appliance.ingest.ledgers import Ledgers
-from appliance.ingest.preview import list_files, look_at, new_outcome
+from appliance.ingest.preview import list_files, look_at, new_outcome, to_its_end
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.report import ReportFormat, report
 from appliance.ingest.runs import Runs, Sources
 from appliance.ingest.sources.found import Found, printable
 from appliance.ingest.uploads import Uploads, Wanted
-from appliance.ingest.work import Measure, Tools, to_its_end
+from appliance.ingest.work import Measure, Tools
 from appliance.ports import Extractor, Jobs, Keyring, Libraries, Scanner, TenantKeys
 from appliance.types import (
     FileOutcome,
@@ -53,6 +57,8 @@ MAX_OPEN = 200
 POLICY = "policy"
 """Who approves, and begins, where nobody has to."""
 
+MAX_FILES = 1 << 31
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _STOPPED = frozenset({IngestionState.INTERRUPTED, IngestionState.FAILED})
 log = structlog.get_logger()
 
@@ -80,15 +86,17 @@ class Ingest:
         self._quarantine = Quarantine(directory, keys)
         self._ledgers = Ledgers(directory, keys, self._quarantine, config.ingestions_kept, config.ingestions_kept_days)
         self._uploads = Uploads(directory, keys, config.document_max_mib << 20)
-        self._tools = Tools(extractor, scanner, self._quarantine, config.document_max_mib << 20, measure)
         kept_bytes = config.quarantine_max_mib << 20
-        self._runs = Runs(self._ledgers, self._tools, jobs, libraries, sources, kept_bytes)
+        shed = partial(refused.shed, self._ledgers, self._quarantine, max_bytes=kept_bytes)
+        self._tools = Tools(extractor, scanner, self._quarantine, config.document_max_mib << 20, measure, shed)
+        self._runs = Runs(self._ledgers, self._tools, jobs, libraries, sources)
 
     # --- the life of the daemon
 
     async def open(self) -> None:
         """Find what there is, and go on with what was being worked on. Raises DiskFull, StoreDamaged."""
-        await asyncio.to_thread(self._ledgers.open)
+        for tenant in await asyncio.to_thread(self._ledgers.open):
+            await asyncio.to_thread(self._uploads.drop_idle, tenant)
         await self._runs.open()
 
     async def tend(self) -> None:
@@ -104,7 +112,8 @@ class Ingest:
 
         Blocks. Raises KeyUnavailable, DiskFull, StoreDamaged.
         """
-        self._ledgers.retire(tenant, epoch)
+        if self._ledgers.retire(tenant, epoch):
+            self._uploads.forget(tenant)
 
     def damaged(self) -> Mapping[tuple[str, str], str]:
         """By tenant and name of the ingestions that cannot be read, why: the file is named. Does not block."""
@@ -136,16 +145,19 @@ class Ingest:
             self._require_second(caller.user, caller.user)
         self._require_room(caller.tenant)
         opened = await self._sources.open(caller.tenant, source)
-        try:
-            plan = Plan(source, groups=caller.groups, administers=caller.role is Role.ADMIN)
-            approver = caller.user if approve else ""
-            made = _ingestion(caller.tenant, caller.user, approver, collection, readers, opened.provenance)
-            ledger = await to_its_end(asyncio.to_thread(self._create, made, plan))
-        except BaseException:
-            await opened.close()
-            raise
-        log.info("ingest.started", ingestion=made.id, tenant=made.tenant, operator=str(caller), approved=approve)
-        return self._runs.begin(ledger, opened)
+        approver = caller.user if approve else ""
+        made = _ingestion(caller.tenant, caller.user, approver, collection, readers, opened.provenance)
+
+        async def create_and_begin() -> Ingestion:
+            try:
+                ledger = await asyncio.to_thread(self._create, made, _plan(caller, source))
+            except BaseException:
+                await opened.close()
+                raise
+            log.info("ingest.started", ingestion=made.id, tenant=made.tenant, operator=str(caller), approved=approve)
+            return self._runs.begin(ledger, opened)
+
+        return await to_its_end(create_and_begin())
 
     async def take(self, tenant: str, source: Source, watch: Watch, found: Sequence[Found]) -> None:
         """Begin what a watch asks for, of these files alone; when it returns they are in a ledger and count as taken.
@@ -153,16 +165,15 @@ class Ingest:
         Raises QueueFull, DiskFull, KeyUnavailable.
         """
         self._require_room(tenant)
-        approver = POLICY if watch.approve else ""
+        approver = POLICY if watch.approve and self._config.ingest_approval != "second" else ""
         made = _ingestion(tenant, POLICY, approver, watch.collection, watch.readers, source.provenance)
 
         def create() -> Ledger:
-            ledger = self._create(made, Plan(source.name, automatic=True, groups=watch.readers))
-            ledger.write(list_files(ledger, found, self._tools.max_bytes), listed=True)
-            return ledger
+            plan = Plan(source.name, listed=True, automatic=True, groups=watch.readers)
+            return self._create(made, plan, list_files(made, found, self._tools.max_bytes))
 
         ledger = await to_its_end(asyncio.to_thread(create))
-        log.info("ingest.started", ingestion=made.id, tenant=tenant, operator=POLICY, approved=watch.approve)
+        log.info("ingest.started", ingestion=made.id, tenant=tenant, operator=POLICY, approved=bool(approver))
         self._runs.begin(ledger)
 
     def get(self, tenant: str, name: str) -> Ingestion:
@@ -173,13 +184,16 @@ class Ingest:
         """Newest first. Does not block."""
         return tuple(ledger.ingestion for ledger in self._ledgers.of(tenant))
 
-    def files(self, tenant: str, name: str, states: Collection[FileState] = ()) -> tuple[FileOutcome, ...]:
+    def files(
+        self, tenant: str, name: str, states: Collection[FileState] = (), after: str = "", limit: int = MAX_FILES
+    ) -> tuple[FileOutcome, ...]:
         """How each file stands, in order, a container before its members; of these states only, none given: all.
+        after: the id of a file of it, behind which they begin.
 
         Raises NotFound, StoreDamaged, KeyUnavailable.
         """
-        items = family_order(self._ledgers.items(self._ledger(tenant, name)))
-        return tuple(item.outcome for item in items if not states or item.outcome.state in states)
+        number = int(after.rpartition("-")[2]) if after else -1
+        return tuple(item.outcome for item in self._ledgers.page(self._ledger(tenant, name), number, limit, states))
 
     async def approve(self, caller: Principal, name: str) -> Ingestion:
         """Let one that waits go on; of one that goes on already it is no news. One that still scans goes on after that.
@@ -194,9 +208,13 @@ class Ingest:
             return now
         self._require_second(now.operator, caller.user)
         state = IngestionState.RUNNING if now.state is IngestionState.WAITING else now.state
-        await to_its_end(asyncio.to_thread(partial(ledger.write, approver=caller.user, state=state)))
-        log.info("ingest.approved", ingestion=now.id, tenant=now.tenant, operator=str(caller))
-        return self._runs.begin(ledger)
+
+        async def write_and_begin() -> Ingestion:
+            await asyncio.to_thread(partial(ledger.write, approver=caller.user, state=state))
+            log.info("ingest.approved", ingestion=now.id, tenant=now.tenant, operator=str(caller))
+            return self._runs.begin(ledger)
+
+        return await to_its_end(write_and_begin())
 
     async def resume(self, caller: Principal, name: str) -> Ingestion:
         """Go on with one that was interrupted or failed, from where it stopped; of one that works it is no news.
@@ -227,9 +245,12 @@ class Ingest:
 
     # --- refused files
 
-    def quarantined(self, tenant: str) -> tuple[FileOutcome, ...]:
-        """Files that were refused, of all ingestions, newest first. Raises StoreDamaged, KeyUnavailable."""
-        return refused.newest_first(self._ledgers, tenant)
+    def quarantined(self, tenant: str, after: str = "", limit: int = refused.MAX_LISTED) -> tuple[FileOutcome, ...]:
+        """Files that were refused, of all ingestions, newest first. after: a file's id, behind which they begin.
+
+        Raises StoreDamaged, KeyUnavailable.
+        """
+        return refused.newest_first(self._ledgers, tenant, after, limit)
 
     async def release(
         self, caller: Principal, ids: Collection[str], readers: frozenset[str] | None = None
@@ -238,12 +259,17 @@ class Ingest:
         (None: as before). The caller approves it, unless a second person must (then it waits). They must be of one
         ingestion, and their bytes still kept.
 
-        Raises NotFound (of a file), InvalidArgument (`ids`), QueueFull, DiskFull, StoreDamaged.
+        Raises NotFound (of a file), InvalidArgument (`ids`), Forbidden (other readers, of who neither began the old one
+        nor was among its readers, nor administers), QueueFull, DiskFull, StoreDamaged.
         """
         self._require_room(caller.tenant)
-        ledger = await to_its_end(asyncio.to_thread(self._release, caller, ids, readers))
-        log.info("ingest.released", ingestion=ledger.ingestion.id, files=sorted(ids), operator=str(caller))
-        return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
+
+        async def create_and_begin() -> Ingestion:
+            ledger = await asyncio.to_thread(self._release, caller, ids, readers)
+            log.info("ingest.released", ingestion=ledger.ingestion.id, files=sorted(ids), operator=str(caller))
+            return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
+
+        return await to_its_end(create_and_begin())
 
     async def purge(self, caller: Principal, ids: Collection[str] = (), *, all_: bool = False) -> int:
         """Destroy the kept bytes of refused files, by id or of all; how many had any. What became of them stays said.
@@ -302,9 +328,15 @@ class Ingest:
         Raises NotFound, InvalidArgument (`sha256`: the upload is not that file, and is dropped), QueueFull, DiskFull.
         """
         self._require_room(caller.tenant)
-        ledger = await to_its_end(asyncio.to_thread(self._finish, caller, upload, sha256))
-        log.info("ingest.uploaded", ingestion=ledger.ingestion.id, tenant=caller.tenant, operator=str(caller))
-        return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
+        if not _SHA256.fullmatch(sha256):
+            raise InvalidArgument.of("sha256", "must have 64 hexadecimal digits.")
+
+        async def create_and_begin() -> Ingestion:
+            ledger = await asyncio.to_thread(self._finish, caller, upload, sha256)
+            log.info("ingest.uploaded", ingestion=ledger.ingestion.id, tenant=caller.tenant, operator=str(caller))
+            return self._runs.begin(ledger) if ledger.ingestion.approver else ledger.ingestion
+
+        return await to_its_end(create_and_begin())
 
     # --- who may, and what there is
 
@@ -325,10 +357,10 @@ class Ingest:
 
     # --- what blocks, in threads
 
-    def _create(self, made: Ingestion, plan: Plan) -> Ledger:
+    def _create(self, made: Ingestion, plan: Plan, items: Sequence[Item] = ()) -> Ledger:
         self._collection(made.tenant, made.collection)
         self._ledgers.prune(made.tenant)
-        return self._ledgers.create(made, plan)
+        return self._ledgers.create(made, plan, items)
 
     def _collection(self, tenant: str, collection: str) -> None:
         """Make it where there is none, and with the first one the tenant's key."""
@@ -344,49 +376,73 @@ class Ingest:
         for one in files:
             if one.item.number not in held:
                 raise InvalidArgument.of("ids", f"{one.item.outcome.id} is not kept: bring the file again.")
-        approver = self._own_approval(caller)
         wanted = readers or old.readers
-        made = _ingestion(caller.tenant, caller.user, approver, old.collection, wanted, old.provenance)
-        ledger = self._create(made, Plan("", groups=caller.groups, administers=caller.role is Role.ADMIN))
-        items = []
-        for number, one in enumerate(files):
-            memfd = self._quarantine.open(caller.tenant, old.id, one.item.number)
-            items.append(self._hold(ledger, number, one.item.outcome.path, one.item.outcome.sha256, memfd))
-        ledger.write(items, listed=True, state=_first_state(ledger))
+        _require_reader(caller, old, wanted)
+        made = self._held_ingestion(caller, old.collection, wanted, old.provenance)
+
+        def hold() -> Iterator[Item]:
+            for number, one in enumerate(files):
+                memfd = self._quarantine.open(caller.tenant, old.id, one.item.number)
+                try:
+                    yield self._hold(made, number, one.item, memfd)
+                finally:
+                    os.close(memfd)
+
+        ledger = self._create_held(caller, made, hold)
         files[0].ledger.write(one.item.changed(released=True) for one in files)
         return ledger
 
     def _finish(self, caller: Principal, upload: str, sha256: str) -> Ledger:
         wanted, memfd = self._uploads.whole(caller, upload, sha256)
-        approver = self._own_approval(caller)
         origin = Provenance(SourceKind.UPLOAD, caller.user)
-        made = _ingestion(caller.tenant, caller.user, approver, wanted.collection, wanted.readers, origin)
+        made = self._held_ingestion(caller, wanted.collection, wanted.readers, origin)
+        outcome = new_outcome(made, 0, wanted.path)
+        file = Item(0, wanted.path, outcome).changed(sha256=sha256.lower())
         try:
-            ledger = self._create(made, Plan("", groups=caller.groups, administers=caller.role is Role.ADMIN))
-        except BaseException:
+            ledger = self._create_held(caller, made, lambda: [self._hold(made, 0, file, memfd)])
+        finally:
             os.close(memfd)
-            raise
-        item = self._hold(ledger, 0, wanted.path, sha256.lower(), memfd)
-        ledger.write([item], listed=True, state=_first_state(ledger))
         self._uploads.drop(caller.tenant, upload)
         return ledger
 
-    def _hold(self, ledger: Ledger, number: int, path: str, sha256: str, memfd: int) -> Item:
-        """A file of an ingestion without a source. Takes over the memfd."""
-        tenant, ingestion = ledger.ingestion.tenant, ledger.ingestion.id
+    def _held_ingestion(
+        self, caller: Principal, collection: str, readers: frozenset[str], origin: Provenance
+    ) -> Ingestion:
+        """A new one whose files are all held when it begins."""
+        approver = self._own_approval(caller)
+        made = _ingestion(caller.tenant, caller.user, approver, collection, readers, origin)
+        return replace(made, state=IngestionState.RUNNING if approver else IngestionState.WAITING)
+
+    def _create_held(self, caller: Principal, made: Ingestion, hold: Callable[[], Iterable[Item]]) -> Ledger:
+        """Files are held before the ledger is there: a crash leaves copies that the next start destroys."""
+        self._ledgers.prepare(made.tenant)
         try:
-            outcome = new_outcome(ledger, number, path, os.fstat(memfd).st_size)
-            item = look_at(Item(number, path, outcome), Found(path, outcome.size_bytes), self._tools.max_bytes)
-            self._quarantine.hold(tenant, ingestion, number, memfd)
-            self._quarantine.settle(tenant, ingestion)
-        finally:
-            os.close(memfd)
-        return item.changed(state=FileState.HELD, sha256=sha256, reason="", detail="", remedy="")
+            items = list(hold())
+            self._quarantine.settle(made.tenant, made.id)
+            return self._create(made, replace(_plan(caller, ""), listed=True), items)
+        except ApplianceError:
+            self._ledgers.abandon(made.tenant, made.id)
+            raise
+
+    def _hold(self, made: Ingestion, number: int, file: Item, memfd: int) -> Item:
+        """A file of an ingestion without a source."""
+        old = file.outcome
+        size_bytes = os.fstat(memfd).st_size
+        item = Item(number, old.path, new_outcome(made, number, old.path, size_bytes), signer=file.signer)
+        item = look_at(item, Found(old.path, size_bytes), self._tools.max_bytes)
+        self._quarantine.hold(made.tenant, made.id, number, memfd)
+        return item.changed(state=FileState.HELD, sha256=old.sha256, reason="", detail="", remedy="")
 
 
-def _first_state(ledger: Ledger) -> IngestionState:
-    """Of one whose files are all held."""
-    return IngestionState.RUNNING if ledger.ingestion.approver else IngestionState.WAITING
+def _plan(caller: Principal, source: str) -> Plan:
+    return Plan(source, groups=caller.groups, administers=caller.role is Role.ADMIN)
+
+
+def _require_reader(caller: Principal, old: Ingestion, readers: frozenset[str]) -> None:
+    """Raises Forbidden: refused files of others may be tried again, but not be made one's own to read."""
+    own = caller.role is Role.ADMIN or caller.user == old.operator or caller.groups & old.readers
+    if readers != old.readers and not own:
+        raise Forbidden("They were for others: for other readers an administrator, or one of these, may release them.")
 
 
 def _ingestion(

@@ -10,11 +10,11 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 
-from appliance.errors import ApplianceError, InvalidArgument, NotFound, QueueFull, RequestTooLarge
+from appliance.errors import ApplianceError, InvalidArgument, NotFound, QueueFull, RequestTooLarge, StoreDamaged
 from appliance.ingest import durable
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.quarantine import new_memfd, seal
@@ -42,6 +42,7 @@ class _Upload:
     wanted: Wanted
     log: SealedLog
     size_bytes: int = 0
+    lock: RLock = field(default_factory=RLock)
 
 
 class Uploads:
@@ -73,8 +74,8 @@ class Uploads:
 
     def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
         """The size then. Raises NotFound, InvalidArgument, RequestTooLarge, DiskFull."""
-        with self._lock:
-            found = self._find(caller, upload)
+        found = self._find(caller, upload)
+        with found.lock:
             if not 0 <= offset <= found.size_bytes:
                 raise InvalidArgument.of("offset", f"must be at most {found.size_bytes}: so many bytes are here.")
             if offset + len(data) > self._max_bytes:
@@ -89,8 +90,8 @@ class Uploads:
 
         Raises NotFound, InvalidArgument where it is another file: it is dropped then.
         """
-        with self._lock:
-            found = self._find(caller, upload)
+        found = self._find(caller, upload)
+        with found.lock:
             digest, offset, memfd = hashlib.sha256(), 0, new_memfd()
             try:
                 for piece in _pieces(found.log):
@@ -111,12 +112,18 @@ class Uploads:
             self._open.pop((tenant, upload), None)
             durable.destroy(self._directory / tenant / "uploads" / upload, HEADER_BYTES)
 
+    def forget(self, tenant: str) -> None:
+        """What is known of a tenant's uploads whose keys are gone."""
+        with self._lock:
+            self._open = {key: upload for key, upload in self._open.items() if key[0] != tenant}
+
     def drop_idle(self, tenant: str) -> None:
         """Drop those to which nothing came for a day. Raises StoreDamaged."""
         folder = self._directory / tenant / "uploads"
         for path in list(folder.iterdir()) if folder.is_dir() else ():
-            if path.stat().st_mtime < time.time() - IDLE_SECONDS:
-                self.drop(tenant, path.name)
+            with suppress(FileNotFoundError):  # it was finished in this moment
+                if path.stat().st_mtime < time.time() - IDLE_SECONDS:
+                    self.drop(tenant, path.name)
 
     def _find(self, caller: Principal, upload: str) -> _Upload:
         with self._lock:
@@ -133,7 +140,10 @@ class Uploads:
         path = self._directory / tenant / "uploads" / upload
         log = SealedLog.open(path, self._keys, tenant, _context(tenant, upload))
         records = log.records()
-        user, name, collection, readers = json.loads(next(records))
+        first = next(records, None)
+        if first is None:
+            raise StoreDamaged(f"{path} is damaged: it has lost its first record.")
+        user, name, collection, readers = json.loads(first)
         return _Upload(Wanted(user, name, collection, frozenset(readers)), log, sum(map(len, records)))
 
 

@@ -11,19 +11,21 @@ order, a container's members right after it. A step that is done twice, for a cr
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import PurePath
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from appliance.errors import ApplianceError, DocumentRefused, SourceGone
 from appliance.ingest.commit import Commit, Read
+from appliance.ingest.formats import FORMATS
 from appliance.ingest.judge import Judge, refused
 from appliance.ingest.ledger import Item, Ledger, family_order
-from appliance.ingest.preview import look_at
+from appliance.ingest.preview import look_at, to_its_end
 from appliance.ingest.quarantine import Quarantine, new_memfd
 from appliance.ingest.sources.found import Found, OpenSource
 from appliance.ports import Extractor, Progress, Scanner
@@ -38,12 +40,18 @@ COPIES = 4
 HELD_AHEAD_BYTES = 1 << 30
 """So much of a source is copied before it is read."""
 
+SHED_EVERY_BYTES = 64 << 20
+"""So much more than may be kept of refused files can be there while an ingestion is at work."""
+
+ARCHIVES = frozenset(
+    {"application/zip", "application/x-tar", "application/gzip", "application/x-xz", "application/x-bzip2"}
+)
+"""What holds more than its own bytes: read when its turn has come, one at a time, for all of it is in memory then."""
+
 BATCH_FILES, BATCH_CHARACTERS = 64, 256 << 10
 CHANGED_SINCE = "It is another than in the preview: it was taken as it is now."
 Measure = Callable[[FileOutcome, float], None]
 """Is told of each file that has come to its end, and how many seconds it took to read."""
-
-T = TypeVar("T")
 
 
 class Turns:
@@ -62,13 +70,18 @@ class Turns:
 
 @dataclass(frozen=True)
 class Tools:
-    """What the work on all ingestions shares. Belongs to one event loop."""
+    """What the work on all ingestions shares. Belongs to one event loop.
+
+    shed: lets the oldest refused files of a tenant go where too much is kept of them; blocks.
+    """
 
     extractor: Extractor
     scanner: Scanner | None
     quarantine: Quarantine
     max_bytes: int
     measure: Measure
+    shed: Callable[[str], object] = lambda tenant: None
+    unpacking: asyncio.Lock = field(default_factory=asyncio.Lock)
     turns: Turns = field(default_factory=Turns)
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
@@ -92,7 +105,7 @@ class Work:
         self._held_bytes, self._room = 0, asyncio.Event()
         self._batch: list[Read] = []
         self._committing: asyncio.Task[list[Item]] | None = None
-        self._done = self._total = 0
+        self._done = self._total = self._refused_bytes = 0
 
     async def run(self, source: OpenSource | None, missing: ApplianceError | None = None) -> None:
         """Take every file that is open. source: None where it is not there; what is held goes on all the same, and
@@ -157,7 +170,8 @@ class Work:
                 os.close(memfd)
 
     def _hold(self, item: Item, memfd: int) -> Item:
-        if known := self._judge.known(item):
+        known = self._judge.known(item)
+        if known and known.outcome.state is not FileState.QUARANTINED:  # of a refused one the bytes are kept
             return known
         ingestion = self._ledger.ingestion
         self._tools.quarantine.hold(ingestion.tenant, ingestion.id, item.number, memfd)
@@ -195,15 +209,18 @@ class Work:
 
     def _read_ahead(self) -> None:
         for entry in islice(self._line, AHEAD):
-            if entry.task is None:
+            if entry.task is None and not _is_archive(entry.item):
                 entry.task = asyncio.create_task(self._read(entry.item))
 
     async def _take_first(self) -> None:
         """The first of the line is read, and joins the batch."""
-        first = self._line[0].task
-        assert first
-        await self._commit_until(first)
-        read = first.result()
+        first = self._line[0]
+        async with self._tools.unpacking if _is_archive(first.item) else nullcontext():
+            first.task = first.task or asyncio.create_task(self._read(first.item))
+            await self._commit_until(first.task)
+            await self._take(first.task.result())
+
+    async def _take(self, read: Read) -> None:
         self._line.popleft()
         self._held_bytes -= read.item.outcome.size_bytes
         self._room.set()
@@ -228,8 +245,7 @@ class Work:
             if known:
                 return Read(known)
             ingestion = self._ledger.ingestion
-            opened = partial(self._tools.quarantine.open, ingestion.tenant, ingestion.id, item.number)
-            memfd = await to_its_end(asyncio.to_thread(opened))
+            memfd = await _opened(partial(self._tools.quarantine.open, ingestion.tenant, ingestion.id, item.number))
             try:
                 if self._tools.scanner and (malware := await self._tools.scanner.scan(memfd)):
                     raise DocumentRefused(f"MALWARE:{malware}", "The virus scanner found malware in it.")
@@ -281,18 +297,26 @@ class Work:
         self._progress.update(self._done, self._total + len(members), ends[-1].outcome.path)
         for item, read in zip(ends, reads, strict=True):
             self._tools.measure(item.outcome, read.seconds)
+            if item.outcome.state is FileState.QUARANTINED:
+                self._refused_bytes += item.outcome.size_bytes
+        if self._refused_bytes > SHED_EVERY_BYTES:
+            self._refused_bytes = 0
+            await to_its_end(asyncio.to_thread(self._tools.shed, self._ledger.ingestion.tenant))
         return members
 
 
-async def to_its_end(work: Awaitable[T]) -> T:
-    """Await `work`, however often cancelled, until it has ended: a thread cannot be stopped, half a commit not kept."""
-    task, cancelled = asyncio.ensure_future(work), False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        task.exception()  # its own end is not news
-        raise asyncio.CancelledError
-    return task.result()
+def _is_archive(item: Item) -> bool:
+    form = FORMATS.get(PurePath(item.outcome.path).suffix.lower())
+    return form is not None and form.media_type in ARCHIVES
+
+
+async def _opened(open_: Callable[[], int]) -> int:
+    """The descriptor that it opens in a thread; nobody's where this is cancelled, so it is closed then."""
+    opened: list[int] = []
+    try:
+        await to_its_end(asyncio.to_thread(lambda: opened.append(open_())))
+    except asyncio.CancelledError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened[0]

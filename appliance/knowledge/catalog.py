@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from threading import Event, Thread
 from typing import Any
 
@@ -396,9 +396,9 @@ _READABLE = "acl IN (SELECT unnest(?::INTEGER[]))"
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """The rows of one segment, as `Catalog` reads them again."""
-    connection = duckdb.connect(":memory:", config=_CONFIG)
+    connection = _parquet_database().cursor()
     try:
-        connection.execute(f"CREATE TABLE documents ({_columns(_SHARED)}, readers VARCHAR[])")
+        connection.execute(f"CREATE TEMP TABLE documents ({_columns(_SHARED)}, readers VARCHAR[])")
         _insert(connection, rows, {"readers VARCHAR[]": [sorted(row.document.readers) for row in rows]})
         with _memfd(b"") as path:
             connection.execute(
@@ -409,6 +409,12 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
                 return file.read()
     finally:
         connection.close()
+
+
+@cache
+def _parquet_database() -> duckdb.DuckDBPyConnection:
+    """Empty; what is in it is a cursor's own. To make one takes longer than to write a small segment's rows."""
+    return duckdb.connect(":memory:", config=_CONFIG)
 
 
 def _columns(kinds: Mapping[str, str]) -> str:

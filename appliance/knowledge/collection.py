@@ -13,7 +13,7 @@ from threading import RLock
 import structlog
 
 from appliance import types
-from appliance.errors import ApplianceError, DocumentRefused, EmbedderChanged, InvalidArgument, NotFound
+from appliance.errors import ApplianceError, DocumentRefused, Draining, EmbedderChanged, InvalidArgument, NotFound
 from appliance.knowledge import intake, keyset
 from appliance.knowledge.catalog import MEMTABLE, Catalog, Row
 from appliance.knowledge.embedders import Embedders
@@ -67,7 +67,7 @@ class Collection:
         self._store, self._embedders, self._seal_passages = store, embedders, seal_passages
         self._overlap_tokens = overlap_tokens
         self._writing = RLock()
-        self._dropped = False
+        self._dropped = self._closed = False
         self._published, amendments = opened(name, store)
         self._rewriter = Rewriter(name, store, self._published, amendments, self._writing, self._check_alive)
 
@@ -351,7 +351,9 @@ class Collection:
             destroy()
 
     def close(self) -> None:
+        """Nothing is written any more, nor by a seal that is under way: who opens the files next is alone with them."""
         with self._writing:
+            self._closed = True
             self._store.close()
 
     def _publish(self, change: Callable[[Catalog], None], memtable: Memtable) -> None:
@@ -387,6 +389,8 @@ class Collection:
     def _check_alive(self) -> None:
         if self._dropped:
             raise NotFound(f"There is no collection {self.name}.")
+        if self._closed:
+            raise Draining(f"Collection {self.name} is closed.")
 
 
 def _condition(text: str) -> Condition | None:

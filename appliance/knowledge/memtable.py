@@ -25,6 +25,7 @@ from appliance.types import PLACE, Bools, Floats, Span
 _FAN_BITS = 3
 _FAN = 1 << _FAN_BITS
 _INDEXED_LEVEL = 2
+_TOGETHER = _FAN**_INDEXED_LEVEL
 _FEW = 4  # below a quarter of the rows, to gather them costs less than to read them all
 
 
@@ -136,16 +137,18 @@ class Memtable:
 
     def with_entries(self, entries: Iterable[Entry]) -> "Memtable":
         """This memtable and more documents, their ordinals from `end` of this one on."""
-        blocks = list(self.blocks)
-        end = self.end
-        for entry in entries:
-            self._add(blocks, entry, end)
-            end += 1
+        blocks, end, left = list(self.blocks), self.end, tuple(entries)
+        while left:
+            open_, level = blocks[self.frozen :], 0
+            if len(left) >= _TOGETHER and (not open_ or open_[-1].level >= _INDEXED_LEVEL):
+                level = _INDEXED_LEVEL  # what these would be merged to one by one
+            some, left = left[: _FAN**level], left[_FAN**level :]
+            self._add(blocks, some, end, level)
+            end += len(some)
         return replace(self, blocks=tuple(blocks))
 
-    def _add(self, blocks: list[Block], entry: Entry, ordinal: int) -> None:
-        merged: tuple[Entry, ...] = (entry,)
-        first, level = ordinal, 0
+    def _add(self, blocks: list[Block], entries: tuple[Entry, ...], ordinal: int, level: int) -> None:
+        merged, first = entries, ordinal
         while len(blocks) - self.frozen >= _FAN - 1 and all(block.level == level for block in blocks[1 - _FAN :]):
             merged = tuple(one for block in blocks[1 - _FAN :] for one in block.entries) + merged
             first, level = blocks[1 - _FAN].first_ordinal, level + 1

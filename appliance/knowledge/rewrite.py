@@ -288,10 +288,16 @@ class Rewriter:
         """A segment of these documents that is not part of the collection yet; none for no documents."""
         if not entries:
             return []
-        number = next(self._numbers)
+        number, made = next(self._numbers), list[SegmentEntry]()
         rows = to_rows(entries, number)
-        entry = self._store.write_segment(to_sections(entries, rows), number, entries, background=background)
-        return [Written(entry, self._store.open_segment(entry), rows)]
+        try:
+            made.append(self._store.write_segment(to_sections(entries, rows), number, entries, background=background))
+            return [Written(made[0], self._store.open_segment(made[0]), rows)]
+        except BaseException:
+            self._store.discard(made)
+            with self._writing:
+                self._check_alive()  # that its folder is gone is no damage to another that has its name by now
+            raise
 
     def _replace(
         self,

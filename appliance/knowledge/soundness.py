@@ -4,7 +4,8 @@ Every byte has been authenticated before. So what is found here is not a flipped
 """
 
 import struct
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,14 @@ def problems(file: SegmentFile, entry: SegmentEntry, dimension: int) -> Iterator
 
     dimension: of the collection's vectors.
     """
+    rows = cache(lambda: Catalog("", {entry.number: file.read("rows")}).of_segment(entry.number))
     checks: dict[str, Callable[[], Iterator[str]]] = {
-        "rows": lambda: _rows(file, entry),
+        "rows": lambda: _rows(file, entry, rows()),
         "vectors": lambda: _vectors(file, entry.passages, dimension),
     }
     if file.version > 1:
         checks |= {
-            "owners": lambda: _owners(file, entry),
+            "owners": lambda: _owners(file, entry, rows()),
             "passages": lambda: _passages(file, entry.passages),
             "postings": lambda: _postings(file, entry.passages),
         }
@@ -47,13 +49,12 @@ def problems(file: SegmentFile, entry: SegmentEntry, dimension: int) -> Iterator
             yield f"Section {section} cannot be read: {type(error).__name__}."
 
 
-def _rows(file: SegmentFile, entry: SegmentEntry) -> Iterator[str]:
+def _rows(file: SegmentFile, entry: SegmentEntry, rows: Sequence[Row]) -> Iterator[str]:
     """The catalogue's rows against `ids` and `text`."""
     raw = file.read("ids")
     ids = [raw[at : at + 16].hex() for at in range(0, len(raw), 16)]
     if len(raw) != 16 * entry.documents or len(set(ids)) != len(ids):
         yield f"there are {len(raw) / 16:g} ids for {entry.documents} documents, or one is there twice."
-    rows = Catalog("", {entry.number: file.read("rows")}).of_segment(entry.number)
     if [row.document.id for row in rows] != ids or [row.ordinal for row in rows] != list(range(entry.documents)):
         yield "its documents are not those of the ids, in their order."
     end = 0
@@ -72,12 +73,11 @@ def _row(row: Row, end: int) -> Generator[str, None, int]:
     return row.text_start + sum(row.page_bytes)
 
 
-def _owners(file: SegmentFile, entry: SegmentEntry) -> Iterator[str]:
+def _owners(file: SegmentFile, entry: SegmentEntry, rows: Sequence[Row]) -> Iterator[str]:
     owners = np.frombuffer(file.read("owners"), "<u4").astype(np.int64)
     if len(owners) != entry.passages or (np.diff(owners) < 0).any() or (owners >= entry.documents).any():
         yield "they are not one for each passage, ascending, each of a document."
         return
-    rows = Catalog("", {entry.number: file.read("rows")}).of_segment(entry.number)
     counts = np.bincount(owners, minlength=entry.documents).tolist()
     if counts != [row.document.passage_count for row in rows]:
         yield "a document has another number of passages than its row says."

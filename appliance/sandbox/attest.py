@@ -46,6 +46,8 @@ class _Trial:
 
 def attest(rights: lockdown.Rights, limits: lockdown.Limits, mapped_bytes: int, probe: Probe) -> tuple[str, ...]:
     """What was not denied, in words; empty when the walls stand. Forks; needs a single thread."""
+    if any(denied(lambda: None, attempt) for _, attempt in _file_attempts(probe)):
+        return ("what is denied without it too: there is no file to prove it with",)
     trials = (
         *_landlock_trials(rights, probe),
         *_limit_trials(limits, mapped_bytes),

@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import structlog
 
@@ -109,16 +111,12 @@ class Children:
         """One child from fork to end, which gives its answer to `take` in pieces; None where the zygote died.
 
         fd: the subject, which stays the caller's. more_cpu_seconds: beyond the limit of all. Cancelling, and whatever
-        `take` raises, kill the child. Raises DocumentRefused (SPUN) for one that takes longer than `wall_seconds`,
-        SandboxUnavailable.
+        `take` raises, kill the child. Raises DocumentRefused for one that takes longer than `wall_seconds` (SPUN), and
+        for a request that is longer than a message (NAME_TOO_LONG); SandboxUnavailable.
         """
         async with self._slots:
             zygote = await self._ready()
-            subject = _for_reading(fd)
-            read_end, write_end = os.pipe()
-            number, ended = zygote.fork(subject, write_end, request, more_cpu_seconds)
-            os.close(write_end)
-            os.close(subject)
+            read_end, number, ended = zygote.fork(fd, request, more_cpu_seconds)
             try:
                 async with asyncio.timeout(wall_seconds):
                     locked = await _hand_over(read_end, take)
@@ -130,7 +128,7 @@ class Children:
             if end is None:
                 log.warning("sandbox.zygote_died")
             elif end.status >= 0 and not locked:
-                raise SandboxUnavailable("A child could not lock itself.")
+                await self._distrust(zygote, "A child could not lock itself.")
             return end
 
     def judge(self, end: End, more_cpu_seconds: int = 0) -> None:
@@ -142,12 +140,14 @@ class Children:
             raise DocumentRefused("PARSER_FAILED", "The parser stopped without a result.")
         if end.status == -signal.SIGSYS:
             raise DocumentRefused("FORBIDDEN_CALL", "Its parser tried what the sandbox forbids; it may be an attack.")
+        if end.status == -signal.SIGPROF:
+            raise DocumentRefused("SPUN", f"Reading it took more than {self._limits.cpu_seconds} processor seconds.")
         most_seconds = self._limits.cpu_seconds + more_cpu_seconds
         if end.status == -signal.SIGXCPU or end.cpu_seconds >= most_seconds:
             raise DocumentRefused("SPUN", f"Reading it took more than {most_seconds} processor seconds.")
         if end.peak_bytes > self._limits.memory_bytes / 2:  # native parsers crash where malloc fails
             raise DocumentRefused("TOO_MUCH_MEMORY", "Reading it takes more memory than a document may use.")
-        raise DocumentRefused("CRASHED", f"Its parser crashed ({signal.Signals(-end.status).name}).")
+        raise DocumentRefused("CRASHED", f"Its parser crashed ({signal.strsignal(-end.status) or -end.status}).")
 
     async def _ready(self) -> "_Zygote":
         """A zygote whose proof is not old."""
@@ -168,6 +168,13 @@ class Children:
             self._fault, self._backoff_seconds = "", FIRST_BACKOFF_SECONDS
             log.info("sandbox.proven", walls=[wall.name for wall in self._zygote.walls.layers if wall.stands])
             return self._zygote
+
+    async def _distrust(self, zygote: "_Zygote", why: str) -> NoReturn:
+        """Raises SandboxUnavailable; health tells of it until another zygote is proven."""
+        async with self._starting:
+            if zygote is self._zygote:
+                await self._fail(why)
+        raise SandboxUnavailable(why)
 
     async def _fail(self, why: str) -> None:
         await self.close()
@@ -243,18 +250,24 @@ class _Zygote:
         self.walls = Walls(self.walls.layers, datetime.now(UTC))
         self._prove_at_seconds = time.monotonic() + PROOF_SECONDS
 
-    def fork(
-        self, subject: int, result: int, request: str, more_cpu_seconds: int
-    ) -> tuple[int, asyncio.Future[End | None]]:
-        """Have a child answer into `result`; its number, and its end to come, None where the zygote dies."""
-        self._last += 1
-        number = self._last
-        fds = array.array("i", [subject, result])
+    def fork(self, fd: int, request: str, more_cpu_seconds: int) -> tuple[int, int, asyncio.Future[End | None]]:
+        """Have a child read `fd`; where its answer comes out, the caller's to close; its number, and its end to come,
+        None where the zygote dies. Raises DocumentRefused (NAME_TOO_LONG), OSError.
+        """
+        number = self._last + 1
         order = {"id": number, "request": request, "more_cpu_seconds": more_cpu_seconds}
         message = json.dumps(order).encode()
-        ended = self._children[number] = asyncio.get_running_loop().create_future()
-        self._tell(message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        return number, ended
+        if len(message) > MESSAGE_BYTES:  # the zygote would read half of it
+            raise DocumentRefused("NAME_TOO_LONG", "What it is called takes more bytes than may be asked for.")
+        with ExitStack() as ours:
+            subject = _for_reading(fd)
+            ours.callback(os.close, subject)
+            read_end, result = os.pipe()
+            ours.callback(os.close, result)
+            ended = self._children[number] = asyncio.get_running_loop().create_future()
+            self._last = number
+            self._tell(message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [subject, result]))])
+        return read_end, number, ended
 
     def forget(self, number: int) -> None:
         """The child's end is of no more interest; if it lives, it dies now."""

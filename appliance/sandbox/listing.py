@@ -22,6 +22,7 @@ MAX_PATH_BYTES = 4096
 MAX_TEXT_CHARACTERS = 500
 MAX_VOLUMES = 128
 MAX_FILES = 400_000
+MAX_LISTING_BYTES = 256 << 20
 
 VolumeRow = tuple[int, str, int, int, str, str, str, str]
 """number, filesystem, offset_bytes, size_bytes, id, label, reason, detail: as types.Volume."""
@@ -103,10 +104,15 @@ class Listing:
     def __init__(self) -> None:
         self.volumes: list[VolumeRow] = []
         self.files: list[FileRow] = []
+        self._bytes = 0
 
     def add(self, frames: Iterable[bytes]) -> None:
-        """Raises Malformed, or DocumentRefused (TOO_MANY_FILES) past MAX_FILES."""
+        """Raises Malformed, or DocumentRefused (TOO_MANY_FILES) past MAX_FILES or MAX_LISTING_BYTES."""
         for frame in frames:
+            self._bytes += len(frame)
+            if self._bytes > MAX_LISTING_BYTES:
+                most = MAX_LISTING_BYTES >> 20
+                raise DocumentRefused("TOO_MANY_FILES", f"The names of its files take more than {most} MiB.")
             self._add(_loads(frame))
 
     def _add(self, row: object) -> None:

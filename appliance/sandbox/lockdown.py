@@ -46,10 +46,15 @@ STACK_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use. memory_bytes: beyond what the warmed interpreter maps already."""
+    """What one child may use. memory_bytes: beyond what the warmed interpreter maps already.
+
+    more_cpu_seconds: which it may give itself beyond `cpu_seconds`, by the timer ITIMER_PROF, for what takes long with
+    good reason; what merely spins ends before it has asked.
+    """
 
     memory_bytes: int
     cpu_seconds: int
+    more_cpu_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +160,22 @@ def seccomp() -> None:
 
 def limit(limits: Limits, mapped_bytes: int, open_files: int) -> None:
     """Cap memory, processor time and files. mapped_bytes: what the process maps already. Raises OSError, ValueError."""
-    memory = mapped_bytes + limits.memory_bytes
+    memory, cpu_seconds = mapped_bytes + limits.memory_bytes, limits.cpu_seconds + limits.more_cpu_seconds
     for kind, soft, hard in (
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_DATA, memory, memory),
         (resource.RLIMIT_STACK, STACK_BYTES, STACK_BYTES),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
-        (resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1),
+        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
         (resource.RLIMIT_NOFILE, open_files, open_files),
         (resource.RLIMIT_FSIZE, 0, 0),
         (resource.RLIMIT_NPROC, 0, 0),
         (resource.RLIMIT_CORE, 0, 0),
     ):
         resource.setrlimit(kind, (soft, hard))
+    if limits.more_cpu_seconds:
+        signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
 
 
 def lock(rights: Rights, limits: Limits, mapped_bytes: int, keep: int = 3) -> None:

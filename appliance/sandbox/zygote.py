@@ -74,7 +74,7 @@ def main() -> None:
 
     def child(subject: int, result: int, request: str, more_cpu_seconds: int) -> NoReturn:
         def lock() -> None:
-            own = lockdown.Limits(memory_bytes, cpu_seconds + more_cpu_seconds)
+            own = lockdown.Limits(memory_bytes, cpu_seconds, more_cpu_seconds)
             lockdown.lock(rights, own, mapped_bytes)
 
         _run_child((subject, result, nowhere), lock, lambda: service.answer(0, request))

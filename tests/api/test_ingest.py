@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,7 +26,7 @@ from appliance.gen.v1 import ingest_pb2 as pb
 from appliance.gen.v1 import ingest_pb2_grpc
 from appliance.ingest import lineage
 from appliance.ingest.report import ReportFormat
-from appliance.ingest.service import Ingest
+from appliance.ingest.service import MAX_FILES, Ingest
 from appliance.ingest.sources import Device, SourceBook, Sources
 from appliance.knowledge.libraries import Libraries
 from appliance.ports import Volumes
@@ -90,9 +91,12 @@ class KeptIngest(Ingest):
     def list(self, tenant: str) -> tuple[Ingestion, ...]:
         return tuple(replace(INGESTION, id=f"{number:x}") for number in range(150))
 
-    def files(self, tenant: str, name: str, states: Collection[FileState] = ()) -> tuple[FileOutcome, ...]:
+    def files(
+        self, tenant: str, name: str, states: Collection[FileState] = (), after: str = "", limit: int = MAX_FILES
+    ) -> tuple[FileOutcome, ...]:
         self.get(tenant, name)
-        return tuple(file for file in FILES if not states or file.state in states)
+        wanted = (file for file in FILES if file.id > after and (not states or file.state in states))
+        return tuple(islice(wanted, limit))
 
     async def approve(self, caller: Principal, name: str) -> Ingestion:
         return replace(self.get(caller.tenant, name), state=IngestionState.RUNNING, approver=caller.user)
@@ -103,7 +107,7 @@ class KeptIngest(Ingest):
     async def cancel(self, caller: Principal, name: str) -> Ingestion:
         return replace(self.get(caller.tenant, name), state=IngestionState.CANCELLED, end_time=NOW)
 
-    def quarantined(self, tenant: str) -> tuple[FileOutcome, ...]:
+    def quarantined(self, tenant: str, after: str = "", limit: int = MAX_FILES) -> tuple[FileOutcome, ...]:
         return tuple(file for file in FILES if file.state is FileState.QUARANTINED)
 
     async def release(
@@ -319,6 +323,22 @@ async def test_files_are_listed_by_state(served: Served) -> None:
     assert [replace(file, ingestion=file.ingestion.removeprefix("ingestions/")) for file in everything] == list(FILES)
     refused = await served.ask(lambda: list(served.client.files("7f", [FileState.QUARANTINED, FileState.UNPACKED])))
     assert [file.path for file in refused] == ["b.pdf", "c.zip"]
+
+
+async def test_files_are_listed_over_pages_by_the_last_files_id(served: Served) -> None:
+    request, told = pb.ListFilesRequest(ingestion="ingestions/7f", page_size=2), list[list[str]]()
+    while not told or request.page_token:
+        answer = await served.ask(served.client._call, served.client._ingest.ListFiles, request)
+        told.append([file.id for file in answer.files])
+        request.page_token = answer.next_page_token
+    assert told == [["7f-0", "7f-1"], ["7f-2"]]
+
+
+@pytest.mark.parametrize("token", ["7f", "7f-", "x-1", "7f-1 ", "-1", "7f-" + "9" * 11])
+async def test_a_page_token_that_no_listing_gave_is_refused(served: Served, token: str) -> None:
+    request = pb.ListFilesRequest(ingestion="ingestions/7f", page_token=token)
+    with pytest.raises(InvalidArgument, match="page_token"):
+        await served.ask(served.client._call, served.client._ingest.ListFiles, request)
 
 
 async def test_a_state_that_no_file_can_have_is_refused(served: Served) -> None:

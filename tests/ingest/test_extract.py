@@ -191,8 +191,13 @@ def test_what_was_meant_to_be_unicode_and_is_not_is_refused_by_the_byte(data: by
 
 def test_text_is_cleaned_of_what_no_reader_sees() -> None:
     assert pages("a\r\nb\rc\x85d\u2028e\x0bf \t\n\n", ".txt") == ("a\nb\nc\nd\ne\nf",)
+    assert pages("\x1b[1;31mred\x1b[0m, not [0m\x1b", ".log") == ("red, not [0m",)
     assert pages("n\x00u\x1bl\ufeff so\u00adft z\u200bw\ufffe\x9b", ".txt") == ("nul soft zw",)
     assert pages("e\u0301 \u202etab\tstays", ".txt") == ("é \u202etab\tstays",)
+
+
+def test_very_many_spaces_in_a_line_cost_no_more_than_letters() -> None:
+    assert len(pages(b"a" + b" " * 2_000_000 + b"b" + b"\t " * 1_000_000, ".txt")[0]) == 2_000_002
 
 
 def test_a_form_feed_starts_a_page() -> None:
@@ -241,6 +246,14 @@ def test_an_empty_block_of_markdown_is_none(source: str) -> None:
     assert blocks(source + "\n\nend", ".md") == []
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_what_stands_before_markdown_is_text_and_no_heading(newline: str) -> None:
+    source = newline.join(["---", "title: Keys", "tags:", "- gate", "---", "# Gate", "text", "", "---", "a: b", "---"])
+    assert pages(source.encode(), ".md")[0].startswith("title: Keys\ntags:\n- gate\n\nGate\n\ntext")
+    assert blocks(source.encode(), ".md") == [("heading", 1, "Gate"), ("heading", 2, "a: b")]
+    assert blocks(b"---\n\nno: yaml\n---\n", ".md") == [("heading", 2, "no: yaml")]
+
+
 def test_deeply_nested_markdown_ends() -> None:
     assert pages(">" * 90 + " deep", ".md") == ("deep",)
     assert reason(b">" * 5000 + b" deep", ".md") == "EMPTY"
@@ -257,7 +270,7 @@ def test_html_reads_as_a_browser_shows_it() -> None:
         "<pre>  keep\n    this</pre><!-- no --><template>no</template><div>x</div><div>y</div></body></html>"
     )
     assert pages(source, ".html") == (
-        "The über title\n\nRules\n\nOne twothree\nfour <5>\n\n- a\n- b\n\n- c\n\nh\ti\nj\tk\n\n"
+        "The über title\n\nRules\n\nOne twothree\nfour <5>\n\n- a\n- b\n  - c\n\nh\ti\nj\tk\n\n"
         "  keep\n    this\n\nx\ny",
     )
 
@@ -285,8 +298,8 @@ def test_html_tells_its_headings_lists_tables_and_code() -> None:
     assert blocks(source, ".html") == [
         ("heading", 1, "Bädges"),
         ("heading", 2, "Kéys"),
-        ("list", 0, "- a\n\n- b\n\n- c"),
-        ("table", 0, "h\ti\nj\n\n- k"),
+        ("list", 0, "- a\n  - b\n- c"),
+        ("table", 0, "h\ti\nj\t- k"),
         ("code", 0, "  x\n\n y"),
         ("heading", 6, "End"),
     ]
@@ -301,6 +314,50 @@ def test_a_table_or_list_that_only_places_other_blocks_is_no_block() -> None:
         ("code", 0, "c"),
         ("list", 0, "- d"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("cells", "rows"),
+    [
+        (
+            "<tr><th><p>Key</p><th><div>Holder</div><tr><td><p>Gate<br>two</p><td><ul><li>Li</ul>",
+            "Key\tHolder\nGate two\t- Li",
+        ),
+        ("<tr><td><td>alone<tr><td>x<td>", "\talone\nx"),
+        ("<tr><th rowspan=2>X<th colspan=2>Y<th>Z<tr><td>1<td>2<td>3", "X\tY\t\tZ\n\t1\t2\t3"),
+        ("<caption>Cap</caption><tbody><tr><td>a<td>b<script>c</script>", "a\tb"),
+        ("<tr><td colspan=99999999 rowspan=-1>a<td colspan=x>b", "a\tb"),
+    ],
+)
+def test_a_row_of_html_is_a_line_whatever_stands_in_its_cells(cells: str, rows: str) -> None:
+    assert blocks(f"<p>Before</p><table>{cells}</table>after".encode(), ".html") == [("table", 0, rows)]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<p hidden>no</p>",
+        "<div style='color:red; DISPLAY : none'>no<p>no</div>",
+        "<span style=visibility:hidden>no</span>",
+        "<table hidden><tr><td>no<td>no</table>",
+        "<table><tr style=display:none><td>no<td>no</table>",
+    ],
+)
+def test_what_a_page_hides_is_not_read(hidden: str) -> None:
+    assert pages(f"<p>Before</p>{hidden}<p>after".encode(), ".html") == ("Before\n\nafter",)
+
+
+@pytest.mark.parametrize("table", ["<tr><td>a<tr><td>b", "<tr><td><table><tr><td>a</table><td><p>b</p>"])
+def test_a_table_that_places_text_is_read_cell_by_cell(table: str) -> None:
+    source = f"<table>{table}</table>".encode()
+    assert blocks(source, ".html") == []
+    assert pages(source, ".html")[0].split() == ["a", "b"]
+    assert "\t" not in pages(source, ".html")[0]
+
+
+def test_items_of_html_have_the_labels_that_they_show() -> None:
+    source = b"<ol start=3><li><p>three</p><li><p>four</p><ul><li>in</ul></ol><ul><li><ul><li>deep</ul></ul>"
+    assert pages(source, ".html") == ("3. three\n\n4. four\n\n  - in\n\n-\n  - deep",)
 
 
 @pytest.mark.parametrize("tag", ["h1", "ul", "table", "pre", "ol><li", "table><tr><td"])

@@ -90,6 +90,23 @@ async def test_a_hostile_picture_ends_by_name(
 
 
 @pytest.mark.long
+async def test_what_takes_long_for_its_many_pages_or_pictures_is_read_and_what_spins_ends_as_any_file() -> None:
+    limits = Config(data_dir=Path("/nowhere"), parse_cpu_seconds=1)
+    extractor = LockedExtractor(
+        limits, "appliance.ingest.extract", Caps().settings(), more_cpu_seconds={".pdf": 60, ".png": 60}
+    )
+    image = picture_files.drawn([f"Rule {number}: the porter rings first." for number in range(30)], (2480, 3508))
+    scan = await extract(extractor, pdf_files.picture_pdf(image.tobytes(), *image.size), "scan.pdf")
+    assert scan.pages[0].count("the porter rings first") >= 29
+    book = await extract(extractor, pdf_files.text_pdf(["Rule of the house. " * 30] * 1000), "book.pdf")
+    assert len(book.pages) == 1000
+    with pytest.raises(DocumentRefused, match="more than 1 processor seconds") as refused:
+        await extract(extractor, pdf_files.crowded_pdf(60_000), "crowd.pdf")
+    assert refused.value.file_reason == "SPUN"
+    await extractor.close()
+
+
+@pytest.mark.long
 async def test_a_long_text_in_an_old_charset_is_read_within_the_caps(locked: LockedExtractor) -> None:
     line = "Ключи передаются лично и никогда по почте. Охранник звонит перед вызовом лифта.\n".encode("koi8-r")
     assert await end(locked, line * ((16 << 20) // len(line)), "long.log") == READ

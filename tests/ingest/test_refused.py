@@ -1,12 +1,14 @@
 """Refused files: kept within a bound, released, purged."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import DocumentRefused, InvalidArgument, NotFound, QueueFull, SecondPerson
-from appliance.types import Extracted, FileState, IngestionState
+from appliance.errors import DiskFull, DocumentRefused, Forbidden, InvalidArgument, NotFound, QueueFull, SecondPerson
+from appliance.ingest import work
+from appliance.types import Extracted, FileOutcome, FileState, IngestionState, Principal, Role
 from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, PlainExtractor, ends
 
 
@@ -136,3 +138,74 @@ async def test_a_release_counts_as_an_ingestion_that_has_not_ended(
     with pytest.raises(QueueFull):
         await bench.ingest.release(OPERATOR, [files["a.txt"].id])
     assert bench.ingest.list("clinic")[0].counts == {FileState.QUARANTINED: 1}
+
+
+async def test_refusals_are_listed_in_pages(bench: Bench) -> None:
+    bench.stick.files = {f"{name}.exe": b"MZ" for name in "abc"}
+    await bench.run()
+    await bench.run()
+    whole = bench.ingest.quarantined("clinic")
+    told, after = list[FileOutcome](), ""
+    while page := bench.ingest.quarantined("clinic", after, 2):
+        told, after = [*told, *page], page[-1].id
+    assert (tuple(told), len(told)) == (whole, 6)
+    assert bench.ingest.quarantined("clinic", "beef-1", 2) == ()
+
+
+async def test_who_may_not_read_a_refused_file_does_not_release_it_to_himself(bench: Bench) -> None:
+    bench.write(a__txt="no text")
+    secret = frozenset({"group:hr"})
+    first, files = await bench.run(readers=secret, caller=SECOND)
+    ids = [files["a.txt"].id]
+    with pytest.raises(Forbidden):
+        await bench.ingest.release(OPERATOR, ids, frozenset({"user:olga"}))
+    assert [one.id for one in bench.ingest.list("clinic")] == [first.id]
+    assert (await bench.ingest.release(OPERATOR, ids)).readers == secret
+    for caller in (SECOND, Principal("clinic", "root", Role.ADMIN), Principal("clinic", "h", Role.OPERATOR, secret)):
+        assert (await bench.ingest.release(caller, ids, EVERYBODY)).readers == EVERYBODY
+
+
+async def test_what_is_stored_for_others_is_kept_to_be_released_once_that_was_changed(bench: Bench) -> None:
+    bench.write(a__txt="Pay.")
+    _, stored = await bench.run()
+    _, files = await bench.run(readers=frozenset({"role:admin"}))
+    assert ends(files) == {"a.txt": "quarantined READERS_DIFFER"}
+    bench.library.delete("handbook", stored["a.txt"].document.rpartition("/")[2], EVERYBODY)
+    done = await bench.wait(await bench.ingest.release(OPERATOR, [files["a.txt"].id]))
+    assert ends(bench.files(done)) == {"a.txt": "committed"}
+
+
+async def test_a_release_that_fails_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write(a__txt="no text", b__txt="no text")
+    done, files = await bench.run()
+    before = bench.held()
+
+    def full(tenant: str) -> None:
+        raise DiskFull("No space is left.")
+
+    monkeypatch.setattr(bench.ingest._ledgers, "prune", full)
+    with pytest.raises(DiskFull):
+        await bench.ingest.release(OPERATOR, [one.id for one in files.values()])
+    assert (bench.held(), [one.id for one in bench.ingest.list("clinic")]) == (before, [done.id])
+    assert not list(bench.config.data_dir.glob("ingest/clinic/*/held/.*"))
+
+
+async def test_refused_files_are_let_go_while_an_ingestion_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SHED_EVERY_BYTES", 1 << 20)
+    bench = Bench(tmp_path, _Refusing(), replace(LIMITS, quarantine_max_mib=1))
+    bench.stick.files = {f"{number:03}.txt": os.urandom(200 << 10) for number in range(200)}
+    most = 0
+    real = bench.ingest._quarantine.hold
+
+    def hold(*given: object) -> None:
+        nonlocal most
+        real(*given)  # type: ignore[arg-type]
+        ended = bench.ingest.list("clinic")[0].counts.get(FileState.QUARANTINED, 0)
+        most = max(most, len(bench.held()) - (200 - ended) * (ended == 200))
+
+    monkeypatch.setattr(bench.ingest._quarantine, "hold", hold)
+    monkeypatch.setattr(work, "HELD_AHEAD_BYTES", 1 << 20)
+    await bench.run()
+    assert most < 150

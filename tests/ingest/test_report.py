@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_no_cell_of_a_csv_begins_a_formula(start: str) -> None:
     assert rows[1][0] == f"'{start}1+1"
     assert rows[2][0] == 'plain, "quoted"\n'
     assert all(len(row) == len(COLUMNS) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["a;=1+1.txt", "  =1+1", "a|@x", "a\t-1", "a; +1"])
+def test_no_part_of_a_cell_is_a_formula_where_cells_are_cut_otherwise(name: str) -> None:
+    told = text(ReportFormat.CSV, name)
+    for cut in (";", "\t", "|"):
+        cells = [cell.strip().strip('"') for cell in told.replace("\r\n", cut).split(cut)]
+        assert not any(cell.lstrip().startswith(("=", "+", "-", "@")) for cell in cells), cut
+    assert told.startswith('"path","state"')
+
+
+@pytest.mark.parametrize("form", list(ReportFormat))
+def test_half_a_surrogate_pair_in_a_name_breaks_no_report(form: ReportFormat) -> None:
+    assert "udcff" in text(form, "a\udcff.txt")
 
 
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "dl", "dt", "dd"} | {
@@ -125,3 +140,10 @@ def test_a_path_of_any_length_fits_into_metadata() -> None:
     made = lineage.to_metadata(lineage.of(DONE, "x" * 5000 + "/end.zip"))
     assert len(str(made["container"])) <= lineage.MAX_CHARACTERS
     assert str(made["container"]).endswith("/end.zip")
+
+
+def test_a_file_that_no_manifest_lists_is_not_said_to_be_signed_by_who_signed_its_neighbours() -> None:
+    signed = replace(DONE, provenance=replace(STICK, signer="ministry"))
+    assert lineage.of(signed, signer="ministry").signer == "ministry"
+    assert lineage.of(signed).signer == ""
+    assert "signer" not in lineage.to_metadata(lineage.of(signed))

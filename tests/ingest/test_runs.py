@@ -1,14 +1,16 @@
 """The life of an ingestion: preview, approval, stopping at any point, going on, ending."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import NotFound, QueueFull, SecondPerson, SourceGone, WrongState
+from appliance.errors import DiskFull, NotFound, QueueFull, SecondPerson, SourceGone, WrongState
 from appliance.ingest import runs
 from appliance.ingest.ledger import Plan
+from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
 from appliance.ingest.sources.found import Found
 from appliance.types import (
     FileState,
@@ -413,3 +415,126 @@ async def test_one_that_is_approved_at_any_moment_of_its_preview_goes_on(bench: 
         await bench.ingest.approve(SECOND, begun.name)
         await until(lambda name=begun.name: bench.ingest.get("clinic", name).state.ended)  # type: ignore[misc]
         assert bench.ingest.get("clinic", begun.name).state is IngestionState.SUCCEEDED
+
+
+# --- what a reviewer broke -------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_of_before_a_second_person_was_asked_for_approves_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
+    bench.write(a__txt="One.")
+    waiting = await take(bench, replace(WATCH, approve=True))
+    assert (waiting.state, waiting.approver, bench.titles()) == (IngestionState.WAITING, "", [])
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+@pytest.mark.parametrize("verb", ["start", "approve", "resume"])
+async def test_a_caller_that_goes_away_leaves_nothing_behind_on_which_nobody_works(
+    bench: Bench, verb: str, steps: int
+) -> None:
+    bench.write(a__txt="One.")
+    if verb == "approve":
+        waiting = await bench.wait(await bench.start(approve=False))
+        call = bench.ingest.approve(OPERATOR, waiting.name)
+    elif verb == "resume":
+        bench.stick.goes_after = 1
+        stopped = await bench.wait(await bench.start())
+        assert stopped.state is IngestionState.INTERRUPTED
+        bench.stick.goes_after = 1 << 30
+        call = bench.ingest.resume(OPERATOR, stopped.name)
+    else:
+        call = bench.ingest.start(OPERATOR, "sources/usb", "handbook", EVERYBODY, True)
+    calling = asyncio.create_task(call)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    while not calling.done():
+        calling.cancel()
+        await asyncio.sleep(0)
+    for one in bench.ingest.list("clinic"):
+        now = await bench.wait(one)
+        assert now.state not in (IngestionState.SCANNING, IngestionState.RUNNING)
+        assert now.state is not IngestionState.WAITING or not now.approver
+
+
+async def test_what_a_watch_found_is_begun_whole_or_not_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that dies half way would list all that is in the place, and what is half written with it."""
+    bench.write(a__txt="Whole.", half__txt="Hal")
+    real = SealedLog.append
+
+    def dies(self: SealedLog, record: bytes) -> None:
+        raise DiskFull("No space is left.")
+
+    monkeypatch.setattr(SealedLog, "append", dies)
+    with suppress(DiskFull):
+        await bench.ingest.take(
+            "clinic", Source("usb", STICK, SourceState.READY, watch=WATCH), WATCH, [Found("a.txt", 6)]
+        )
+    monkeypatch.setattr(SealedLog, "append", real)
+    await bench.power_cut()
+    for one in bench.ingest.list("clinic"):
+        await bench.wait(one)
+    assert set(bench.titles()) <= {"a.txt"}
+
+
+async def test_one_that_was_cancelled_is_not_begun_by_who_approved_it_too_late(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    waiting = await bench.wait(await bench.start(approve=False))
+    ledger = bench.ingest._ledger("clinic", waiting.name)
+    await bench.ingest.cancel(OPERATOR, waiting.name)
+    with pytest.raises(WrongState):
+        ledger.write(approver="otto", state=IngestionState.RUNNING)
+    assert bench.ingest.get("clinic", waiting.name).state is IngestionState.CANCELLED
+
+
+async def test_one_that_has_succeeded_stays_so_when_what_tidies_after_it_is_cancelled_or_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(a__txt="One.", b__txt="no text")
+    gate = Gate()
+    monkeypatch.setattr(bench.ingest._ledgers, "prune", gate)
+    begun = await bench.start()
+    await until(gate.reached.is_set)
+    bench.jobs.cancel(bench.ingest.get("clinic", begun.id).job.removeprefix("jobs/"))
+    gate.open()
+    assert (await bench.wait(begun)).state is IngestionState.SUCCEEDED
+
+    def full(tenant: str) -> None:
+        raise DiskFull("No space is left.")
+
+    monkeypatch.setattr(bench.ingest._ledgers, "prune", full)
+    with suppress(DiskFull):
+        done = await bench.wait(await bench.start(approve=False))
+        await bench.ingest.approve(OPERATOR, done.name)
+        assert (await bench.wait(done)).state is IngestionState.SUCCEEDED
+
+
+async def test_a_ledger_that_lost_its_first_record_is_named_and_the_others_open(bench: Bench) -> None:
+    bench.write(a__txt="One.")
+    first, _ = await bench.run()
+    second, _ = await bench.run()
+    path = bench.config.data_dir / "ingest" / "clinic" / first.id / "log"
+    path.write_bytes(path.read_bytes()[: HEADER_BYTES + 5])
+    await bench.power_cut()
+    assert [one.id for one in bench.ingest.list("clinic")] == [second.id]
+    assert list(bench.ingest.damaged()) == [("clinic", first.name)]
+
+
+async def test_files_of_what_waits_are_not_kept_in_memory(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__exe="MZ")
+    waiting = await bench.wait(await bench.start(approve=False))
+    ledger = bench.ingest._ledger("clinic", waiting.name)
+    assert ledger._items is None
+    assert ledger.ingestion.counts == {FileState.FOUND: 1, FileState.QUARANTINED: 1}
+    assert ends(bench.files(waiting)) == {"a.txt": "found", "b.exe": "quarantined UNKNOWN_TYPE"}
+
+
+async def test_files_are_told_in_pages_that_nothing_shifts(bench: Bench) -> None:
+    bench.write(a__zip="x.txt=In.\ny.txt=no text", b__txt="One.", c__exe="MZ")
+    done, files = await bench.run()
+    whole = [one.id for one in files.values()]
+    told, after = list[str](), ""
+    while page := bench.ingest.files("clinic", done.name, (), after, 2):
+        told, after = [*told, *(one.id for one in page)], page[-1].id
+    assert told == whole
+    bad = bench.ingest.files("clinic", done.name, (FileState.QUARANTINED,), whole[2], 9)
+    assert [one.path for one in bad] == ["c.exe"]

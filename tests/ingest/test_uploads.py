@@ -1,5 +1,6 @@
 """A file that comes in pieces: durable as it comes, gone on with where it broke off, nobody else's."""
 
+import asyncio
 import hashlib
 import os
 from dataclasses import replace
@@ -9,8 +10,9 @@ import pytest
 
 from appliance.errors import InvalidArgument, NotFound, QueueFull, RequestTooLarge
 from appliance.ingest import uploads
+from appliance.ingest.sealed_log import SealedLog
 from appliance.types import FileState, IngestionState, SourceKind
-from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, ends
+from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, Gate, ends, until
 
 TEXT = b"Badges expire after 90 days."
 
@@ -136,3 +138,53 @@ async def test_a_file_of_an_unknown_type_is_refused_and_said(bench: Bench) -> No
     await bench.ingest.append(OPERATOR, upload, 0, b"MZ")
     done = await bench.wait(await bench.ingest.finish(OPERATOR, upload, sha256(b"MZ")))
     assert ends(bench.files(done)) == {"a/b/\\u202etool.exe": "quarantined UNKNOWN_TYPE"}
+
+
+async def test_a_hash_that_is_none_drops_no_upload(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, b"Rules.")
+    with pytest.raises(InvalidArgument, match="sha256"):
+        await bench.ingest.finish(OPERATOR, upload, "abc")
+    assert bench.ingest.upload_size(OPERATOR, upload) == 6
+
+
+async def test_a_caller_that_goes_away_while_his_upload_is_finished_has_it_taken(bench: Bench) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, b"Rules.")
+    finishing = asyncio.create_task(bench.ingest.finish(OPERATOR, upload, sha256(b"Rules.")))
+    await asyncio.sleep(0)
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    [one] = bench.ingest.list("clinic")
+    assert (await bench.wait(one)).state is IngestionState.SUCCEEDED
+    assert bench.titles() == ["rules.txt"]
+
+
+async def test_one_slow_disk_write_of_an_upload_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await begin(bench, "a.txt"), await begin(bench, "b.txt")
+    gate, real = Gate(), SealedLog.append
+
+    def slow(log: SealedLog, record: bytes) -> None:
+        if log.path.name == first:
+            gate()
+        real(log, record)
+
+    monkeypatch.setattr(SealedLog, "append", slow)
+    held_up = asyncio.create_task(bench.ingest.append(OPERATOR, first, 0, b"a"))
+    await until(gate.reached.is_set)
+    assert await bench.ingest.append(OPERATOR, second, 0, b"b") == 1
+    gate.open()
+    assert await held_up == 1
+
+
+async def test_uploads_that_nobody_goes_on_with_are_gone_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(bench)
+    path = bench.config.data_dir / "ingest" / "clinic" / "uploads" / upload
+    os.utime(path, (1, 1))
+    await bench.power_cut()
+    assert not path.exists()

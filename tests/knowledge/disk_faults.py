@@ -7,15 +7,18 @@ first and the last are taken, and of the others some by a fixed seed; each kind 
 import errno
 import os
 import random
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+T = TypeVar("T")
 NEVER = 1 << 30
 _CHAIN = 5
 _STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir", "link", "rmdir")
@@ -67,6 +70,37 @@ def _callers() -> Iterator[str]:
         if f"{os.sep}appliance{os.sep}" in frame.f_code.co_filename:
             yield frame.f_code.co_qualname
         frame = frame.f_back
+
+
+def left_by_kills(
+    monkeypatch: pytest.MonkeyPatch, root: Path, write: Callable[[list[T]], None]
+) -> list[tuple[Path, list[T]]]:
+    """What a kill before each step of a write, and one behind its last, leaves of a folder, as copies of it that are
+    made while the write runs once; and what it had put into its list, as acknowledged, by then.
+
+    A step that changes no byte, as a sync, leaves what the one before it did: of these states there is one.
+    """
+    found: list[tuple[Path, list[T]]] = []
+    known: set[object] = set()
+    acknowledged: list[T] = []
+    copying = False  # which is no step
+
+    def keep(*_: object) -> None:
+        nonlocal copying
+        if not copying:
+            copying = True
+            state = tuple(
+                (str(path), path.read_bytes() if path.is_file() else None) for path in sorted(root.rglob("*"))
+            )
+            if (seen := (state, len(acknowledged))) not in known:
+                known.add(seen)
+                found.append((shutil.copytree(root, root.with_name(f"{root.name}-{len(found)}")), [*acknowledged]))
+            copying = False
+
+    with Disk(monkeypatch, keep).failing_at(0):
+        write(acknowledged)
+    keep()
+    return found
 
 
 def die(name: str, arguments: tuple[object, ...]) -> None:

@@ -84,13 +84,12 @@ class Model(RuleBasedStateMachine):
         self.known: dict[str, Known] = {}
         self.made = 0
         self.libraries: list[Libraries] = []
-        self.library = self.opened(1000)
-        self.library.create(COLLECTION)
 
     @initialize(seal_passages=st.sampled_from([2, 5, 1000]))
     def begin(self, seal_passages: int) -> None:
         self.seal_passages = seal_passages
         self.library = self.opened(seal_passages)
+        self.library.create(COLLECTION)
 
     def check_listings(self) -> None:
         for groups in CALLERS:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from threading import Event, Thread
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from appliance.errors import Broken, DiskFull, DocumentRefused, InvalidArgument, NotFound, RequestTooLarge
 from appliance.infer.onnx import BATCH_TEXTS
 from appliance.knowledge import intake
+from appliance.knowledge.memtable import Memtable
 from appliance.knowledge.storage.record import Entry
 from appliance.types import Document, Floats, NewDocument
 from tests.fakes import WordEmbedder
@@ -72,6 +74,23 @@ def test_passages_of_all_documents_are_embedded_together_in_full_batches(
         assert isinstance(together, Entry)
         assert isinstance(alone, Entry)
         assert (together.vectors == alone.vectors).all()
+
+
+def test_documents_of_a_batch_lie_in_memory_as_if_they_had_come_one_by_one() -> None:
+    entries = [one for one in intake.to_entries("handbook", numbered(230), WordEmbedder()) if isinstance(one, Entry)]
+    alone = together = Memtable()
+    for entry in entries:
+        alone = alone.with_entries([entry])
+    for start, end in pairwise([0, 130, 131, 140, 230]):
+        together = together.with_entries(entries[start:end])
+    assert [block.entries for block in together.blocks] == [block.entries for block in alone.blocks]
+    assert [block.first_ordinal for block in together.blocks] == [block.first_ordinal for block in alone.blocks]
+    assert [len(block.entries) for block in together.blocks[:4]] == [64, 64, 64, 8]
+    frozen = together.freeze()
+    more = frozen.with_entries(entries)
+    assert more.blocks[: frozen.frozen] == together.blocks
+    assert [*more.entries] == list(range(460))
+    assert [one.document.title for one in more.entries.values()] == [one.document.title for one in [*entries, *entries]]
 
 
 def test_a_batch_costs_one_write_and_one_sync(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.knowledge.test_upgrade import WAS, version_1
 
 from appliance.errors import ApplianceError, DiskFull
 from appliance.knowledge.library import Library
@@ -31,6 +30,7 @@ from tests.knowledge.disk_faults import (
     run_full,
     worth_trying,
 )
+from tests.knowledge.test_upgrade import WAS, version_1
 
 NEW = ("Badge new expires.", "", "Die Größe zählt.")
 NEWER = ("Badge newer expires.", "")
@@ -376,7 +376,7 @@ def test_a_stored_document_that_a_search_misses_is_told(tmp_path: Path, monkeypa
         crash.LibraryWorkload().stored(tmp_path)
 
 
-class Forgetful:
+class Forgetful(crash.LibraryWorkload):
     """A workload that acknowledges other readers, and whose store does not have them."""
 
     ahead = 1

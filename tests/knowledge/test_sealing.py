@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Event, Lock, Thread
+from typing import Any
 
 import pytest
 
-from appliance.errors import DiskFull
-from appliance.knowledge.storage.manifest import ManifestStore
+from appliance.errors import Busy, DiskFull, Draining, StoreDamaged
+from appliance.knowledge.storage.manifest import ManifestStore, SegmentEntry
 from appliance.knowledge.storage.store import Store
 from appliance.types import Document, Floats, NewDocument
 from tests.fakes import WordEmbedder
@@ -400,3 +401,57 @@ def test_a_store_that_is_appended_to_goes_on_in_another_log_than_the_frozen(prep
     assert first.end_bytes is not None
     assert second.end_bytes is None
     assert second.first_seq == 3
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_seal_that_a_stop_overtakes_writes_nothing_behind_it(
+    prepared: Shelf, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Another process may have the files by then."""
+    stopped = prepared.library
+    with Held(monkeypatch, written=written).during(lambda: stopped.seal_where_old(-1.0)):
+        old = prepared.collection
+        prepared.reopen()
+        prepared.library.add("handbook", badge("new"))
+        wanted = state(prepared)
+        for write in (lambda: old.add(badge("newer")), old.compact, old.rotate, old.pin_files):
+            with pytest.raises(Draining):
+                write()
+    assert len(wanted) == 9
+    check_for_good(prepared, wanted)
+
+
+def test_a_segment_that_cannot_be_opened_when_it_is_written_is_not_left(
+    prepared: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, files = state(prepared), set((prepared.files / "seg").iterdir())
+
+    def refuse(*_: object) -> None:
+        raise Busy("Too many files are open.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open_segment", refuse)
+        with pytest.raises(Busy):
+            prepared.compact()
+    assert set((prepared.files / "seg").iterdir()) == files
+    check_for_good(prepared, wanted)
+
+
+def test_that_a_dropped_collection_has_no_folder_is_no_damage_to_the_next_of_its_name(
+    prepared: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = Store.write_segment, list[StoreDamaged]()
+
+    def write_segment(store: Store, *arguments: Any, **options: Any) -> SegmentEntry:
+        prepared.library.drop("handbook")
+        try:
+            return real(store, *arguments, **options)
+        except StoreDamaged as error:
+            failed.append(error)
+            prepared.library.create("handbook")
+            raise
+
+    monkeypatch.setattr(Store, "write_segment", write_segment)
+    prepared.library.seal_where_old(-1.0)
+    assert len(failed) == 1
+    assert prepared.library.damaged() == {}

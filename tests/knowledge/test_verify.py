@@ -1,7 +1,7 @@
 """Verification: every byte of a collection, with nothing raised for damage and all of it named."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -70,11 +70,13 @@ def test_an_unknown_collection_is_not_found(full: Shelf) -> None:
 
 
 @pytest.mark.long
-def test_every_flipped_bit_is_named_or_changes_nothing(full: Shelf) -> None:
+def test_every_flipped_bit_is_named_or_changes_nothing(full: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte of each file, one bit of it: verification names it, and a reader is refused or told the truth."""
     wanted = full.contents()
     found = full.search("badges expire days")
     full.library.close()
+    # of a segment of which every byte is what was written it says the same each time
+    monkeypatch.setattr("appliance.knowledge.storage.verify.problems", remembered(soundness.problems))
     data = [path for path in full.root.rglob("*") if path.is_file() and "slots" not in path.parts]
     step = 1 + sum(path.stat().st_size for path in data) // 300
     for path in data:
@@ -84,20 +86,34 @@ def test_every_flipped_bit_is_named_or_changes_nothing(full: Shelf) -> None:
             try:
                 full.reopen(close=False)
                 named = faults(full)
-                if not any(Path(path).name in f"{fault.file} {fault.problem}" for fault in named):
+                is_named = any(path.name in f"{fault.file} {fault.problem}" for fault in named)
+                assert is_named or path.parent.name != "seg", f"{path} {at} is not named"
+                try:
                     assert full.contents() == wanted, f"{path} {at}: {named}"
                     assert full.search("badges expire days") == found
-                    assert path.parent.name != "seg", f"{path} {at} is not named"
-                try:
-                    assert full.contents() == wanted
-                    assert full.search("badges expire days") == found
-                except StoreDamaged as error:
-                    assert named, f"{path} {at}: {error}"  # noqa: PT017
+                except StoreDamaged:
+                    if not is_named:  # what it says must name it then
+                        raise
             except ApplianceError as error:
                 assert path.name in str(error) or str(path.parent) in str(error), f"{path} {at}"  # noqa: PT017
             finally:
                 full.library.close()
                 restore(full, path, raw)
+
+
+Problems = Callable[[SegmentFile, SegmentEntry, int], Iterator[str]]
+
+
+def remembered(real: Problems) -> Problems:
+    known: dict[str, list[str]] = {}
+
+    def problems(file: SegmentFile, entry: SegmentEntry, dimension: int) -> Iterator[str]:
+        asked = repr((entry, dimension))
+        if asked not in known:
+            known[asked] = list(real(file, entry, dimension))
+        return iter(known[asked])
+
+    return problems
 
 
 def restore(shelf: Shelf, path: Path, raw: bytes) -> None:

@@ -172,6 +172,11 @@ def allocate_natively() -> None:
         ctypes.memset(_libc.malloc(ctypes.c_size_t(4 << 20)), 1, 4 << 20)
 
 
+def spin_by_its_own_clock() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 1000)
+    spin()
+
+
 def spin() -> None:
     while True:
         pass
@@ -192,6 +197,10 @@ def follow_a_null_pointer() -> bytes:
 
 def abort() -> None:
     os.abort()
+
+
+def die_of_a_signal_without_a_name() -> None:
+    signal.pthread_kill(threading.get_ident(), 40)
 
 
 def leave() -> None:

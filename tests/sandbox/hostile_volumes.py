@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import time
 from collections.abc import Iterator
 
 from appliance.sandbox.services.volumes import ReadAt
@@ -25,6 +26,8 @@ def volumes(read_at: ReadAt, size_bytes: int) -> Iterator[Volume]:
     if said == "raw":
         raw = b'["volume", 0, "FAT32", 0, 1, "", "", "", ""]' * 2
         os.write(1, struct.pack(">I", len(raw)) + raw)
+    if said == "nap":
+        time.sleep(0.5)
     if said == "abort":
         os.abort()
     if said == "open":
@@ -43,7 +46,12 @@ def walk(read_at: ReadAt, volume: Volume) -> Iterator[Entry]:
 
 def content(read_at: ReadAt, entry: Entry) -> Iterator[bytes]:
     said = read_at(0, 100).decode()
+    if said == "crumbs":
+        yield from (b"x" for _ in range(SIZE_BYTES))
+        return
     yield b"x" * (SIZE_BYTES - 1)
+    if said == "nap while read":
+        time.sleep(0.5)
     if said == "pulled while read":
         raise OSError(errno.EIO, "Input/output error")
     if said == "changed":

@@ -85,6 +85,7 @@ async def test_a_memory_bomb_ends_at_the_limit(hostile: LockedExtractor, attack:
     [
         ("follow_a_null_pointer", "CRASHED"),
         ("abort", "CRASHED"),
+        ("die_of_a_signal_without_a_name", "CRASHED"),
         ("leave", "PARSER_FAILED"),
         ("leave_with_an_error", "PARSER_FAILED"),
         ("write_garbage", "PARSER_FAILED"),

@@ -100,11 +100,16 @@ async def test_a_document_is_read_from_its_start_whatever_its_offset(hostile: Lo
     os.close(fd)
 
 
-async def test_what_may_take_longer_has_a_limit_of_its_own() -> None:
+async def test_what_may_take_longer_has_to_ask_for_it_and_has_a_limit_of_its_own() -> None:
     extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, more_cpu_seconds={".scan": 1})
-    for name, most in (("document.txt", 1), ("document.SCAN", 2)):
+    for attack, name, most in (
+        (b"spin", "document.txt", 1),
+        (b"spin", "document.SCAN", 1),
+        (b"spin_by_its_own_clock", "document.txt", 1),
+        (b"spin_by_its_own_clock", "document.SCAN", 2),
+    ):
         with pytest.raises(DocumentRefused, match=f"more than {most} processor seconds") as refused:
-            await extract(extractor, b"spin", name)
+            await extract(extractor, attack, name)
         assert refused.value.file_reason == "SPUN"
     await extractor.close()
 
@@ -174,6 +179,13 @@ def weakened(statement: str) -> tuple[str, ...]:
     return (sys.executable, "-s", "-c", program)
 
 
+UNREADABLE_ANYWAY = """
+from appliance.sandbox import attest
+def closed(): raise PermissionError(13, None)
+attest._file_attempts = lambda probe: (('reading a file', closed),)
+"""
+
+
 @pytest.mark.parametrize(
     ("statement", "complaint"),
     [
@@ -183,6 +195,7 @@ def weakened(statement: str) -> tuple[str, ...]:
         ("lockdown.limit = lambda *_: None", "taking more memory; opening one more descriptor"),
         ("lockdown.STACK_BYTES, lockdown.resource.RLIMIT_CPU = 1 << 20, lockdown.resource.RLIMIT_NICE", "without end"),
         ("lockdown.drop_capabilities = lambda: None", "changing the root folder"),
+        (UNREADABLE_ANYWAY, "there is no file to prove it with"),
         ("lockdown.leave_with_parent = os.abort", "did not start"),
         ("def fails(*_): raise OSError(1, 'no')\nlockdown.lock = fails", "reading a file"),
         ("lockdown.LANDLOCK_CREATE_RULESET_VERSION = 1 << 31", "no Landlock"),
@@ -266,7 +279,43 @@ async def test_a_child_that_fails_to_lock_parses_nothing() -> None:
     extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {}, zygote=weakened(once_proven))
     with pytest.raises(SandboxUnavailable, match="could not lock itself"):
         await extract(extractor, b"harmless")
+    assert extractor.fault == "A child could not lock itself."
+    assert extractor.walls is None
     await extractor.close()
+
+
+async def test_a_request_longer_than_a_message_is_refused_and_the_zygote_lives(hostile: LockedExtractor) -> None:
+    await hostile.start()
+    family, descriptors = zygotes(), os.listdir("/proc/self/fd")
+    fd = os.memfd_create("document")
+    with pytest.raises(DocumentRefused) as refused:
+        await hostile._children.run(fd, "\x01" * 6000, ignore, 5)
+    os.close(fd)
+    assert refused.value.file_reason == "NAME_TOO_LONG"
+    assert os.listdir("/proc/self/fd") == descriptors
+    assert (await extract(hostile, b"harmless")).pages == ("harmless",)
+    assert zygotes() == family
+
+
+async def test_a_fork_that_finds_no_descriptor_left_leaves_none_open(
+    hostile: LockedExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hostile.start()
+
+    def full() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", full)
+        with pytest.raises(OSError, match="Too many"):
+            await extract(hostile, b"harmless")
+    assert os.listdir("/proc/self/fd") == before
+    assert (await extract(hostile, b"harmless")).pages == ("harmless",)
+
+
+async def ignore(piece: bytes) -> None:
+    """Of an answer nothing is kept."""
 
 
 async def test_a_parser_that_cannot_be_imported_is_named() -> None:

@@ -177,3 +177,12 @@ def test_no_json_makes_a_listing_raise_anything_else(value: object) -> None:
     for row in (value, ["file", value], ["file", 0, value, *FILE[2:]], ["volume", 1, value, *VOLUME[2:]]):
         with contextlib.suppress(Malformed):
             found.add([json.dumps(row).encode()])
+
+
+def test_a_listing_of_long_names_ends_before_the_daemon_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_LISTING_BYTES", 1000)
+    found = Listing()
+    with pytest.raises(DocumentRefused, match="names") as refused:
+        found.add([encode_row("volume", VOLUME), *(encode_row("file", FILE) for _ in range(1000))])
+    assert refused.value.file_reason == "TOO_MANY_FILES"
+    assert len(found.files) < 20

@@ -2,9 +2,12 @@ import asyncio
 import hashlib
 import os
 import shutil
+import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -110,6 +113,56 @@ async def test_a_listing_that_fails_says_why_and_the_next_stick_is_read(
 )
 async def test_a_file_that_does_not_come_whole_says_why(hostile: LockedVolumes, said: str, reason: str) -> None:
     assert (await refusal(read(hostile, said))).file_reason == reason
+
+
+async def test_a_file_in_crumbs_is_not_swallowed_one_by_one(hostile: LockedVolumes) -> None:
+    assert (await refusal(read(hostile, "crumbs"))).file_reason == "PARSER_FAILED"
+
+
+async def test_after_a_cancelled_read_nothing_more_is_written_to_its_target(
+    hostile: LockedVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick, file, writing, go = device("ok"), target(), threading.Event(), threading.Event()
+    real, task = os.write, asyncio.current_task()
+
+    def write(fd: int, data: bytes) -> int:
+        if fd == file and not writing.is_set():
+            writing.set()
+            if threading.current_thread() is not threading.main_thread():
+                go.wait(5)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    reading = asyncio.create_task(hostile.read(stick, FILE, file, SIZE_BYTES))
+    while not writing.is_set():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    os.ftruncate(file, 0)
+    go.set()
+    await asyncio.sleep(0.05)
+    assert reading.cancelled()
+    assert os.fstat(file).st_size == 0
+    assert task is asyncio.current_task()
+    os.close(stick)
+    os.close(file)
+
+
+async def test_what_a_dead_zygote_began_is_read_again_from_the_start(hostile: LockedVolumes) -> None:
+    await hostile.prove()
+    assert len(await listed(hostile, "ok")) == 3
+    for work in (listed(hostile, "nap"), read(hostile, "nap while read")):
+        idle = len(zygotes())
+        running = asyncio.ensure_future(work)
+        while len(zygotes()) == idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        os.kill(zygotes()[0].pid, signal.SIGKILL)
+        assert await running
+
+
+def zygotes() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 async def test_a_file_that_is_too_large_is_not_asked_for(hostile: LockedVolumes) -> None:

@@ -1,7 +1,12 @@
-"""HTML to the text a browser would show, by lexbor: title first, blocks as lines, scripts and styles dropped."""
+"""HTML to the text a browser would show, by lexbor: title first, blocks as lines, nothing that is hidden.
+
+A table's rows are lines with tabs between cells, whatever stands in a cell. A table of one column, and one that holds a
+table, a heading or code, is there for the layout: its cells are read one after the other.
+"""
 
 import codecs
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -51,15 +56,24 @@ _PARAGRAPHS = frozenset(
         *("section", "article", "aside", "header", "footer", "nav", "main", "form", "fieldset", "details", "address"),
     }
 )
-_LINES = frozenset({"div", "li", "dt", "dd", "tr", "caption", "figcaption", "summary", "option", "legend", "body"})
+_LINES = frozenset(
+    {
+        *("div", "li", "dt", "dd", "tr", "td", "th", "caption", "figcaption", "summary", "option", "legend", "body"),
+    }
+)
 _BLOCKS = {
     **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), "heading"),
     **dict.fromkeys(("ul", "ol"), "list"),
     "table": "table",
     "pre": "code",
 }
-_LAYOUT = ("list", "table")  # what may be there to place other blocks
+_BESIDE = ", ".join(f"{one} + {other}" for one in ("td", "th") for other in ("td", "th"))
+_TABLES = f"table:not(:has(table, h1, h2, h3, h4, h5, h6, pre)):has({_BESIDE})"
+_MAX_SPAN = 100  # columns
+_LISTS = ("ul", "ol")
+_MAX_INDENT = 20
 _SPACE = re.compile(r"[ \t\n\r\f]+")
+_HIDING = re.compile(r"display\s{0,9}:\s{0,9}none|visibility\s{0,9}:\s{0,9}hidden", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -71,24 +85,19 @@ def read(data: bytes, caps: Caps) -> Read:
     source, encoding = _decode(data)
     if not _TAG.search(source):
         raise DocumentRefused("TYPE_MISMATCH", "The name says HTML, and there is no tag in it.")
-    page, blocks = clean_marked(*_visible(source), 1)
+    page, blocks = clean_marked(*visible(source), 1)
     return Read(parser_with(PARSER, encoding), (page,), tuple(blocks))
 
 
-def visible_text(source: str) -> str:
-    """Title and body of a page, or the text of a fragment."""
-    return _visible(source)[0]
-
-
-def _visible(source: str) -> tuple[str, list[Mark]]:
-    """Title and body with the blocks in them. Raises DocumentRefused: HTML_TOO_DEEP."""
+def visible(source: str) -> tuple[str, list[Mark]]:
+    """Title and body of a page, or the text of a fragment, with its blocks. Raises DocumentRefused: HTML_TOO_DEEP."""
     _check_depth(source)
     tree = LexborHTMLParser(source)
     found = tree.css_first("head > title")
     title = _SPACE.sub(" ", found.text()).strip() if found else ""
     out = _Lines()
     if tree.body:
-        _walk(tree.body, out)
+        _walk(tree.body, out, frozenset(table.mem_id for table in tree.css(_TABLES)))
     body = str(out)
     if body.startswith(title):
         return body, out.marks
@@ -124,27 +133,71 @@ def _check_depth(source: str) -> None:
             raise DocumentRefused("HTML_TOO_DEEP", f"More than {_MAX_DEPTH} of its elements lie in one another.")
 
 
-def _walk(root: LexborNode, out: "_Lines") -> None:
-    """The text under `root` in document order. By a loop, because hostile pages nest deeper than any stack."""
+def _walk(root: LexborNode, out: "_Lines", tables: frozenset[int] = frozenset()) -> None:
+    """The text under `root` in document order. By a loop, because hostile pages nest deeper than any stack.
+
+    tables: by their ids, those that are read by rows.
+    """
     node: LexborNode | None = root
     while node is not None:
-        entered = node.is_element_node and node.tag not in _DROPPED
+        entered = False
         if node.is_text_node:
             out.text(node.text_content or "")
-        elif entered:
-            out.open(node.tag or "")
-            if node.child is not None:
-                node = node.child
-                continue
+        elif node.is_element_node and _is_seen(node):
+            if node.mem_id in tables:
+                out.table(node)
+            else:
+                out.open(node)
+                entered = True
+                if node.child is not None:
+                    node = node.child
+                    continue
         while node is not None:
-            if node.is_element_node and node.tag not in _DROPPED:
+            if entered:
                 out.close(node.tag or "")
             if node.mem_id == root.mem_id:
                 return
             if node.next is not None:
                 node = node.next
                 break
-            node = node.parent
+            node, entered = node.parent, True
+
+
+def _is_seen(element: LexborNode) -> bool:
+    """By its kind, the attribute `hidden` and its own style: what nobody sees may be there to mislead who answers."""
+    if element.tag in _DROPPED:
+        return False
+    attributes = element.attributes
+    return "hidden" not in attributes and not _HIDING.search(attributes.get("style") or "")
+
+
+def _rows(table: LexborNode) -> Iterator[str]:
+    """A line a row. A cell stands in the first of the columns and rows that it spans, the others are empty."""
+    reaching: dict[int, int] = {}  # by column: into how many more rows a cell above reaches
+    for row in filter(_is_seen, table.css("tr")):
+        cells: list[str] = []
+        for cell in row.iter():
+            if cell.tag not in ("td", "th"):
+                continue
+            while reaching.get(len(cells), 0):
+                cells.append("")
+            rows, columns = _span(cell, "rowspan"), min(_span(cell, "colspan"), _MAX_SPAN)
+            reaching |= dict.fromkeys(range(len(cells), len(cells) + columns), rows)
+            cells += [_cell(cell), *[""] * (columns - 1)]
+        reaching = {column: rows - 1 for column, rows in reaching.items() if rows > 1}
+        if line := "\t".join(cells).rstrip():
+            yield line
+
+
+def _cell(cell: LexborNode) -> str:
+    out = _Lines()
+    _walk(cell, out)
+    return " ".join(str(out).split())
+
+
+def _span(cell: LexborNode, name: str) -> int:
+    value = cell.attributes.get(name) or ""
+    return max(int(value), 1) if value.isascii() and value.isdigit() and len(value) < 6 else 1
 
 
 class _Lines:
@@ -156,7 +209,8 @@ class _Lines:
         self._newlines = 2  # at the end so far; the start counts as a paragraph's end
         self._space = False
         self._pre = 0
-        self._cell = False
+        self._lists: list[int | None] = []  # the next number of each open list, None where it has bullets
+        self._labelled = False  # an item's label is the last thing that was written
         self._blocks = _Blocks()
 
     def __str__(self) -> str:
@@ -178,16 +232,30 @@ class _Lines:
             self._put(words.strip(" "))
             self._space = words.endswith(" ")
 
-    def open(self, tag: str) -> None:
-        self._break(tag)
-        if tag in _BLOCKS:
+    def table(self, table: LexborNode) -> None:
+        """One that is read by rows, below its caption."""
+        self._newline(2)
+        for caption in table.css("caption"):
+            _walk(caption, self)
+            self._newline(2)
+        self._blocks.open("table", self._length)
+        for line in _rows(table):
+            self._put(line)
+            self._newline(1)
+        self._newline(2)
+        self._blocks.close(self._length)
+
+    def open(self, element: LexborNode) -> None:
+        tag = element.tag or ""
+        if not self._labelled or tag in _BLOCKS or tag == "li":
+            self._break(tag)
+        if tag in _BLOCKS and tag != "table":
             self._blocks.open(tag, self._length)
-        if tag == "li":
-            self._put("- ")
-        elif tag in ("td", "th"):
-            if self._cell:
-                self._put("\t")
-            self._cell = True
+        if tag in _LISTS:
+            self._lists.append(_start(element) if tag == "ol" else None)
+        elif tag == "li":
+            self._put(f"{'  ' * min(len(self._lists) - 1, _MAX_INDENT)}{self._label()} ")
+            self._labelled = True
         elif tag == "br":
             self._newline(min(self._newlines + 1, 2))
         elif tag == "pre":
@@ -196,14 +264,23 @@ class _Lines:
     def close(self, tag: str) -> None:
         if tag == "pre":
             self._pre -= 1
-        elif tag == "tr":
-            self._cell = False
+        elif tag in _LISTS:
+            self._lists.pop()
         self._break(tag)
-        if tag in _BLOCKS:
+        if tag in _BLOCKS and tag != "table":
             self._blocks.close(self._length)
 
+    def _label(self) -> str:
+        number = self._lists[-1] if self._lists else None
+        if number is None:
+            return "-"
+        self._lists[-1] = number + 1
+        return f"{number}."
+
     def _break(self, tag: str) -> None:
-        if tag in _PARAGRAPHS:
+        if tag in _LISTS and self._lists:
+            self._newline(1)
+        elif tag in _PARAGRAPHS:
             self._newline(2)
         elif tag in _LINES:
             self._newline(1)
@@ -212,7 +289,7 @@ class _Lines:
         if count > self._newlines:
             self._append("\n" * (count - self._newlines))
             self._newlines = count
-        self._space = False
+        self._space = self._labelled = False
 
     def _put(self, text: str) -> None:
         if self._space and not self._newlines:
@@ -220,6 +297,7 @@ class _Lines:
         self._space = False
         self._append(text)
         self._newlines = 0
+        self._labelled = False
 
     def _put_lines(self, text: str) -> None:
         """Text of <pre>; together with what stands there, never more than one empty line."""
@@ -227,15 +305,20 @@ class _Lines:
         after = _BLANK_LINES.sub("\n\n", before + text)
         self._append(after[len(before) :])
         self._newlines = len(after) - len(after.rstrip("\n"))
-        self._space = False
+        self._space = self._labelled = False
 
     def _append(self, text: str) -> None:
         self._out.append(text)
         self._length += len(text)
 
 
+def _start(ordered: LexborNode) -> int:
+    value = ordered.attributes.get("start") or ""
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 1
+
+
 class _Blocks:
-    """The outermost blocks; but a list or table with a heading, a table or code in it is there for the layout."""
+    """The outermost blocks; but a list with a heading, a table or code in it is there for the layout."""
 
     def __init__(self) -> None:
         self.found: list[Mark] = []
@@ -244,7 +327,7 @@ class _Blocks:
 
     def open(self, tag: str, start: int) -> None:
         self._depth += 1
-        in_layout = self._outer is not None and _BLOCKS[self._outer[0]] in _LAYOUT and _BLOCKS[tag] != "list"
+        in_layout = self._outer is not None and self._outer[0] in _LISTS and tag not in _LISTS
         if self._outer is None or in_layout:
             self._outer = tag, self._depth, start
 

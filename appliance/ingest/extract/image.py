@@ -24,10 +24,11 @@ from PIL import (
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
+from appliance.ingest.extract import clock
 from appliance.ingest.extract.layout.arrange import arrange
 from appliance.ingest.extract.layout.shapes import Picture
 from appliance.ingest.extract.layout.structure import Page, assemble
-from appliance.ingest.extract.reading import Read, Row
+from appliance.ingest.extract.reading import PAGE_CPU_SECONDS, Read, Row
 from appliance.ingest.extract.recognition import Recognition
 from appliance.ingest.extract.text import clean_marked
 
@@ -84,6 +85,7 @@ def _pictures(data: bytes, caps: Caps) -> Iterator[Picture]:
             image = decoder(BytesIO(data))
             frames = getattr(image, "n_frames", 1) if decoder is TiffImagePlugin.TiffImageFile else 1
             for frame in range(frames):
+                clock.extend(PAGE_CPU_SECONDS)
                 if frame:
                     image.seek(frame)
                 yield _grey(image, caps)

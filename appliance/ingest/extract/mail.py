@@ -16,7 +16,7 @@ from appliance.ingest.caps import Caps
 from appliance.ingest.extract import charset, html, members
 from appliance.ingest.extract.package import encrypted
 from appliance.ingest.extract.pages import Pages
-from appliance.ingest.extract.reading import Read
+from appliance.ingest.extract.reading import Mark, Read
 
 PARSER = "mail 1"
 
@@ -100,8 +100,7 @@ def read(data: bytes, caps: Caps) -> Read:
     lines = ((name, _decoded(headers.get(name.lower(), b""))) for name in _SHOWN)
     pages.text("\n".join(f"{name}: {value}" for name, value in lines if value))
     for text in texts:
-        if shown := message.shown(text):
-            pages.text(shown)
+        pages.marked(*message.shown(text))
     return pages.read(PARSER, message.members.found)
 
 
@@ -113,6 +112,7 @@ class _Message:
         self._caps = caps
         self._parts = 0
         self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}  # the last one that a name was given
 
     def walk(self, part: _Part, depth: int) -> list[_Text]:
         """What is shown of a part, in order; what is attached goes to the members."""
@@ -138,14 +138,14 @@ class _Message:
         self._attach(self._name(part.headers), kind, data)
         return []
 
-    def shown(self, text: _Text) -> str:
-        """As a reader sees it; what is no text at all is a member that is left out."""
+    def shown(self, text: _Text) -> tuple[str, list[Mark]]:
+        """As a reader sees it, with its blocks; what is no text at all is a member that is left out."""
         try:
             found = _unicode(text.data, text.charset)
-            return html.visible_text(found) if text.is_html else found
+            return html.visible(found) if text.is_html else (found, [])
         except DocumentRefused:
             self.members.leave_out(self._unique("text", ".html" if text.is_html else ".txt"), members.BROKEN)
-            return ""
+            return "", []
 
     def _attach(self, name: str, kind: str, data: bytes) -> None:
         stem, dot, suffix = name.rpartition(".")
@@ -161,10 +161,10 @@ class _Message:
 
     def _unique(self, stem: str, suffix: str) -> str:
         """The name, with a number where an attachment before it has the same one."""
-        path, number = stem + suffix, 1
+        path = name = stem + suffix
         while path in self._names:
-            number += 1
-            path = f"{stem}-{number}{suffix}"
+            self._numbers[name] = self._numbers.get(name, 1) + 1
+            path = f"{stem}-{self._numbers[name]}{suffix}"
         self._names.add(path)
         return path
 

@@ -1,5 +1,6 @@
 """Markdown (CommonMark and tables) to the text a reader sees: headings, list items and rows as lines of their own."""
 
+import re
 from importlib.metadata import version
 
 from markdown_it import MarkdownIt
@@ -16,7 +17,10 @@ WARM_DOCUMENTS = (
     b"| p | q |\n|---|---|\n| r | s |\n\n<div>t</div>\n\n---\n\n[u]: v\n\nw\n===\n\n<https://x> [y][u]\n",
 )
 
-
+# What programs that publish Markdown put before it: lines of YAML.
+_FRONT_MATTER = re.compile(
+    r"---[ \t]*\r?\n(\w[^:\n]{0,99}:[^\n]*\n(?:[^\n]*\n){0,200}?)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
+)
 _STRUCTURE = {
     "heading": "heading",
     "bullet_list": "list",
@@ -33,6 +37,9 @@ def read(data: bytes, caps: Caps) -> Read:
     source, encoding = charset.decode(data)
     parser = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")  # deeper is dropped, never recursed
     rendered = _Rendered()
+    if front := _FRONT_MATTER.match(source):
+        rendered.text(front[1].rstrip())
+        source = source[front.end() :]
     for token in parser.parse(source):
         rendered.add(token)
     page, blocks = clean_marked(str(rendered), rendered.marks, 1)
@@ -47,12 +54,16 @@ class _Rendered:
         self._out: list[str] = []
         self._length = 0
         self._lists: list[int | None] = []  # the next number of each open list, None where it has bullets
-        self._in_cell = False
+        self._cells: list[str] = []  # of the open row
         self._open = 0  # blocks that are open
         self._start = 0  # of the outermost of them
 
     def __str__(self) -> str:
         return "".join(self._out)
+
+    def text(self, text: str) -> None:
+        """A paragraph as it stands."""
+        self._put(f"{text}\n\n")
 
     def add(self, token: Token) -> None:
         """The next token of the document."""
@@ -86,13 +97,14 @@ class _Rendered:
         elif kind == "list_item_open":
             return "  " * (len(lists) - 1) + _label(lists)
         elif kind in ("th_open", "td_open"):
-            in_cell, self._in_cell = self._in_cell, True
-            return "\t" if in_cell else ""
+            self._cells.append("")
         elif kind == "tr_close":
-            self._in_cell = False
-            return "\n"
+            row, self._cells = "\t".join(self._cells).rstrip(), []
+            return f"{row}\n" if row else ""
         elif kind == "table_close":
             return "\n"
+        elif kind == "inline" and self._cells:
+            self._cells[-1] = " ".join(_inline(token.children or []).split())
         elif kind == "inline":
             return _inline(token.children or [])
         elif kind in ("paragraph_close", "heading_close"):
@@ -100,7 +112,7 @@ class _Rendered:
         elif kind in ("fence", "code_block"):
             return token.content.rstrip("\n") + "\n\n"
         elif kind == "html_block":
-            return html.visible_text(token.content) + "\n\n"
+            return html.visible(token.content)[0] + "\n\n"
         return ""
 
 

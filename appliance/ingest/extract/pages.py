@@ -33,6 +33,15 @@ class Pages:
         """Running text, a paragraph or more."""
         self._add("", text)
 
+    def marked(self, text: str, marks: Sequence[Mark]) -> None:
+        """Text with blocks in it."""
+        at = 0
+        for kind, level, start, end in marks:
+            self._add("", text[at:start].strip("\n"))
+            self._add(kind, text[start:end].strip("\n"), level)
+            at = end
+        self._add("", text[at:].strip("\n"))
+
     def heading(self, level: int, text: str) -> None:
         self._add("heading", " ".join(text.split()), level)
 

@@ -15,6 +15,10 @@ Member = tuple[str, Content, str]
 """A file in a container: its path there, its bytes, and '' or why it was left out, then without bytes."""
 
 
+PAGE_CPU_SECONDS = 0.05
+"""By which each page of a long file extends the clock; a full one takes about 0.01."""
+
+
 class Read(NamedTuple):
     """parser: with its version. pages: text by page. blocks: in order, inside their page, without overlap.
 

@@ -27,8 +27,11 @@ WARM_DOCUMENTS = (
 )
 
 _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# Controls, soft hyphens, zero-width spaces, stray byte order marks and noncharacters: nothing a reader sees.
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+# Colours of a terminal (ECMA-48), controls, soft hyphens, zero-width spaces, stray byte order marks, noncharacters:
+# nothing a reader sees.
+_INVISIBLE = re.compile(
+    "\x1b\\[[0-?]{0,30}[@-~]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
+)
 
 
 def read(data: bytes, caps: Caps) -> Read:

@@ -12,21 +12,21 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import DocumentRefused, InvalidArgument, NotFound, SourceGone
+from appliance.ingest.sources import kernel
 from appliance.ingest.sources.found import Found, printable
 from appliance.ingest.sources.stalls import Beat, Calls
 from appliance.types import Provenance
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 _OPENAT2 = 437
 _RESOLVE = 0x01 | 0x02 | 0x04 | 0x08  # NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _CHUNK_BYTES = 1 << 20
+MAX_FILES = 400_000  # and folders, of one folder and all below it
 
 _REFUSALS = {
     errno.ELOOP: ("LINK", "It is a link; links are not followed."),
@@ -61,9 +61,9 @@ class Folder:
             raise NotFound(f"There is no file or folder {printable(path)} on this box.") from None
         except OSError as error:
             raise InvalidArgument.of("path", f"{printable(path)} cannot be opened: {error.strerror}.") from None
-        if self._is_inside_own():
+        if forbidden := self._forbidden():
             os.close(self._fd)
-            raise InvalidArgument.of("path", f"{printable(path)} lies in the box's own data directory.")
+            raise InvalidArgument.of("path", f"{printable(path)} lies in {forbidden}.")
 
     @classmethod
     def of(cls, fd: int, path: str, own: Path) -> "Folder":
@@ -97,22 +97,22 @@ class Folder:
         """Where a file below came from, for a document's lineage."""
         return f"file://{self.top}/{printable_name}"
 
-    def walk(self) -> Iterator[Found]:
-        """Every name below, folders excepted, by the order of the names' bytes; what cannot be read says why.
-
-        Raises SourceGone.
+    def walk(self, beat: Beat = lambda: None) -> Iterator[Found]:
+        """Every name below, folders excepted, by the order of the names' bytes; what cannot be read says why, and so do
+        folders beyond MAX_FILES names. beat: called for each. Raises SourceGone.
         """
         if self._single:
             yield _found(self._single, self._status)
             return
-        todo = [""]
+        todo, left = [""], MAX_FILES
         while todo:
             name = todo.pop()
             try:
-                children = self._children(name)
+                children = self._children(name, left, beat)
             except DocumentRefused as refusal:
                 yield Found(name or ".", refusal=refusal)
                 continue
+            left -= len(children)
             folders = []
             for child, status in children:
                 if stat.S_ISDIR(status.st_mode):
@@ -129,30 +129,40 @@ class Folder:
             raise _refused(errno.ENXIO)
         return fd
 
-    def _children(self, name: str) -> list[tuple[str, os.stat_result]]:
+    def _children(self, name: str, most: int, beat: Beat) -> list[tuple[str, os.stat_result]]:
+        found: list[tuple[str, os.stat_result]] = []
         fd = self._open(name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if os.path.samestat(os.fstat(fd), self._own):
                 raise DocumentRefused("OWN_DATA", "It is the box's own data directory.")
             with os.scandir(fd) as entries:
-                found = [(os.path.join(name, item.name), item.stat(follow_symlinks=False)) for item in entries]
+                for item in entries:
+                    beat()
+                    if len(found) == most:
+                        raise DocumentRefused("TOO_MANY_FILES", f"There are more than {MAX_FILES} files and folders.")
+                    with suppress(FileNotFoundError):  # it went while the others were listed
+                        found.append((os.path.join(name, item.name), item.stat(follow_symlinks=False)))
         except OSError as error:
             raise _refused(error.errno) from None
         finally:
             os.close(fd)
         return sorted(found, key=lambda child: os.fsencode(child[0]))
 
-    def _is_inside_own(self) -> bool:
+    def _forbidden(self) -> str:
+        """What is never read and lies around it, '' for nothing."""
         path = Path(os.readlink(f"/proc/self/fd/{self._fd}"))  # what is open, whatever links led there
+        if path.parts[1:2] in (("proc",), ("sys",)):
+            return "what the kernel tells of this box, which is no document"
         above = filter(os.path.exists, (path, *path.parents))
-        return any(os.path.samestat(os.stat(folder), self._own) for folder in above)
+        inside = any(os.path.samestat(os.stat(folder), self._own) for folder in above)
+        return "the box's own data directory" if inside else ""
 
     def _open(self, name: str, flags: int) -> int:
         how = struct.pack("=QQQ", flags, 0, _RESOLVE)
-        fd = int(_libc.syscall(_OPENAT2, self._fd, os.fsencode(name), how, ctypes.c_size_t(len(how))))
-        if fd < 0:
-            raise _refused(ctypes.get_errno())
-        return fd
+        try:
+            return kernel.call(_OPENAT2, self._fd, os.fsencode(name), how, ctypes.c_size_t(len(how)))
+        except OSError as error:
+            raise _refused(error.errno) from None
 
 
 class OpenFolder:
@@ -175,11 +185,7 @@ class OpenFolder:
         """As OpenSource."""
 
         def walk(beat: Beat) -> tuple[Found, ...]:
-            found = []
-            for one in self._folder.walk():
-                beat()
-                found.append(one)
-            return tuple(found)
+            return tuple(self._folder.walk(beat))
 
         found = await self._calls.run(walk)
         self._require_answer()

@@ -7,7 +7,6 @@ rights: a box does it only for those that `stick_mount` names.
 Source: fsopen(2), fsconfig(2), fsmount(2) (Linux 5.2), linux/mount.h; LOOP_CONFIGURE of linux/loop.h (Linux 5.8).
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -15,9 +14,7 @@ import struct
 from collections.abc import Sequence
 
 from appliance.errors import SourceRefused
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+from appliance.ingest.sources import kernel
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
@@ -29,8 +26,16 @@ _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 _LOOP_CONFIG = struct.Struct("=II" + "QQQQQIIII64s64s32sQQ" + "8Q")
 _TRIES = 8
 
-WITHOUT_REPLAY = {"ext4": ("noload",), "ext3": ("noload",), "xfs": ("norecovery",), "btrfs": ("rescue=nologreplay",)}
-"""What keeps a file system from writing even to a device that was not cleanly unmounted."""
+_NO_PANIC = "errors=remount-ro"
+OPTIONS = {
+    "ext2": (_NO_PANIC,),
+    "ext3": ("noload", _NO_PANIC),
+    "ext4": ("noload", _NO_PANIC),
+    "xfs": ("norecovery",),
+    "btrfs": ("rescue=nologreplay",),
+}
+"""What keeps a file system from writing even to a device that was not cleanly unmounted, and the kernel from halting
+where the file system is damaged and its own superblock asks for that (`tune2fs -e panic`)."""
 
 
 def mount(fd: int, offset_bytes: int, size_bytes: int, filesystems: Sequence[str]) -> tuple[int, str]:
@@ -78,29 +83,21 @@ def _loop(fd: int, offset_bytes: int, size_bytes: int) -> tuple[int, str]:
 
 def _detached(node: str, filesystem: str) -> int:
     """Mount a node without a place for it. Raises OSError."""
-    context = _syscall(_FSOPEN, filesystem.encode(), _FSOPEN_CLOEXEC)
+    context = kernel.call(_FSOPEN, filesystem.encode(), _FSOPEN_CLOEXEC)
     try:
         _configure(context, _SET_STRING, b"source", node.encode())
         _configure(context, _SET_FLAG, b"ro", None)
-        for option in WITHOUT_REPLAY.get(filesystem, ()):
+        for option in OPTIONS.get(filesystem, ()):
             key, _, value = option.partition("=")
             _configure(context, _SET_STRING if value else _SET_FLAG, key.encode(), value.encode() or None)
         _configure(context, _CREATE, None, None)
-        return _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, _RDONLY_NOSUID_NODEV_NOEXEC)
+        return kernel.call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, _RDONLY_NOSUID_NODEV_NOEXEC)
     finally:
         os.close(context)
 
 
 def _configure(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
-    _syscall(_FSCONFIG, context, command, key, value, 0)
-
-
-def _syscall(number: int, *arguments: object) -> int:
-    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    kernel.call(_FSCONFIG, context, command, key, value, 0)
 
 
 def _refused(error: OSError, tried: Sequence[str] = ()) -> SourceRefused:

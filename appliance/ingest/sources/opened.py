@@ -12,19 +12,22 @@ from appliance.types import Entry, Provenance, Volume
 class OpenVolumes:
     """Every FAT and exFAT volume behind one descriptor (`OpenSource`). Of several, names begin with "partition-N/"."""
 
-    def __init__(self, fd: int, provenance: Provenance, reader: Volumes, entries: tuple[Entry, ...]) -> None:
-        """fd: taken over. entries: what `reader` listed of it."""
+    def __init__(
+        self, fd: int, size_bytes: int, provenance: Provenance, reader: Volumes, entries: tuple[Entry, ...]
+    ) -> None:
+        """fd: taken over, not touched now. entries: what `reader` listed of it. Takes seconds where they are many."""
         volumes = volumes_of(entries)
         self.provenance = _named(provenance, volumes)
-        self._fd, self._size_bytes, self._reader = fd, device_bytes(fd), reader
+        self._fd, self._size_bytes, self._reader = fd, size_bytes, reader
         shown = tuple(entry for entry in entries if entry.path or entry.volume.reason)
         several = len(volumes_of(shown)) > 1  # an empty one beside it, as some systems make them, does not count
         self._entries = {_name(entry, several): entry for entry in shown}
+        self._found = tuple(_found(name, entry) for name, entry in self._entries.items())
 
     async def files(self) -> tuple[Found, ...]:
         """As OpenSource; as they were when it was opened."""
         require_device(self._fd, self._size_bytes)
-        return tuple(_found(name, entry) for name, entry in self._entries.items())
+        return self._found
 
     async def copy(self, found: Found, target: int, max_bytes: int) -> tuple[str, int]:
         """As OpenSource. A file of which only the name is given is taken as it is."""

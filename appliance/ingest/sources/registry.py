@@ -136,8 +136,16 @@ class Sources:
         if problem:
             raise SourceRefused(problem)
         calls = self._calls_on(device.path)
-        fd = await calls.run(lambda beat: _open_node(device.path, beat))
+        fd = await calls.run(lambda beat: self._open_plugged(device, beat))
         return await self._open_device(fd, _of_device(device), calls)
+
+    def _open_plugged(self, device: Device, beat: Beat) -> int:
+        """The node of that very device: another may have taken its place before it was open. Raises SourceGone, …"""
+        fd = _open_node(device.path, beat)
+        if device not in self._devices.list():
+            os.close(fd)
+            raise SourceGone("The stick was pulled before it was read.")
+        return fd
 
     async def _open_watched(self, watched: Watched) -> OpenSource:
         if not watched.place.startswith("/"):
@@ -172,7 +180,7 @@ class Sources:
             volumes = volumes_of(entries)
             source: OpenSource
             if any(volume.filesystem for volume in volumes):
-                source = OpenVolumes(fd, provenance, self._volumes, entries)
+                source = await asyncio.to_thread(OpenVolumes, fd, size_bytes, provenance, self._volumes, entries)
             else:
                 source = await self._mounted(fd, provenance, volumes, calls)
         except BaseException:
@@ -188,12 +196,13 @@ class Sources:
             why = volumes[0].detail if volumes else "there is no file system on it."
             raise SourceRefused(f"Nothing on it can be read: {why}")
         volume, size_bytes, own = others[0], device_bytes(fd), self._config.data_dir
+        mine = os.dup(fd)  # a thread that outlives this call mounts this device, whatever `fd` is by then
 
         def mount(beat: Beat) -> Folder:
-            root, _ = mounts.mount(fd, volume.offset_bytes, volume.size_bytes, filesystems)
+            root, _ = mounts.mount(mine, volume.offset_bytes, volume.size_bytes, filesystems)
             return Folder.of(_wanted(root, beat), provenance.path or "/", own)
 
-        folder = await calls.run(mount)
+        folder = await calls.run(mount, release=lambda: os.close(mine))
         return OpenFolder(
             folder, provenance, calls, lambda: device_bytes(fd) >= size_bytes, closed=lambda: os.close(fd)
         )

@@ -1,7 +1,8 @@
 """A source with a manifest that somebody trusted signed: files are held to their hashes, others may be refused."""
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from appliance.errors import DocumentRefused, InvalidArgument
@@ -27,10 +28,7 @@ class SignedSource:
 
     async def files(self) -> tuple[Found, ...]:
         """As OpenSource, without the manifest itself; a listed file that is not there is among them, and says so."""
-        found = [self._judged(one) for one in await self._inner.files() if one.name not in (MANIFEST, SIGNATURE)]
-        missing = sorted(self._listed.keys() - {one.name for one in found}, key=os.fsencode)
-        refusal = DocumentRefused("MISSING", "The signed manifest lists it, and it is not there.")
-        return *found, *(Found(name, refusal=refusal, signer=self._signer) for name in missing)
+        return await asyncio.to_thread(self._all_judged, await self._inner.files())
 
     async def copy(self, found: Found, target: int, max_bytes: int) -> tuple[str, int]:
         """As OpenSource. Raises DocumentRefused: NOT_SIGNED, SIGNATURE_MISMATCH."""
@@ -45,6 +43,12 @@ class SignedSource:
     async def close(self) -> None:
         """As OpenSource."""
         await self._inner.close()
+
+    def _all_judged(self, files: Sequence[Found]) -> tuple[Found, ...]:
+        found = [self._judged(one) for one in files if one.name not in (MANIFEST, SIGNATURE)]
+        missing = sorted(self._listed.keys() - {one.name for one in found}, key=os.fsencode)
+        refusal = DocumentRefused("MISSING", "The signed manifest lists it, and it is not there.")
+        return *found, *(Found(name, refusal=refusal, signer=self._signer) for name in missing)
 
     def _judged(self, found: Found) -> Found:
         listed = self._listed.get(found.name)
@@ -69,8 +73,9 @@ async def signed(source: OpenSource, signers: Mapping[str, str], required: bool)
     why = "It is not in the signed manifest, and only signed files are taken here."
     try:
         manifest = await _content(source, MANIFEST, MAX_MANIFEST_BYTES)
-        signer = signing.signer_of(manifest, await _content(source, SIGNATURE, _SIGNATURE_BYTES), signers)
-        listed = dict(signing.files_of(manifest)) if signer else {}
+        signature = await _content(source, SIGNATURE, _SIGNATURE_BYTES)
+        signer = await asyncio.to_thread(signing.signer_of, manifest, signature, signers)
+        listed = dict(await asyncio.to_thread(signing.files_of, manifest)) if signer else {}
         if not signer:
             why = "No trusted key signed the manifest, and only signed files are taken here."
     except (DocumentRefused, InvalidArgument):

@@ -112,7 +112,11 @@ class Calls:
 
         with self._changing:
             self._running.add(call)  # type: ignore[arg-type]  # a set of calls whatever they return
-        threading.Thread(target=body, name="source", daemon=True).start()
+        try:
+            threading.Thread(target=body, name="source", daemon=True).start()
+        except RuntimeError:  # the box has no thread left to give
+            self._forget(call)
+            raise SourceGone(f"{self._place} cannot be read now: the box runs too many threads.") from None
         return ended
 
     async def _wait(self, call: _Call[T], ended: "asyncio.Future[None]") -> T:

@@ -6,11 +6,11 @@ on a stick, which nobody else writes. What has a name like UNFINISHED, or lies b
 """
 
 import asyncio
+import hmac
 import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,8 @@ UNFINISHED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 MISSING = "MISSING"
-SLACK_LINES = 1000  # of a list of what was taken, beyond twice what it must say, before it is written anew
+SLACK_FILES = 1000  # of a list of what was taken, beyond twice what it must say, before it is written anew
+_KEY_BYTES, _DIGEST_BYTES = 32, 16
 
 Take = Callable[[str, Source, Watch, tuple[Found, ...]], Awaitable[None]]
 """Takes whole files of a tenant's source; they count as taken once it returns. It may raise any ApplianceError."""
@@ -72,46 +73,51 @@ def is_finished(name: str) -> bool:
 
 
 class Taken:
-    """What was taken from one watched place, so that a restart does not take it again: JSON lines in a file.
+    """What was taken from one watched place, so that a restart does not take it again, in a file that tells no name:
+
+        32 random bytes, then 16 a file: of HMAC-SHA256 under these (RFC 2104) over its name, size and time
 
     Only a shortcut: a file that is forgotten is taken again, and found to be known by its hash. Blocking.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path, self._lines = path, 0
-        self._states: dict[str, State] = {}
-        with suppress(FileNotFoundError):
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError, TypeError):  # half a line of a crash
-                    name, size_bytes, modified_ns = json.loads(line)
-                    self._states[str(name)] = (int(size_bytes), int(modified_ns))
-                    self._lines += 1
+        content = path.read_bytes() if path.exists() else b""
+        self._path, self._is_there = path, len(content) >= _KEY_BYTES
+        self._key = content[:_KEY_BYTES] if self._is_there else os.urandom(_KEY_BYTES)
+        whole = range(_KEY_BYTES, len(content) - _DIGEST_BYTES + 1, _DIGEST_BYTES)  # not what a crash cut
+        self._digests = {content[place : place + _DIGEST_BYTES] for place in whole}
+        self._count = len(whole)
 
-    def has(self, found: Found) -> bool:
-        """Whether a file was taken as it is now."""
-        return self._states.get(found.name) == (found.size_bytes, found.modified_ns)
+    def fresh(self, found: Iterable[Found]) -> tuple[Found, ...]:
+        """Those that were not taken as they are now."""
+        return tuple(one for one in found if self._digest(one) not in self._digests)
 
-    def add(self, found: Iterable[Found], present: Iterable[str]) -> None:
+    def add(self, found: Iterable[Found], present: Iterable[Found]) -> None:
         """Note files as taken, and forget those that are not `present` any more. Raises OSError."""
-        new = {one.name: (one.size_bytes, one.modified_ns) for one in found}
-        names = set(present)
-        self._states = {name: state for name, state in (self._states | new).items() if name in names}
-        if self._lines + len(new) > 2 * len(self._states) + SLACK_LINES:
-            fresh = self._path.with_suffix(".new")
-            self._write(fresh, os.O_TRUNC, self._states)
-            os.replace(fresh, self._path)
-            self._lines = len(self._states)
+        new = {self._digest(one) for one in found}
+        self._digests = (self._digests | new) & {self._digest(one) for one in present}
+        if not self._is_there or self._count + len(new) > 2 * len(self._digests) + SLACK_FILES:
+            with_key = self._path.with_suffix(".new")
+            _write(with_key, 0, self._key + b"".join(self._digests))
+            os.replace(with_key, self._path)
+            self._is_there, self._count = True, len(self._digests)
         else:
-            self._write(self._path, os.O_APPEND, new)
-            self._lines += len(new)
+            _write(self._path, _KEY_BYTES + self._count * _DIGEST_BYTES, b"".join(new))
+            self._count += len(new)
 
-    def _write(self, path: Path, how: int, states: Mapping[str, State]) -> None:
-        lines = b"".join(json.dumps((name, *state)).encode() + b"\n" for name, state in states.items())
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600), "ab") as file:
-            file.write(lines)
-            file.flush()
-            os.fdatasync(file.fileno())
+    def _digest(self, found: Found) -> bytes:
+        words = json.dumps((found.name, found.size_bytes, found.modified_ns)).encode()
+        return hmac.digest(self._key, words, "sha256")[:_DIGEST_BYTES]
+
+
+def _write(path: Path, offset: int, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(data)
+        file.flush()
+        os.fdatasync(file.fileno())
 
 
 class Watcher:
@@ -129,6 +135,8 @@ class Watcher:
 
     async def run(self, take: Take) -> None:
         """Look, and look again when the time has come or a device was plugged in, until cancelled."""
+        for old in self._folder.glob("*.jsonl"):  # of an earlier build, with names in them
+            old.unlink(missing_ok=True)
         try:
             while True:
                 self.look(take)
@@ -169,7 +177,7 @@ class Watcher:
 
     async def _take_whole(self, key: str, tenant: str, watched: Watched, take: Take) -> None:
         is_stick = not watched.place.startswith("/")
-        if is_stick and watched.id not in self._plugged():
+        if is_stick and watched.id not in {device.id for device in await asyncio.to_thread(self._devices.list)}:
             return self._done.discard(key)
         if key in self._done:
             return None
@@ -178,24 +186,24 @@ class Watcher:
             found = await opened.files()
         finally:
             await opened.close()
-        if is_stick:
-            whole = {one.name for one in found if is_finished(one.name)}
-        else:
-            self._seen[key], whole = settle(self._seen.get(key, {}), found, watched.watch.settle_polls)
-        if key not in self._taken:
-            self._taken[key] = await asyncio.to_thread(Taken, self._folder / f"{key}.jsonl")
-        taken = self._taken[key]
-        new = tuple(one for one in found if one.name in whole and not taken.has(one))
+        new = await asyncio.to_thread(self._new, key, watched.watch, is_stick, found)
         if new:
             source = Source(watched.id, opened.provenance, SourceState.READY, watch=watched.watch)
             await take(tenant, source, watched.watch, new)
-            await asyncio.to_thread(taken.add, new, [one.name for one in found])
+            await asyncio.to_thread(self._taken[key].add, new, found)
         if is_stick:
             self._done.add(key)
         return None
 
-    def _plugged(self) -> frozenset[str]:
-        return frozenset(device.id for device in self._devices.list())
+    def _new(self, key: str, watch: Watch, is_stick: bool, found: Iterable[Found]) -> tuple[Found, ...]:
+        """What is whole and was not taken yet. Blocking: for many files it takes seconds."""
+        if is_stick:
+            whole = {one.name for one in found if is_finished(one.name)}
+        else:
+            self._seen[key], whole = settle(self._seen.get(key, {}), found, watch.settle_polls)
+        if key not in self._taken:
+            self._taken[key] = Taken(self._folder / key)
+        return self._taken[key].fresh(one for one in found if one.name in whole)
 
 
 def _key(tenant: str, watched: Watched) -> str:

@@ -95,6 +95,7 @@ class _Walk:
         self._system, self._volume = system, volume
         self._entries: list[Entry] = []
         self._seen: set[str] = set()
+        self._numbers: dict[str, int] = {}  # by a path that others have too: the last that was told apart
         self._folders: set[int] = set()
         self._count = 0
 
@@ -170,10 +171,10 @@ class _Walk:
         return None
 
     def _note(self, entry: Entry) -> None:
-        path, number = entry.path, 1
+        path = entry.path
         while path in self._seen or not path:
-            number += 1
-            path = f"{entry.path}\\{number}"
+            self._numbers[entry.path] = self._numbers.get(entry.path, 1) + 1
+            path = f"{entry.path}\\{self._numbers[entry.path]}"
         self._seen.add(path)
         self._entries.append(replace(entry, path=path))
 

@@ -111,6 +111,20 @@ async def test_members_come_out_of_the_lock_whole(locked: LockedExtractor) -> No
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("suffix", [".zip", ".tgz", ".tar.xz"])
+async def test_what_unpacks_to_half_of_the_memory_is_in_memory_once(locked: LockedExtractor, suffix: str) -> None:
+    chance = random.Random(7)
+    content = b"".join(chance.randbytes(2048) + bytes((1 << 17) - 2048) for _ in range(1100))
+    if suffix == ".zip":
+        data = container_files.zip_of({"large.bin": content})
+    else:
+        data = container_files.tar_of([("large.bin", content)], "w:gz" if suffix == ".tgz" else "w:xz")
+    (large,) = (await extract(locked, data, f"a{suffix.removeprefix('.tar')}")).members
+    assert len(content) > LIMITS.parse_memory_mib << 19
+    assert large.content == content
+
+
+@pytest.mark.long
 async def test_an_old_workbook_with_flipped_bytes_ends_by_name(locked: LockedExtractor) -> None:
     """Its parser is native and believes sizes that it reads: here the lock is what stands."""
     whole, chance, ends = office_samples.xls_sample(), random.Random(5), set()

@@ -87,6 +87,27 @@ def test_of_alternatives_plain_text_is_read_and_html_where_there_is_none() -> No
     assert text_of(both) == f"{SHOWN}\n\none\n\ntwo"
 
 
+def test_tables_and_headings_of_a_message_in_html_survive() -> None:
+    body = "<p>Dear all</p><h2>Keys</h2><table><tr><th>Key<th>Holder<tr><td><p>Gate</p><td>Li</table><p>Bye"
+    data = mail(f"{HEADERS}\nContent-Type: text/html", body)
+    assert blocks(data, ".eml") == [
+        ("heading", 1, "Keys"),
+        ("heading", 2, "Keys"),
+        ("table", 0, "Key\tHolder\nGate\tLi"),
+    ]
+    assert text_of(data) == f"{SHOWN}\n\nDear all\n\nKeys\n\nKey\tHolder\nGate\tLi\n\nBye"
+
+
+def test_a_header_is_named_at_the_start_of_its_line() -> None:
+    data = mail(f"X note: see Content-Type: text/html\n{HEADERS}", "<p>plain")
+    assert text_of(data) == f"{SHOWN}\n\n<p>plain"
+
+
+def test_attachments_of_one_name_are_numbered_without_counting_anew() -> None:
+    data = with_parts(*[attachment("a.bin", b"x")] * 9_000)
+    assert [name for name, _, _ in members(data, ".eml")][:3] == ["a.bin", "a-2.bin", "a-3.bin"]
+
+
 def test_what_is_attached_to_an_alternative_is_not_lost() -> None:
     related = multipart(page_of_html("page"), attachment("logo.png", b"PNG", "image/png"), kind="related")
     data = with_parts(plain("text"), related, kind="alternative")

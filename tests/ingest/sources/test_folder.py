@@ -166,6 +166,62 @@ def test_the_boxs_own_data_is_left_out_where_the_folder_around_it_is_walked(own:
     assert found == {"rules.txt": None, "data": "OWN_DATA"}
 
 
+@pytest.mark.parametrize("path", ["/proc/1/environ", "/proc", "/sys/kernel", "way/1"])
+def test_what_the_kernel_tells_is_no_document(tmp_path: Path, path: str) -> None:
+    (tmp_path / "way").symlink_to("/proc", target_is_directory=True)
+    with pytest.raises(InvalidArgument, match="kernel tells"):
+        Folder(str(tmp_path / path), ELSEWHERE)
+
+
+# --- many files, and files that go -----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_more_files_than_may_be_is_refused_and_its_neighbours_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.ingest.sources.folder.MAX_FILES", 10)
+    for name, count in (("many", 20), ("few", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.txt").write_text("x")
+    assert refusals(tmp_path) == {"few/0.txt": "", "few/1.txt": "", "few/2.txt": "", "many": "TOO_MANY_FILES"}
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("x")
+
+    class Scan:
+        """A folder's entries, of which one is gone before it is looked at."""
+
+        def __init__(self, fd: int) -> None:
+            self.entries = list(os.listdir(fd))
+            self.fd = fd
+
+        def __enter__(self) -> "Scan":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def __iter__(self) -> Iterator["Item"]:
+            return (Item(self.fd, name) for name in self.entries)
+
+    class Item:
+        def __init__(self, fd: int, name: str) -> None:
+            self.fd, self.name = fd, name
+
+        def stat(self, follow_symlinks: bool) -> os.stat_result:
+            if self.name == "b.txt":
+                (tmp_path / "b.txt").unlink()
+            return os.stat(self.name, dir_fd=self.fd, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "scandir", Scan)
+    assert [found.name for found in walk(tmp_path)] == ["a.txt", "c.txt"]
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """A file system that only the kernel reads, mounted where nobody sees it. For real, where root has loop devices."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -85,6 +86,28 @@ async def test_what_is_mounted_cannot_be_written_nor_run(image: Path) -> None:
     finally:
         os.close(root)
         os.close(fd)
+
+
+@needs_mounts
+@pytest.mark.parametrize("filesystem", ["ext2", "ext3", "ext4"])
+def test_a_damaged_superblock_that_asks_for_it_halts_no_kernel(
+    image: Path, filesystem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["tune2fs", "-e", "panic", str(image)], check=True, capture_output=True)
+    asked, real = list[tuple[object, object]](), mounts._configure
+
+    def configure(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
+        asked.append((key, value))
+        real(context, command, key, value)
+
+    monkeypatch.setattr(mounts, "_configure", configure)
+    fd = os.open(image, os.O_RDONLY)
+    with contextlib.suppress(SourceRefused):  # this kernel may have no such file system
+        root, _ = mounts.mount(fd, 0, 8 << 20, (filesystem,))
+        os.close(root)
+    os.close(fd)
+    if asked or filesystem == "ext4":
+        assert asked.index((b"errors", b"remount-ro")) < asked.index((None, None))  # before it is made
 
 
 @needs_mounts

@@ -1,16 +1,19 @@
 """Sources by name: who is let in, what is read, and how each of them goes away."""
 
+import asyncio
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.errors import InvalidArgument, NotFound, SourceGone, SourceRefused
 from appliance.ingest import signing
-from appliance.ingest.sources import Folder, OpenFolder
+from appliance.ingest.sources import Folder, Found, OpenFolder, mounts, opened
+from appliance.ingest.sources.signed import SignedSource
 from appliance.ingest.sources.stalls import Calls
-from appliance.types import Provenance, SourceKind, SourceState, Watch
+from appliance.types import Entry, Provenance, SourceKind, SourceState, Watch
 from tests import stick_images
 from tests.ingest.sources.places import Place, content, contents
 from tests.stick_images import Fat16
@@ -399,3 +402,101 @@ async def test_a_share_that_stalls_is_absent_and_the_others_are_not(
     answer.set()
     stalled[0].join(5)
     assert {one.state for one in await place.sources.list("acme")} == {SourceState.READY}
+
+
+# --- what is opened is what was asked for ----------------------------------------------------------------------------
+
+
+async def test_a_stick_that_takes_the_place_of_another_before_it_is_open_is_not_read_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, made, real = Place(tmp_path), Fat16(), os.open
+    made.file(b"A       TXT", b"alpha", 2)
+    (tmp_path / "sdb").write_bytes(made.data)
+    place.plugged.plug(tmp_path / "sdb")
+    place.book.allow("4C53", True)
+
+    def swapped(path: str, *arguments: Any, **options: Any) -> int:
+        if path == str(tmp_path / "sdb"):
+            place.plugged.devices.clear()
+            place.plugged.plug(tmp_path / "sdb", "EVIL")
+        return real(path, *arguments, **options)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", swapped)
+        with pytest.raises(SourceGone):
+            await place.sources.open("acme", "sources/usb-4C53")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_mount_that_stalls_mounts_the_device_that_it_was_asked_for_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(1 << 17)
+    data[1080:1082] = b"\x53\xef"
+    (tmp_path / "a.img").write_bytes(data)
+    place = Place(tmp_path, patience_seconds=0.05, stick_mount="ext4")
+    answer, ended, mounted = threading.Event(), threading.Event(), list[str]()
+
+    def stalls(fd: int, *_: object) -> tuple[int, str]:
+        answer.wait(5)
+        mounted.append(os.readlink(f"/proc/self/fd/{fd}"))
+        ended.set()
+        raise SourceRefused("It is damaged.")
+
+    monkeypatch.setattr(mounts, "mount", stalls)
+    with pytest.raises(SourceGone, match="gave no answer"):
+        await place.sources.open("acme", str(tmp_path / "a.img"))
+    others = [os.open(tmp_path / "secret", os.O_RDWR | os.O_CREAT) for _ in range(8)]  # one has the number now
+    answer.set()
+    assert await asyncio.to_thread(ended.wait, 5)
+    assert mounted == [str(tmp_path / "a.img")]
+    for other in others:
+        os.close(other)
+
+
+async def test_a_manifest_is_verified_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "drop").mkdir()
+    (tmp_path / "drop" / "a.txt").write_bytes(b"alpha")
+    place, real, beside = Place(tmp_path), signing.signer_of, list[bool]()
+    place.book.trust("Registry", signing.make_key(tmp_path / "key.pem"))
+    await signing.sign_folder(tmp_path / "drop", tmp_path / "key.pem")
+
+    def signer_of(*arguments: Any) -> str:
+        beside.append(threading.current_thread() is not threading.main_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(signing, "signer_of", signer_of)
+    await place.sources.watch("acme", str(tmp_path / "drop"), False, WATCH)
+    (source,) = await place.sources.list("acme")
+    opened = await place.sources.open("acme", source.name)
+    assert [one.signer for one in await opened.files()] == ["Registry"]
+    await opened.close()
+    assert beside == [True]
+
+
+async def test_a_long_listing_is_worked_through_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, beside = Place(tmp_path, sticks_must_be_signed="yes"), set[tuple[str, bool]]()
+
+    def note(what: str) -> None:
+        beside.add((what, threading.current_thread() is not threading.main_thread()))
+
+    named, judged = opened._name, SignedSource._judged
+
+    def name(entry: Entry, of_several: bool) -> str:
+        note("named")
+        return named(entry, of_several)
+
+    def judge(source: SignedSource, found: Found) -> Found:
+        note("judged")
+        return judged(source, found)
+
+    monkeypatch.setattr(opened, "_name", name)
+    monkeypatch.setattr(SignedSource, "_judged", judge)
+    source = await place.sources.open("acme", str(stick(tmp_path / "a.img")))
+    assert [one.refusal.file_reason for one in await source.files() if one.refusal] == ["NOT_SIGNED"]
+    await source.close()
+    assert beside == {("named", True), ("judged", True)}

@@ -127,3 +127,17 @@ async def test_only_some_calls_run_at_once() -> None:
     go.set()
     await asyncio.gather(*tasks)
     assert len(running) == 3 * AT_ONCE
+
+
+async def test_a_call_for_which_no_thread_is_left_is_refused_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, released = Calls("/srv/drop", 5), list[int]()
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(SourceGone, match="too many threads"):
+            await calls.run(lambda beat: 7, lambda: released.append(1))
+    assert (released, calls.busy) == ([1], False)
+    assert await calls.run(lambda beat: 7) == 7

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import DiskFull, DocumentRefused
 from appliance.ingest import signing
-from appliance.ingest.sources import Found, Watcher, watch
+from appliance.ingest.sources import Device, Found, Watcher, watch
 from appliance.ingest.sources.watch import Seen, Taken, is_finished, settle
 from appliance.types import Source, SourceKind, Watch
 from tests.ingest.sources.places import Place
@@ -81,24 +82,40 @@ def test_other_names_are(name: str) -> None:
 
 def test_what_was_taken_is_known_after_a_restart_until_it_changes(tmp_path: Path) -> None:
     name = os.fsdecode(b"latin\xfc.txt")
-    taken = Taken(tmp_path / "w" / "a.jsonl")
-    taken.add([Found("a.txt", 1, 2), Found(name, 3, 4)], ["a.txt", name])
-    with (tmp_path / "w" / "a.jsonl").open("ab") as file:
-        file.write(b'["torn')
-    again = Taken(tmp_path / "w" / "a.jsonl")
-    assert again.has(Found("a.txt", 1, 2))
-    assert again.has(Found(name, 3, 4))
-    assert not again.has(Found("a.txt", 1, 3))
-    assert not again.has(Found("b.txt", 1, 2))
+    path, both = tmp_path / "w" / "a", [Found("a.txt", 1, 2), Found(name, 3, 4)]
+    Taken(path).add(both, both)
+    with path.open("ab") as file:
+        file.write(b"torn")
+    again = Taken(path)
+    changed, other = Found("a.txt", 1, 3), Found("b.txt", 1, 2)
+    assert again.fresh([*both, changed, other]) == (changed, other)
+    again.add([other], [*both, other])
+    assert Taken(path).fresh([*both, changed, other]) == (changed,)
+
+
+def test_what_is_not_there_any_more_is_forgotten_and_taken_when_it_comes_back(tmp_path: Path) -> None:
+    taken, a, b = Taken(tmp_path / "a"), Found("a.txt", 1, 2), Found("b.txt", 1, 2)
+    taken.add([a], [a])
+    taken.add([b], [b])
+    assert taken.fresh([a, b]) == (a,)
+
+
+def test_the_list_of_what_was_taken_tells_no_name(tmp_path: Path) -> None:
+    taken = Taken(tmp_path / "a")
+    for name in ("dismissal-of-j-doe.pdf", "merger.docx"):
+        taken.add([Found(name, 1, 2)], [Found(name, 1, 2)])
+    told = (tmp_path / "a").read_bytes()
+    assert len(told) == 32 + 2 * 16
+    assert not any(word in told for word in (b"dismissal", b"doe", b"merger", b"pdf"))
 
 
 def test_the_list_of_what_was_taken_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "SLACK_LINES", 10)
-    taken = Taken(tmp_path / "a.jsonl")
+    monkeypatch.setattr(watch, "SLACK_FILES", 10)
+    taken = Taken(tmp_path / "a")
     for number in range(50):
-        taken.add([Found("a.txt", 1, number)], ["a.txt"])
-    assert len((tmp_path / "a.jsonl").read_bytes().splitlines()) < 15
-    assert Taken(tmp_path / "a.jsonl").has(Found("a.txt", 1, 49))
+        taken.add([Found("a.txt", 1, number)], [Found("a.txt", 1, number)])
+    assert (tmp_path / "a").stat().st_size < 32 + 15 * 16
+    assert Taken(tmp_path / "a").fresh([Found("a.txt", 1, 49)]) == ()
 
 
 # --- the watcher -----------------------------------------------------------------------------------------------------
@@ -244,3 +261,18 @@ async def test_a_place_whose_take_lasts_holds_up_no_other(tmp_path: Path) -> Non
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_device_that_is_slow_to_say_what_it_is_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, asked = Bench(tmp_path), list[bool]()
+    await bench.place.sources.watch("acme", "sources/usb-4C53", False, AT_ONCE)
+
+    def slow() -> tuple[Device, ...]:
+        asked.append(threading.current_thread() is threading.main_thread())
+        return ()
+
+    monkeypatch.setattr(bench.place.plugged, "list", slow)
+    assert await bench.looks(1) == []
+    assert asked == [False]

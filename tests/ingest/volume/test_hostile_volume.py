@@ -440,3 +440,23 @@ def test_a_huge_lying_volume_takes_neither_time_nor_memory() -> None:
     found = list(walk(read_at, volume))
     assert 0 < len(found) <= 17
     assert {entry.reason for entry in found} <= {"", "CHAIN_LOOP", "SIZE_MISMATCH", "NAME_TWICE", "TRUNCATED"}
+
+
+class Looked(set[str]):
+    """How often somebody looked whether something is in it."""
+
+    times = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.times += 1
+        return super().__contains__(name)
+
+
+def test_a_name_that_a_thousand_files_have_costs_no_more_than_a_thousand_names() -> None:
+    volume = only_volume(Fat16().data)
+    walk = reader._Walk(reader._mount(reader_of(Fat16().data), volume), volume)
+    walk._seen = Looked()
+    for _ in range(1000):
+        walk._note(Entry(volume, "A.TXT"))
+    assert len({entry.path for entry in walk._entries}) == 1000
+    assert walk._seen.times < 3000

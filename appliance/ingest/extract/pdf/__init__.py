@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
+from appliance.ingest.extract import clock
 from appliance.ingest.extract.layout.arrange import arrange
 from appliance.ingest.extract.layout.shapes import Piece, Word
 from appliance.ingest.extract.layout.structure import Entry, Page, assemble
@@ -20,7 +21,7 @@ from appliance.ingest.extract.pdf import pdfium, pypdf_text
 from appliance.ingest.extract.pdf.pdfium import Broken, Pdf, PdfPage
 from appliance.ingest.extract.pdf.pypdf_text import SecondOpinion
 from appliance.ingest.extract.pdf.warm import WARM_DOCUMENTS
-from appliance.ingest.extract.reading import Member, Read, Row
+from appliance.ingest.extract.reading import PAGE_CPU_SECONDS, Member, Read, Row
 from appliance.ingest.extract.recognition import Recognition
 from appliance.ingest.extract.text import clean_marked
 
@@ -88,6 +89,7 @@ class _Reading:
         return members.found
 
     def _page(self, number: int) -> Page:
+        clock.extend(PAGE_CPU_SECONDS)
         try:
             page = self._pdf.page(number)
         except Broken:
@@ -156,7 +158,10 @@ def _looks_scanned(page: PdfPage, text: str) -> bool:
 def _by_pypdf(data: bytes, caps: Caps) -> Read:
     opinion = SecondOpinion(data)
     _check_pages(opinion.page_count, caps)
-    pages = [Page(pypdf_text.pieces(opinion.text(number))) for number in range(opinion.page_count)]
+    pages = []
+    for number in range(opinion.page_count):
+        clock.extend(PAGE_CPU_SECONDS)
+        pages.append(Page(pypdf_text.pieces(opinion.text(number))))
     texts, blocks = _cleaned(pages, ())
     return Read(pypdf_text.PARSER, texts, blocks)
 
