@@ -23,7 +23,8 @@ def blocks(data: bytes, suffix: str) -> list[tuple[str, int, str]]:
 
 
 def members(data: bytes, suffix: str, caps: Caps | None = None) -> list[tuple[str, bytes, str]]:
-    return list(Reader(caps or Caps()).parse(data, suffix)[4])
+    found = Reader(caps or Caps()).parse(data, suffix)[4]
+    return [(path, bytes(content), why) for path, content, why in found]
 
 
 def reason(data: bytes, suffix: str, caps: Caps | None = None) -> str:
