@@ -4,21 +4,22 @@
              one                    a few                       one               one
 
 Copies run ahead, so that a stick may be pulled long before its documents are embedded; a few files are read at once;
-a batch is embedded while the next is read; the commits of all ingestions take turns. Files are committed in their
-order, a container's members right after it. A step that is done twice, for a crash hid the first time, changes nothing.
+a batch is embedded while the next is read; the commits of a tenant's ingestions take turns. Files are committed in
+their order, a container's members right after it. A step done twice, for a crash hid the first time, changes nothing.
 """
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import PurePath
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.errors import ApplianceError, DocumentRefused, SourceGone
 from appliance.ingest.commit import Commit, Read
@@ -49,23 +50,27 @@ ARCHIVES = frozenset(
 """What holds more than its own bytes: read when its turn has come, one at a time, for all of it is in memory then."""
 
 BATCH_FILES, BATCH_CHARACTERS = 64, 256 << 10
+TENANTS_AT_ONCE = 8
+"""Whose batches are being committed; those of others wait."""
+
 CHANGED_SINCE = "It is another than in the preview: it was taken as it is now."
+T = TypeVar("T")
 Measure = Callable[[FileOutcome, float], None]
 """Is told of each file that has come to its end, and how many seconds it took to read."""
 
 
 class Turns:
-    """Whose batch is embedded next: tenants take turns, and so do the ingestions of each."""
+    """One commit at a time of each tenant, in threads of their own: the embedder takes a few passages of each by turns,
+    so that a long document of one tenant holds up no other's."""
 
     def __init__(self) -> None:
-        self._all = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(TENANTS_AT_ONCE, "ingest-commit")
         self._of: dict[str, asyncio.Lock] = {}
 
-    @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """For the length of a with block."""
-        async with self._of.setdefault(tenant, asyncio.Lock()), self._all:
-            yield
+    async def run(self, tenant: str, commit: Callable[[], T]) -> T:
+        """What `commit` gives, once it is this tenant's turn; to its end, however often cancelled."""
+        async with self._of.setdefault(tenant, asyncio.Lock()):
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, commit))
 
 
 @dataclass(frozen=True)
@@ -291,8 +296,8 @@ class Work:
             self._held_bytes += sum(item.outcome.size_bytes for item in members)
 
     async def _commit_in_turn(self, reads: Sequence[Read]) -> list[Item]:
-        async with self._tools.turns.turn(self._ledger.ingestion.tenant):
-            ends, members = await to_its_end(asyncio.to_thread(self._commit.commit, reads))
+        tenant = self._ledger.ingestion.tenant
+        ends, members = await self._tools.turns.run(tenant, partial(self._commit.commit, reads))
         self._done += len(ends)
         self._progress.update(self._done, self._total + len(members), ends[-1].outcome.path)
         for item, read in zip(ends, reads, strict=True):
@@ -301,7 +306,7 @@ class Work:
                 self._refused_bytes += item.outcome.size_bytes
         if self._refused_bytes > SHED_EVERY_BYTES:
             self._refused_bytes = 0
-            await to_its_end(asyncio.to_thread(self._tools.shed, self._ledger.ingestion.tenant))
+            await to_its_end(asyncio.to_thread(self._tools.shed, tenant))
         return members
 
 
