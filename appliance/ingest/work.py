@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import PurePath
@@ -159,7 +159,7 @@ class Work:
         item = item.changed(state=FileState.FOUND, reason="", detail="", remedy="", document="")
         if found is None:
             return refused(item, DocumentRefused("VANISHED", "It was gone before it was read."))
-        item = look_at(item, found, self._tools.max_bytes)
+        item = look_at(replace(item, signer=found.signer), found, self._tools.max_bytes)  # as it is signed now
         if item.outcome.state is FileState.QUARANTINED:
             return item
         async with self._tools.copies:

@@ -108,6 +108,7 @@ class MemoryStick:
     goes_after: int = 1 << 30
     copied: list[str] = field(default_factory=list)
     refusals: dict[str, DocumentRefused] = field(default_factory=dict)
+    signers: dict[str, str] = field(default_factory=dict)
     before_copy: Callable[[str], None] = lambda name: None
 
     def answer(self) -> None:
@@ -127,8 +128,11 @@ class OpenStick:
 
     async def files(self) -> tuple[Found, ...]:
         self.stick.answer()
-        names = sorted({*self.stick.files, *self.stick.refusals})
-        return tuple(Found(n, len(self.stick.files.get(n, b"")), refusal=self.stick.refusals.get(n)) for n in names)
+        stick = self.stick
+        return tuple(
+            Found(name, len(stick.files.get(name, b"")), 0, stick.refusals.get(name), stick.signers.get(name, ""))
+            for name in sorted({*stick.files, *stick.refusals})
+        )
 
     async def copy(self, found: Found, target: int, max_bytes: int) -> tuple[str, int]:
         self.stick.answer()

@@ -453,3 +453,13 @@ async def test_a_long_commit_of_one_tenant_holds_up_its_own_and_no_others() -> N
     assert not long.done()
     embedded.set()
     assert await next_of_clinic, "it ran before the long one had ended"
+
+
+async def test_a_document_is_signed_by_whom_the_manifest_names_when_its_bytes_are_taken(bench: Bench) -> None:
+    bench.write(a__txt="Badges expire.", b__txt="Doors lock.")
+    bench.stick.signers = {"a.txt": "ministry", "b.txt": "ministry"}
+    waiting = await bench.wait(await bench.start(approve=False))
+    bench.stick.signers = {"b.txt": "ministry"}
+    await bench.wait(await bench.ingest.approve(OPERATOR, waiting.name))
+    documents = bench.library.documents("handbook", EVERYBODY)
+    assert {one.title: one.metadata.get("signer") for one in documents} == {"a.txt": None, "b.txt": "ministry"}
