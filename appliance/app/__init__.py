@@ -272,7 +272,8 @@ def build(config: Config) -> App:
     scanner = ClamAv(config.clamav_socket) if config.clamav_socket else None
     ingest = Ingest(config, libraries, extractor, jobs, sources, keyring, tenant_keys, scanner, measured.ingested)
     tenant_keys.before_destroy(ingest.retire)
-    watcher = Watcher(sources, devices, data / "ingest-watches", config.source_poll_seconds)
+    secret = cache_key.derive(caches, "names of what watches took")
+    watcher = Watcher(sources, devices, data / "ingest-watches", secret, config.source_poll_seconds)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(options.threads(config)), data / "models" / "scratch")
     chat = Chat(generator, composer, salt)

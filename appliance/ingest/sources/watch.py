@@ -31,7 +31,7 @@ UNFINISHED = re.compile(
 )
 MISSING = "MISSING"
 SLACK_FILES = 1000  # of a list of what was taken, beyond twice what it must say, before it is written anew
-_KEY_BYTES, _DIGEST_BYTES = 32, 16
+_DIGEST_BYTES = 16
 
 Take = Callable[[str, Source, Watch, tuple[Found, ...]], Awaitable[None]]
 """Takes whole files of a tenant's source; they count as taken once it returns. It may raise any ApplianceError."""
@@ -75,17 +75,18 @@ def is_finished(name: str) -> bool:
 class Taken:
     """What was taken from one watched place, so that a restart does not take it again, in a file that tells no name:
 
-        32 random bytes, then 16 a file: of HMAC-SHA256 under these (RFC 2104) over its name, size and time
+        16 bytes a file: of HMAC-SHA256 (RFC 2104) over its name, size and time
 
     Only a shortcut: a file that is forgotten is taken again, and found to be known by its hash. Blocking.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, secret: bytes) -> None:
+        """secret: from which the place's key follows; it lies elsewhere."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
-        self._path, self._is_there = path, len(content) >= _KEY_BYTES
-        self._key = content[:_KEY_BYTES] if self._is_there else os.urandom(_KEY_BYTES)
-        whole = range(_KEY_BYTES, len(content) - _DIGEST_BYTES + 1, _DIGEST_BYTES)  # not what a crash cut
+        self._path, self._is_there = path, path.exists()
+        self._key = hmac.digest(secret, path.name.encode(), "sha256")
+        whole = range(0, len(content) - _DIGEST_BYTES + 1, _DIGEST_BYTES)  # not what a crash cut
         self._digests = {content[place : place + _DIGEST_BYTES] for place in whole}
         self._count = len(whole)
 
@@ -98,12 +99,12 @@ class Taken:
         new = {self._digest(one) for one in found}
         self._digests = (self._digests | new) & {self._digest(one) for one in present}
         if not self._is_there or self._count + len(new) > 2 * len(self._digests) + SLACK_FILES:
-            with_key = self._path.with_suffix(".new")
-            _write(with_key, 0, self._key + b"".join(self._digests))
-            os.replace(with_key, self._path)
+            anew = self._path.with_suffix(".new")
+            _write(anew, 0, b"".join(self._digests))
+            os.replace(anew, self._path)
             self._is_there, self._count = True, len(self._digests)
         else:
-            _write(self._path, _KEY_BYTES + self._count * _DIGEST_BYTES, b"".join(new))
+            _write(self._path, self._count * _DIGEST_BYTES, b"".join(new))
             self._count += len(new)
 
     def _digest(self, found: Found) -> bytes:
@@ -123,10 +124,10 @@ def _write(path: Path, offset: int, data: bytes) -> None:
 class Watcher:
     """Looks at every watched place of every tenant. Belongs to one event loop."""
 
-    def __init__(self, sources: Sources, devices: Devices, folder: Path, poll_seconds: float) -> None:
-        """folder: where is kept what was taken."""
+    def __init__(self, sources: Sources, devices: Devices, folder: Path, secret: bytes, poll_seconds: float) -> None:
+        """folder: where is kept what was taken; secret: 32 bytes, by which that tells no name."""
         self._sources, self._devices = sources, devices
-        self._folder, self._poll_seconds = folder, poll_seconds
+        self._folder, self._secret, self._poll_seconds = folder, secret, poll_seconds
         self._seen: dict[str, dict[str, Seen]] = {}
         self._taken: dict[str, Taken] = {}
         self._done: set[str] = set()  # sticks that need no second look until they were pulled
@@ -135,8 +136,6 @@ class Watcher:
 
     async def run(self, take: Take) -> None:
         """Look, and look again when the time has come or a device was plugged in, until cancelled."""
-        for old in self._folder.glob("*.jsonl"):  # of an earlier build, with names in them
-            old.unlink(missing_ok=True)
         try:
             while True:
                 self.look(take)
@@ -202,7 +201,7 @@ class Watcher:
         else:
             self._seen[key], whole = settle(self._seen.get(key, {}), found, watch.settle_polls)
         if key not in self._taken:
-            self._taken[key] = Taken(self._folder / key)
+            self._taken[key] = Taken(self._folder / key, self._secret)
         return self._taken[key].fresh(one for one in found if one.name in whole)
 
 

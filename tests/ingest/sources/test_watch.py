@@ -15,6 +15,7 @@ from appliance.types import Source, SourceKind, Watch
 from tests.ingest.sources.places import Place
 from tests.stick_images import Fat16
 
+SECRET = b"s" * 32
 AT_ONCE = Watch("handbook", frozenset({"everyone"}), settle_polls=1)
 
 
@@ -83,39 +84,40 @@ def test_other_names_are(name: str) -> None:
 def test_what_was_taken_is_known_after_a_restart_until_it_changes(tmp_path: Path) -> None:
     name = os.fsdecode(b"latin\xfc.txt")
     path, both = tmp_path / "w" / "a", [Found("a.txt", 1, 2), Found(name, 3, 4)]
-    Taken(path).add(both, both)
+    Taken(path, SECRET).add(both, both)
     with path.open("ab") as file:
         file.write(b"torn")
-    again = Taken(path)
+    again = Taken(path, SECRET)
     changed, other = Found("a.txt", 1, 3), Found("b.txt", 1, 2)
     assert again.fresh([*both, changed, other]) == (changed, other)
     again.add([other], [*both, other])
-    assert Taken(path).fresh([*both, changed, other]) == (changed,)
+    assert Taken(path, SECRET).fresh([*both, changed, other]) == (changed,)
 
 
 def test_what_is_not_there_any_more_is_forgotten_and_taken_when_it_comes_back(tmp_path: Path) -> None:
-    taken, a, b = Taken(tmp_path / "a"), Found("a.txt", 1, 2), Found("b.txt", 1, 2)
+    taken, a, b = Taken(tmp_path / "a", SECRET), Found("a.txt", 1, 2), Found("b.txt", 1, 2)
     taken.add([a], [a])
     taken.add([b], [b])
     assert taken.fresh([a, b]) == (a,)
 
 
 def test_the_list_of_what_was_taken_tells_no_name(tmp_path: Path) -> None:
-    taken = Taken(tmp_path / "a")
+    taken = Taken(tmp_path / "a", SECRET)
     for name in ("dismissal-of-j-doe.pdf", "merger.docx"):
         taken.add([Found(name, 1, 2)], [Found(name, 1, 2)])
     told = (tmp_path / "a").read_bytes()
-    assert len(told) == 32 + 2 * 16
+    assert len(told) == 2 * 16
     assert not any(word in told for word in (b"dismissal", b"doe", b"merger", b"pdf"))
+    assert Taken(tmp_path / "a", bytes(32)).fresh([Found("merger.docx", 1, 2)]), "who has no key can guess no name"
 
 
 def test_the_list_of_what_was_taken_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SLACK_FILES", 10)
-    taken = Taken(tmp_path / "a")
+    taken = Taken(tmp_path / "a", SECRET)
     for number in range(50):
         taken.add([Found("a.txt", 1, number)], [Found("a.txt", 1, number)])
-    assert (tmp_path / "a").stat().st_size < 32 + 15 * 16
-    assert Taken(tmp_path / "a").fresh([Found("a.txt", 1, 49)]) == ()
+    assert (tmp_path / "a").stat().st_size < 15 * 16
+    assert Taken(tmp_path / "a", SECRET).fresh([Found("a.txt", 1, 49)]) == ()
 
 
 # --- the watcher -----------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ class Bench:
         self.restart()
 
     def restart(self) -> None:
-        self.watcher = Watcher(self.place.sources, self.place.plugged, self.path / "watched", 0.01)
+        self.watcher = Watcher(self.place.sources, self.place.plugged, self.path / "watched", SECRET, 0.01)
 
     async def looks(self, count: int) -> list[tuple[str, str, list[str]]]:
         """What was taken in so many looks."""
