@@ -145,6 +145,8 @@ class ImportFolder:
         self._held: dict[str, _Held] = {}
         self._refused: tuple[ModelStatus, ...] = ()
         self._outcomes: dict[str, list[ImportedFile]] = {}
+        with suppress(OSError):  # of a full disk the first look tells
+            folder.mkdir(parents=True, exist_ok=True)
 
     async def run(self) -> None:
         """Look at the folder until cancelled. An unreadable folder is logged and looked at again."""

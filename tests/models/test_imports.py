@@ -38,7 +38,6 @@ class Box:
         self.watcher = ImportFolder(
             self.folder, self.store, self.jobs, 0.01, self.told.append, clock=lambda: self.now_seconds
         )
-        self.folder.mkdir()
 
     async def settle(self) -> list[Job]:
         """Look until every file was seen twice, let the jobs end, and look at what that left."""
@@ -75,6 +74,10 @@ def test_links_fifos_folders_and_other_files_are_refused_with_the_reason() -> No
     assert "not a regular file" in fault("a.gguf", Seen(1, 1, 1, stat.S_IFIFO))
     assert "not a regular file" in fault("a.gguf", Seen(1, 1, 1, stat.S_IFDIR))
     assert "Only .gguf files" in fault("a.safetensors", FILE)
+
+
+async def test_the_folder_is_there_before_the_first_look(box: Box) -> None:
+    assert box.folder.is_dir()
 
 
 async def test_a_dropped_model_is_imported_and_the_file_removed(box: Box) -> None:
