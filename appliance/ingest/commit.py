@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from appliance.errors import DocumentRefused, NotFound
 from appliance.ingest.judge import Judge, ended, refused
 from appliance.ingest.ledger import Item, Ledger
+from appliance.ingest.memfd import memfd_of
 from appliance.ingest.preview import look_at, new_outcome
-from appliance.ingest.quarantine import Quarantine, memfd_of
+from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.remedies import MEMBER_PROBLEMS
 from appliance.ingest.sources.found import Found, printable
 from appliance.ports import Library

@@ -14,7 +14,7 @@ from appliance.errors import DocumentRefused
 from appliance.ingest.formats import format_of
 from appliance.ingest.judge import Judge, refused
 from appliance.ingest.ledger import Item, Ledger
-from appliance.ingest.quarantine import new_memfd
+from appliance.ingest.memfd import new_memfd
 from appliance.ingest.sources.found import Found, OpenSource, printable
 from appliance.ports import Progress
 from appliance.types import FileOutcome, FileState, Ingestion

@@ -11,7 +11,6 @@ Nonce = number of the chunk. AAD: header's first 16 bytes, tenant, ingestion and
 chunk, and how many there are. Integers are big-endian. To destroy a file its header, and so its key, is overwritten.
 """
 
-import fcntl
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -21,13 +20,13 @@ from pathlib import Path
 from appliance.errors import NotFound, StoreDamaged
 from appliance.ingest import durable
 from appliance.ingest.keys import WRAPPED_BYTES, IngestKeys
+from appliance.ingest.memfd import new_memfd, seal
 from appliance.ports import Cipher
 
 CHUNK_BYTES = 1 << 20
 HEADER_BYTES = 80
 _HEADER = struct.Struct(">4sHHQ")
 _TAG_BYTES = 16
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class Quarantine:
@@ -101,24 +100,6 @@ class Quarantine:
 
     def _folder(self, tenant: str, ingestion: str) -> Path:
         return self._directory / tenant / ingestion / "held"
-
-
-def new_memfd() -> int:
-    """An empty anonymous file that can be sealed; the caller closes it."""
-    return os.memfd_create("document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def memfd_of(content: bytes) -> int:
-    """A sealed memfd; the caller closes it."""
-    memfd = new_memfd()
-    durable.write_at(memfd, content, 0)
-    seal(memfd)
-    return memfd
-
-
-def seal(memfd: int) -> None:
-    """Nothing changes it from now on."""
-    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, _SEALS)
 
 
 def _sealed(memfd: int, cipher: Cipher, wrapped: bytes, context: bytes) -> Iterator[bytes]:

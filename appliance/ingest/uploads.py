@@ -17,7 +17,7 @@ from threading import RLock
 from appliance.errors import ApplianceError, InvalidArgument, NotFound, QueueFull, RequestTooLarge, StoreDamaged
 from appliance.ingest import durable
 from appliance.ingest.keys import IngestKeys
-from appliance.ingest.quarantine import new_memfd, seal
+from appliance.ingest.memfd import new_memfd, seal
 from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
 from appliance.types import Principal
 

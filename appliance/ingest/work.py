@@ -26,8 +26,9 @@ from appliance.ingest.commit import Commit, Read
 from appliance.ingest.formats import FORMATS
 from appliance.ingest.judge import Judge, refused
 from appliance.ingest.ledger import Item, Ledger, family_order
+from appliance.ingest.memfd import new_memfd
 from appliance.ingest.preview import look_at, to_its_end
-from appliance.ingest.quarantine import Quarantine, new_memfd
+from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sources.found import Found, OpenSource
 from appliance.ports import Extractor, Progress, Scanner
 from appliance.types import FileOutcome, FileState

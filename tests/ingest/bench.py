@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.config import Config
 from appliance.errors import DocumentRefused, NotFound, ScannerUnavailable, SourceGone
-from appliance.ingest.quarantine import seal
+from appliance.ingest.memfd import seal
 from appliance.ingest.service import Ingest
 from appliance.ingest.sources.found import Found
 from appliance.jobs import JobRunner

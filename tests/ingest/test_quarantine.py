@@ -9,7 +9,8 @@ import pytest
 
 from appliance.errors import NotFound, StoreDamaged
 from appliance.ingest.keys import IngestKeys
-from appliance.ingest.quarantine import CHUNK_BYTES, HEADER_BYTES, Quarantine, memfd_of
+from appliance.ingest.memfd import memfd_of
+from appliance.ingest.quarantine import CHUNK_BYTES, HEADER_BYTES, Quarantine
 from appliance.vault import FileKeyring, FileTenantKeys
 
 SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES)

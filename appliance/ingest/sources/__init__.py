@@ -8,7 +8,7 @@ await source.close()
 
 from appliance.ingest.sources.book import SourceBook, Watched
 from appliance.ingest.sources.devices import Device, Devices, UsbDevices
-from appliance.ingest.sources.folder import Folder, OpenFolder, new_memfd, snapshot
+from appliance.ingest.sources.folder import Folder, OpenFolder, snapshot
 from appliance.ingest.sources.found import Found, OpenSource, printable
 from appliance.ingest.sources.registry import Sources
 from appliance.ingest.sources.watch import Watcher
@@ -25,7 +25,6 @@ __all__ = [
     "UsbDevices",
     "Watched",
     "Watcher",
-    "new_memfd",
     "printable",
     "snapshot",
 ]

@@ -6,7 +6,6 @@ Source: openat2(2), memfd_create(2) and the seals of fcntl(2).
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import DocumentRefused, InvalidArgument, NotFound, SourceGone
+from appliance.ingest.memfd import seal
 from appliance.ingest.sources import kernel
 from appliance.ingest.sources.found import Found, printable
 from appliance.ingest.sources.stalls import Beat, Calls
@@ -24,7 +24,6 @@ from appliance.types import Provenance
 _OPENAT2 = 437
 _RESOLVE = 0x01 | 0x02 | 0x04 | 0x08  # NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _CHUNK_BYTES = 1 << 20
 MAX_FILES = 400_000  # and folders, of one folder and all below it
 
@@ -252,13 +251,8 @@ def snapshot(source: int, target: int, max_bytes: int, beat: Beat = lambda: None
     after = os.fstat(source)
     if (size, after.st_mtime_ns, after.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
         raise DocumentRefused("CHANGED", "It was changed while it was read; ingest it again.")
-    fcntl.fcntl(target, fcntl.F_ADD_SEALS, _SEALS)
+    seal(target)
     return digest.hexdigest(), size
-
-
-def new_memfd() -> int:
-    """An empty anonymous file that can be sealed; the caller closes it."""
-    return os.memfd_create("document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def too_large(max_bytes: int) -> DocumentRefused:

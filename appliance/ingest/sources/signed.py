@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from appliance.errors import DocumentRefused, InvalidArgument
 from appliance.ingest import signing
+from appliance.ingest.memfd import new_memfd
 from appliance.ingest.signing import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Listed
-from appliance.ingest.sources.folder import new_memfd
 from appliance.ingest.sources.found import Found, OpenSource
 from appliance.types import Provenance
 

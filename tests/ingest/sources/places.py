@@ -9,7 +9,8 @@ from typing import Any
 
 from appliance.config import Config
 from appliance.errors import DocumentRefused, StoreDamaged
-from appliance.ingest.sources import Device, Found, OpenSource, SourceBook, Sources, new_memfd
+from appliance.ingest.memfd import new_memfd
+from appliance.ingest.sources import Device, Found, OpenSource, SourceBook, Sources
 from appliance.ports import Volumes
 from tests.volumes import PlainVolumes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import DocumentRefused, InvalidArgument, NotFound
-from appliance.ingest.sources import Folder, Found, new_memfd, printable, snapshot
+from appliance.ingest.memfd import new_memfd
+from appliance.ingest.sources import Folder, Found, printable, snapshot
 
 MIB = 1 << 20
 ELSEWHERE = Path("/proc")
