@@ -29,12 +29,15 @@ from appliance.gen.v1 import (
 
 MAX_REQUEST_BYTES = 16 << 20
 MAX_PENDING_REQUESTS = 100_000
+MAX_PENDING_SECONDS = 86_400
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),  # else a second daemon would share the port and answer half the calls
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # of a flood gRPC itself would end what is beyond 1,000 without a word; the services say QUEUE_FULL to each
+    # of a flood gRPC itself would end what is beyond 1,000, or has waited for 30 s, without a word; the services say
+    # QUEUE_FULL to each, and each call has its own deadline
     ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
+    ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_SECONDS),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients notice a dead box by a 1 s keepalive
     ("grpc.http2.max_ping_strikes", 0),  # on a busy machine pings arrive in bunches: no reason to hang up
     ("grpc.keepalive_permit_without_calls", 1),
