@@ -6,8 +6,9 @@ from pathlib import Path
 from appliance.config import Config
 from appliance.health import host
 from appliance.infer.encoders import EncoderOptions
+from appliance.infer.launch import EngineOptions
 from appliance.infer.protocol import SelfTest
-from appliance.infer.router import Admit, EngineOptions
+from appliance.infer.router import Admit
 from appliance.infer.scheduler import output_rows
 from appliance.ingest.caps import Caps
 from appliance.ingest.formats import FORMATS

@@ -2,12 +2,11 @@
 
 import asyncio
 import copy
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +25,8 @@ from appliance.errors import (
     NoChatModel,
 )
 from appliance.infer import swap
-from appliance.infer.protocol import LaunchSpec, SelfTest
-from appliance.infer.supervisor import Backoff, Supervisor
+from appliance.infer.launch import EngineOptions, launch_spec
+from appliance.infer.supervisor import Supervisor
 from appliance.ports import Aliases, Count, ModelFiles
 from appliance.types import (
     Adapter,
@@ -66,34 +65,6 @@ class Admit(Protocol):
         draft: ModelFile | None = None,
     ) -> MemoryPlan:
         """draft: the model that is loaded with it, to draft for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What every worker is started with; see config.py. idle_seconds: when one is ended, 0 for never.
-
-    draft_model: the name of the model that drafts for the others, '' for none.
-    """
-
-    socket_directory: Path
-    context_tokens: int = 8192
-    sequences: int = 8
-    batch_tokens: int = 512
-    queue: int = 64
-    threads: int = 0
-    log_level: str = "info"
-    idle_seconds: float = 0.0
-    self_test: SelfTest | None = None
-    kv_type: str = "f16"
-    host_cache_bytes: int = 0
-    disk_cache_bytes: int = 0
-    disk_cache_directory: Path | None = None
-    disk_cache_key: bytes = field(default=b"", repr=False)
-    attention: str = "auto"
-    speculate_below_streams: int = 4
-    draft_model: str = ""
-    prefill_beside_streams: int = 0
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(slots=True)
@@ -375,7 +346,7 @@ class Router:
         for name in plan.unloads:
             self._swap_out(name)
         ending = [other.unloading for other in self._loaded.values() if other.unloading]
-        spec, draft = self._spec(file, plan.context_tokens), self._draft(file)
+        spec, draft = launch_spec(file, plan.context_tokens, self._options), self._draft(file)
         supervisor = Supervisor(file.name, spec, backoff=self._options.backoff, on_change=self._on_change)
         loading = asyncio.create_task(self._start(file, draft, supervisor, ending))
         log.info("model.planned", model=file.name, needed_bytes=plan.needed_bytes, unloads=plan.unloads)
@@ -465,33 +436,6 @@ class Router:
         finally:
             del self._loaded[loaded.file.name]
             self._on_change()
-
-    def _spec(self, file: ModelFile, context_tokens: int) -> LaunchSpec:
-        options = self._options
-        # a new name each time, so that no worker meets another's socket; short, as its path holds 107 bytes
-        socket = options.socket_directory / f"{secrets.token_hex(8)}.sock"
-        return LaunchSpec(
-            model_path=file.path,
-            socket_path=str(socket),
-            context_tokens=context_tokens,
-            sequences=options.sequences,
-            batch_tokens=options.batch_tokens,
-            queue=options.queue,
-            threads=options.threads,
-            log_level=options.log_level,
-            self_test=options.self_test,
-            model_sha256=file.sha256,
-            kv_type=options.kv_type,
-            host_cache_bytes=options.host_cache_bytes,
-            disk_cache_bytes=options.disk_cache_bytes,
-            disk_cache_directory=str(options.disk_cache_directory / file.sha256)
-            if options.disk_cache_directory
-            else "",
-            disk_cache_key=options.disk_cache_key.hex(),
-            attention=options.attention,
-            speculate_below_streams=options.speculate_below_streams,
-            prefill_beside_streams=options.prefill_beside_streams,
-        )
 
 
 def _remove_others(folder: Path, kept: Set[str]) -> None:

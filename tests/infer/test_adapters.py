@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import AdapterMismatch, ModelDamaged, ModelInUse
-from appliance.infer.router import EngineOptions, Router
+from appliance.infer.launch import EngineOptions
+from appliance.infer.router import Router
 from appliance.models.store import ModelStore
 from appliance.ports import Count
 from appliance.types import Finish, MemoryPlan, ModelFile, ModelKind, ModelState, Text
