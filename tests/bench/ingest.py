@@ -1,6 +1,6 @@
 """Ingest: a locked parse beside a cold unlocked one, beside markitdown, and a whole pipeline beside its embedder.
 
-`make bench-ingest`. locked_vs_cold: a PDF through the zygote, against a new Python that reads it by the same parser, by
+`make bench-ingest`. locked_vs_cold: a PDF through the zygote, against a new Python that imports that parser alone, by
 the clock; locked_vs_bare: against one that takes its text from pypdfium2, without columns, tables or headings.
 vs_markitdown: documents a processor second over those of markitdown on the same files (PDFs of many makers, and a Word
 document, a workbook, a page and a message made here), of those that both read; `overlap` is the share of its words that
@@ -75,7 +75,7 @@ class FolderSource:
         self._own = own
 
     async def open(self, tenant: str, name: str) -> OpenSource:
-        folder = await asyncio.to_thread(Folder, name, self._own)
+        folder = Folder(os.open(name, os.O_PATH | os.O_DIRECTORY), Path(name), self._own)
         return OpenFolder(folder, Provenance(SourceKind.FOLDER, path=folder.top), Calls(name, _PATIENCE_SECONDS))
 
 

@@ -15,12 +15,15 @@ MARKITDOWN_PLACE = "APPLIANCE_MARKITDOWN"
 """A folder that markitdown was installed into by `pip install --target`, where it is not in the environment."""
 
 COLD = """
-import sys
+import importlib.util, sys, types
+package = types.ModuleType("appliance.ingest.extract")
+package.__path__ = [importlib.util.find_spec("appliance.ingest").submodule_search_locations[0] + "/extract"]
+sys.modules[package.__name__] = package
 from appliance.ingest.caps import Caps
 from appliance.ingest.extract.pdf import read
 read(sys.stdin.buffer.read(), Caps())
 """
-"""The same parser, started for one document."""
+"""The same parser, started for one document: without the package, whose import is that of every other format too."""
 
 BARE = """
 import sys, pypdfium2
