@@ -168,6 +168,26 @@ def picture_pdf(pixels: bytes, width: int, height: int, bits: int = 8, text: byt
     return _one_page(b"q 595 0 0 842 0 0 cm /I Do Q\n" + text, objects=(picture,))
 
 
+def noise_pdf(count: int) -> bytes:
+    """So many pages of specks as small as the smallest letters, below a line of text: a picture of A4 at 300 dots."""
+    chance = random.Random(5)
+    specks = b"\xff\x0f\xf0"
+    rows = (bytes(chance.choices(specks, (96, 2, 2), k=310)) * 4 for _ in range(877))
+    packed = zlib.compress(b"".join(rows), 9)
+    picture = b"<</Type/XObject/Subtype/Image/Width 2480/Height 3508/ColorSpace/DeviceGray/BitsPerComponent 1"
+    picture += b"/Filter/FlateDecode/Length %d>>stream\n%s\nendstream" % (len(packed), packed)
+    return _same_pages(b"q 595 0 0 800 0 0 cm /I Do Q " + _text(60, 815, 14, "A line to be read"), count, picture)
+
+
+def drawn_pdf(count: int, paths: int, text: str = "") -> bytes:
+    """So many pages full of drawn lines, and a line of text where there is one."""
+    chance = random.Random(5)
+    lines = [
+        b"%d %d m %d %d l S" % tuple(chance.randrange(most) for most in (595, 842, 595, 842)) for _ in range(paths)
+    ]
+    return _same_pages(b"\n".join(lines) + (_text(60, 815, 14, text) if text else b""), count)
+
+
 def looping_xref_pdf() -> bytes:
     """Its table of objects names itself as the one before."""
     whole = text_pdf()
@@ -269,6 +289,24 @@ def _one_page(
     )
 
 
+def _same_pages(content: bytes, count: int, picture: bytes = b"null") -> bytes:
+    """Pages that all have this content and may show the picture."""
+    stream, kids = zlib.compress(content, 9), b" ".join(b"%d 0 R" % (number + 6) for number in range(count))
+    resources = b"<</Font<</F1 3 0 R>>/XObject<</I 5 0 R>>>>"
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R/Resources%s>>" % resources
+    return assemble(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[%s]/Count %d>>" % (kids, count),
+            b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
+            b"<</Filter/FlateDecode/Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+            picture,
+            *[page] * count,
+        ],
+        b"/Root 1 0 R",
+    )
+
+
 def running_pdf(header: str, bodies: Sequence[str]) -> bytes:
     """A page for each text, below the same header and above its page's number."""
     return joined(
@@ -289,7 +327,17 @@ def joined(*files: bytes) -> bytes:
 
 def attached_bomb_pdf(mebibytes: int) -> bytes:
     """An embedded file that unpacks to a thousand times its size."""
-    packed = zlib.compress(bytes(mebibytes << 20), 9)
+    return _attached(zlib.compress(bytes(mebibytes << 20), 9))
+
+
+def attached_large_pdf(mebibytes: int) -> bytes:
+    """An embedded file of so many mebibytes that unpacks to thirty times its size."""
+    chance = random.Random(5)
+    content = b"".join(chance.randbytes(1 << 15) + bytes((1 << 20) - (1 << 15)) for _ in range(mebibytes))
+    return _attached(zlib.compress(content, 1))
+
+
+def _attached(packed: bytes) -> bytes:
     attached = (
         b"<</Type/Filespec/F(zeros.bin)/EF<</F 7 0 R>>>>",
         b"<</Type/EmbeddedFile/Filter/FlateDecode/Length %d>>stream\n%s\nendstream" % (len(packed), packed),

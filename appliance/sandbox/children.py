@@ -141,11 +141,12 @@ class Children:
         if end.status == -signal.SIGSYS:
             raise DocumentRefused("FORBIDDEN_CALL", "Its parser tried what the sandbox forbids; it may be an attack.")
         if end.status == -signal.SIGPROF:
-            raise DocumentRefused("SPUN", f"Reading it took more than {self._limits.cpu_seconds} processor seconds.")
+            least = f"{self._limits.cpu_seconds} processor seconds and what its pages add"
+            raise DocumentRefused("SPUN", f"Reading it took more than {least}.")
         most_seconds = self._limits.cpu_seconds + more_cpu_seconds
         if end.status == -signal.SIGXCPU or end.cpu_seconds >= most_seconds:
             raise DocumentRefused("SPUN", f"Reading it took more than {most_seconds} processor seconds.")
-        if end.peak_bytes > self._limits.memory_bytes / 2:  # native parsers crash where malloc fails
+        if end.peak_bytes > self._limits.memory_bytes / 3:  # native parsers crash where a buffer cannot double
             raise DocumentRefused("TOO_MUCH_MEMORY", "Reading it takes more memory than a document may use.")
         raise DocumentRefused("CRASHED", f"Its parser crashed ({signal.strsignal(-end.status) or -end.status}).")
 

@@ -1,18 +1,20 @@
 """Documents, read in locked children (ports.Extractor)."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 
 from appliance.config import Config
 from appliance.errors import DocumentRefused
 from appliance.sandbox.children import ZYGOTE, Children
 from appliance.sandbox.lockdown import Limits
-from appliance.sandbox.result import Bounds, Malformed, decode
+from appliance.sandbox.result import Bounds, Decoder, Malformed
 from appliance.types import Block, BlockKind, Extracted, Member, Walls
 
 MIB = 1 << 20
 SUFFIX_CHARACTERS = 16
+WALL_A_CPU_SECOND = 2
 
 
 class LockedExtractor:
@@ -20,7 +22,9 @@ class LockedExtractor:
 
     parser: the dotted name of a module as `services.documents.Parser` has it. settings: for its `reader`; of these the
     numbers `members` and `member_bytes` bind the child's answer too, and without them a document has no members.
-    more_cpu_seconds: by suffix, for what may take longer than `parse_cpu_seconds`; the wall time grows with it.
+    more_cpu_seconds: by suffix, for what may take longer than `parse_cpu_seconds`; the wall time grows by twice that.
+    The sums are the worst case, also of a parser in an attacker's hands: with the defaults 620 processor seconds and 21
+    minutes for what may hold pictures, 20 seconds and one minute for all else.
     zygote: the command that starts one.
     """
 
@@ -33,7 +37,7 @@ class LockedExtractor:
         zygote: Sequence[str] = ZYGOTE,
         more_cpu_seconds: Mapping[str, int] | None = None,
     ) -> None:
-        self._cpu_seconds, self._wall_seconds = config.parse_cpu_seconds, config.parse_wall_seconds
+        self._wall_seconds = config.parse_wall_seconds
         self._more_cpu_seconds = more_cpu_seconds or {}
         self._bounds = Bounds(
             # UTF-16 grows by half as UTF-8, the other plain formats not at all: larger text was compressed to hide it
@@ -76,26 +80,32 @@ class LockedExtractor:
         """As ports.Extractor. A document that takes the zygote down twice is refused."""
         suffix = PurePath(name).suffix.lower()[:SUFFIX_CHARACTERS]
         more = self._more_cpu_seconds.get(suffix, 0)
-        wall_seconds = self._wall_seconds + more * self._wall_seconds // self._cpu_seconds
+        wall_seconds = self._wall_seconds + WALL_A_CPU_SECOND * more
         for _ in range(2):
-            output = bytearray()
+            decoder = Decoder(self._bounds)
 
-            async def take(piece: bytes, output: bytearray = output) -> None:
-                output += piece
-                if len(output) > self._bounds.result_bytes:
-                    most = self._bounds.result_bytes // MIB
-                    raise DocumentRefused("TOO_MUCH_TEXT", f"It unpacks to more than {most} MiB.")
+            async def take(piece: bytes, decoder: Decoder = decoder) -> None:
+                with _believed():
+                    decoder.feed(piece)
 
             end = await self._children.run(fd, suffix, take, wall_seconds, more)
             if end:
                 self._children.judge(end, more)
-                return await asyncio.to_thread(self._read_result, output)
+                return await asyncio.to_thread(_extracted, decoder)
         raise DocumentRefused("CRASHED", "Reading it took the whole extractor down.")
 
-    def _read_result(self, output: bytearray) -> Extracted:
-        try:
-            media_type, parser, pages, rows, members = decode(output, self._bounds)
-        except Malformed as error:
-            raise DocumentRefused("PARSER_FAILED", f"The parser's result was {error}.") from None
-        blocks = tuple(Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows)
-        return Extracted(media_type, parser, tuple(pages), blocks, tuple(Member(*member) for member in members))
+
+def _extracted(decoder: Decoder) -> Extracted:
+    with _believed():
+        media_type, parser, pages, rows, members = decoder.parsed()
+    blocks = tuple(Block(BlockKind(kind), page, start, end, level) for kind, level, page, start, end in rows)
+    return Extracted(media_type, parser, tuple(pages), blocks, tuple(Member(*member) for member in members))
+
+
+@contextmanager
+def _believed() -> Iterator[None]:
+    """What breaks the form of an answer refuses the document."""
+    try:
+        yield
+    except Malformed as error:
+        raise DocumentRefused("PARSER_FAILED", f"The parser's result was {error}.") from None

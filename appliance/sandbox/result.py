@@ -12,8 +12,10 @@ it is read as Python reads file names (`surrogateescape`, PEP 383), so that a pa
 import json
 import re
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 from appliance.errors import DocumentRefused
 
@@ -50,9 +52,14 @@ class Bounds:
 
     @property
     def result_bytes(self) -> int:
-        """Of a whole result."""
+        """Of a whole answer."""
         a_member = 3 * _LENGTH.size + MAX_PATH_BYTES + 4 * MAX_SHORT_CHARACTERS
         return self.text_bytes + MAX_BLOCKS * BLOCK.size + self.members * a_member + self.member_bytes
+
+    @property
+    def frames(self) -> int:
+        """Of a whole answer."""
+        return 2 + self.pages + 3 * self.members
 
 
 class Malformed(Exception):
@@ -81,30 +88,66 @@ def encode_refusal(reason: str, message: str) -> bytes:
     return _framed(json.dumps({"reason": reason, "message": message}).encode())
 
 
-def decode(data: bytes | bytearray | memoryview, bounds: Bounds) -> Parsed:
-    """What the child says. Raises DocumentRefused where it refuses, Malformed where a rule of the format is broken."""
-    view = memoryview(data)
-    header_bytes, position = _frame(view, 0)
-    header = _header(header_bytes)
-    if header.keys() == {"reason", "message"}:
-        reason, message = _short_text(header["reason"]), _short_text(header["message"])
-        if not _REASON.fullmatch(reason) or position != len(view):
-            raise Malformed("a refusal with a bad reason or with more after it")
-        raise DocumentRefused(reason, message)
-    if header.keys() != {"media_type", "parser", "pages", "members"}:
-        raise Malformed("a header with other fields")
-    members_count = _count(header["members"], 0, bounds.members, "member")
-    page_count = _count(header["pages"], 0 if members_count else 1, bounds.pages, "page")
-    pages: list[str] = []
-    for _ in range(page_count):
-        page, position = _frame(view, position)
-        pages.append(_page(page))
-    rows, position = _frame(view, position)
-    blocks = _blocks(rows, pages)
-    members, position = _members(view, position, members_count, bounds.member_bytes)
-    if position != len(view):
-        raise Malformed("bytes after the last frame")
-    return _short_text(header["media_type"]), _short_text(header["parser"]), tuple(pages), blocks, members
+class Decoder:
+    """An answer as it comes through the pipe. All of it is in memory once, and twice the page that is decoded.
+
+    `feed` it pieces of any size; then `parsed`, once. Raises Malformed where a rule of the format is broken.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._frames: deque[bytes] = deque()
+        self._frame = BytesIO()
+        self._missing_bytes = _LENGTH.size
+        self._is_length = True
+        self._bytes = 0
+
+    def feed(self, piece: bytes) -> None:
+        """Take what comes next. Raises DocumentRefused (TOO_MUCH_TEXT) for more than a result may have; Malformed."""
+        self._bytes += len(piece)
+        if self._bytes > self._bounds.result_bytes:
+            raise DocumentRefused("TOO_MUCH_TEXT", f"It unpacks to more than {self._bounds.result_bytes >> 20} MiB.")
+        rest = memoryview(piece)
+        while rest:
+            part, rest = rest[: self._missing_bytes], rest[self._missing_bytes :]
+            self._missing_bytes -= self._frame.write(part)
+            while not self._missing_bytes:
+                self._turn()
+
+    def parsed(self) -> Parsed:
+        """What the child says. Raises DocumentRefused where it refuses; Malformed."""
+        if self._missing_bytes != _LENGTH.size or not self._is_length:
+            raise Malformed("a frame that is cut")
+        frames, bounds = self._frames, self._bounds
+        header = _header(_next(frames))
+        if header.keys() == {"reason", "message"}:
+            reason, message = _short_text(header["reason"]), _short_text(header["message"])
+            if not _REASON.fullmatch(reason) or frames:
+                raise Malformed("a refusal with a bad reason or with more after it")
+            raise DocumentRefused(reason, message)
+        if header.keys() != {"media_type", "parser", "pages", "members"}:
+            raise Malformed("a header with other fields")
+        members_count = _count(header["members"], 0, bounds.members, "member")
+        page_count = _count(header["pages"], 0 if members_count else 1, bounds.pages, "page")
+        pages = tuple(_page(_next(frames)) for _ in range(page_count))
+        blocks = _blocks(_next(frames), pages)
+        members = _members(frames, members_count, bounds.member_bytes)
+        if frames:
+            raise Malformed("frames after the last one")
+        return _short_text(header["media_type"]), _short_text(header["parser"]), pages, blocks, members
+
+    def _turn(self) -> None:
+        """From a length to its frame, and from a frame to the next length."""
+        whole = self._frame.getvalue()  # BytesIO gives its bytes away without a copy
+        self._frame = BytesIO()
+        if self._is_length:
+            (self._missing_bytes,) = _LENGTH.unpack(whole)
+        else:
+            self._missing_bytes = _LENGTH.size
+            self._frames.append(whole)
+            if len(self._frames) > self._bounds.frames:
+                raise Malformed("more frames than there may be")
+        self._is_length = not self._is_length
 
 
 def _framed(content: bytes) -> bytes:
@@ -117,21 +160,17 @@ def _count(value: object, least: int, most: int, what: str) -> int:
     return value
 
 
-def _frame(view: memoryview, position: int) -> tuple[memoryview, int]:
-    start = position + _LENGTH.size
-    if start > len(view):
-        raise Malformed("a frame without a length")
-    (size,) = _LENGTH.unpack(view[position:start])
-    if start + size > len(view):
-        raise Malformed("a frame longer than the result")
-    return view[start : start + size], start + size
+def _next(frames: deque[bytes]) -> bytes:
+    if not frames:
+        raise Malformed("a result with too few frames")
+    return frames.popleft()
 
 
-def _header(frame: memoryview) -> dict[str, object]:
+def _header(frame: bytes) -> dict[str, object]:
     if len(frame) > _HEADER_BYTES:
         raise Malformed("a header too long")
     try:
-        header = json.loads(bytes(frame))
+        header = json.loads(frame)
     except (ValueError, RecursionError):
         raise Malformed("a header that is no JSON") from None
     if not isinstance(header, dict):
@@ -145,7 +184,7 @@ def _short_text(value: object) -> str:
     return value
 
 
-def _page(frame: memoryview) -> str:
+def _page(frame: bytes) -> str:
     try:
         text = str(frame, "utf-8")
     except UnicodeDecodeError:
@@ -155,7 +194,7 @@ def _page(frame: memoryview) -> str:
     return text
 
 
-def _blocks(frame: memoryview, pages: Sequence[str]) -> tuple[Row, ...]:
+def _blocks(frame: bytes, pages: Sequence[str]) -> tuple[Row, ...]:
     if len(frame) % BLOCK.size or len(frame) > MAX_BLOCKS * BLOCK.size:
         raise Malformed("blocks of a bad length")
     rows: list[Row] = []
@@ -170,13 +209,10 @@ def _blocks(frame: memoryview, pages: Sequence[str]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _members(view: memoryview, position: int, count: int, max_bytes: int) -> tuple[tuple[Member, ...], int]:
-    """And where the next frame would begin."""
+def _members(frames: deque[bytes], count: int, max_bytes: int) -> tuple[Member, ...]:
     members: list[Member] = []
     for _ in range(count):
-        path, position = _frame(view, position)
-        why, position = _frame(view, position)
-        content, position = _frame(view, position)
+        path, why, content = _next(frames), _next(frames), _next(frames)
         max_bytes -= len(content)
         if max_bytes < 0:
             raise Malformed("more bytes of members than are allowed")
@@ -184,11 +220,11 @@ def _members(view: memoryview, position: int, count: int, max_bytes: int) -> tup
             raise Malformed("a member's path of a bad length")
         if why and content:
             raise Malformed("a member that was left out and is there")
-        members.append((str(path, "utf-8", "surrogateescape"), bytes(content), _why(why)))
-    return tuple(members), position
+        members.append((str(path, "utf-8", "surrogateescape"), content, _why(why)))
+    return tuple(members)
 
 
-def _why(frame: memoryview) -> str:
+def _why(frame: bytes) -> str:
     try:
         return _short_text(str(frame, "utf-8")) if frame else ""
     except UnicodeDecodeError:

@@ -24,7 +24,7 @@ SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 
 
 class LockedVolumes:
-    """Reads volumes in locked children (ports.Volumes). The zygote starts when the first stick is opened.
+    """Reads volumes in locked children (ports.Volumes).
 
     reader: the dotted name of a module as `services.volumes.Volumes` has it. zygote: the command that starts one.
     """
@@ -41,11 +41,15 @@ class LockedVolumes:
 
     @property
     def walls(self) -> Walls | None:
-        """What the running zygote's lock is made of, as last proven; None before the first stick."""
+        """What the running zygote's lock is made of, as last proven."""
         return self._children.walls
 
+    async def start(self) -> None:
+        """Have a proven zygote. Raises SandboxUnavailable, at once where the last start failed a moment ago."""
+        await self._children.start()
+
     async def prove(self) -> None:
-        """Try the walls anew, if there are any. Raises SandboxUnavailable where one fell."""
+        """Try the walls anew. Raises SandboxUnavailable where one fell, and nothing is read until they are proven."""
         await self._children.prove()
 
     async def close(self) -> None:

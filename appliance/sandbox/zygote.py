@@ -1,8 +1,8 @@
 """The process that locked children are forked from: `python -m appliance.sandbox.zygote FD SERVICE MEMORY CPU JSON`.
 
 It is single-threaded, imports the service and warms it (what a locked child would import for the first time, it could
-not), proves the lock, and then forks one locked child a request. It reads nothing untrusted itself. When its control
-socket closes, it and its children die.
+not), proves the lock, and then forks one locked child a request. It reads nothing untrusted itself. It and its children
+yield the processor to serving. When its control socket closes, they die.
 
 Control socket (SOCK_SEQPACKET, JSON messages):
     to the daemon    {"ready": [[wall, stands, needed, detail], …]} or {"failed": "why"}, once
@@ -31,6 +31,7 @@ from appliance.sandbox.attest import Probe, attest, walls
 
 LOCKED = b"L"  # written to the result pipe between the lock and the service: without it the child never was locked
 MESSAGE_BYTES = 1 << 15  # a request may hold a path
+NICENESS = 5  # a third of what serving gets of a core that both want; more, and limits of wall time end sound documents
 
 
 class Service(Protocol):
@@ -50,6 +51,7 @@ def main() -> None:
     limits = lockdown.Limits(memory_bytes, cpu_seconds)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon drains first, then closes the control socket
         signal.signal(ignored, signal.SIG_IGN)
+    os.nice(NICENESS)
     try:
         rights = lockdown.check()
         namespaces = lockdown.enter_namespaces()

@@ -218,6 +218,11 @@ def write_garbage() -> None:
 
 def write_without_end() -> None:
     while True:
+        os.write(1, b"\xff" * (1 << 16))
+
+
+def write_empty_frames_without_end() -> None:
+    while True:
         os.write(1, bytes(1 << 16))
 
 

@@ -90,6 +90,7 @@ async def test_a_memory_bomb_ends_at_the_limit(hostile: LockedExtractor, attack:
         ("leave_with_an_error", "PARSER_FAILED"),
         ("write_garbage", "PARSER_FAILED"),
         ("write_without_end", "TOO_MUCH_TEXT"),
+        ("write_empty_frames_without_end", "PARSER_FAILED"),
         ("send_terminal_escapes", "PARSER_FAILED"),
         ("promise_more_pages", "PARSER_FAILED"),
         ("refuse_deceptively", "PARSER_FAILED"),

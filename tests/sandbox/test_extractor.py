@@ -4,12 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -17,7 +16,7 @@ from appliance.errors import DocumentRefused, SandboxUnavailable
 from appliance.sandbox import children
 from appliance.sandbox.extractor import LockedExtractor
 from appliance.types import Walls
-from tests.sandbox.locked import LIMITS, extract
+from tests.sandbox.locked import LIMITS, extract, until, zygotes
 
 
 @pytest_asyncio.fixture
@@ -25,17 +24,6 @@ async def hostile() -> AsyncIterator[LockedExtractor]:
     extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {})
     yield extractor
     await extractor.close()
-
-
-def zygotes(of: int | None = None) -> list[psutil.Process]:
-    """The processes below one: the zygote that waits, the one that serves, and a child a document."""
-    return psutil.Process(of).children(recursive=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in another process."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
 
 
 async def test_the_walls_are_told(hostile: LockedExtractor) -> None:
@@ -124,6 +112,15 @@ async def test_a_child_that_waits_is_killed_at_the_limit_of_wall_time() -> None:
     await extractor.close()
 
 
+@pytest.mark.long
+async def test_what_may_take_longer_may_wait_twice_as_much_longer() -> None:
+    limits = replace(LIMITS, parse_wall_seconds=1)
+    extractor = LockedExtractor(limits, "tests.sandbox.hostile", {}, more_cpu_seconds={".scan": 1})
+    with pytest.raises(DocumentRefused, match="more than 3 seconds"):
+        await extract(extractor, b"sleep", "document.scan")
+    await extractor.close()
+
+
 async def test_cancelling_kills_the_child(hostile: LockedExtractor) -> None:
     await hostile.start()
     idle = len(zygotes())
@@ -158,7 +155,7 @@ async def test_children_die_with_a_daemon_that_is_killed() -> None:
     script = (
         "import asyncio\n"
         "from appliance.sandbox.extractor import LockedExtractor\n"
-        "from tests.sandbox.locked import LIMITS, extract\n"
+        "from tests.sandbox.locked import LIMITS, extract, until, zygotes\n"
         "asyncio.run(extract(LockedExtractor(LIMITS, 'tests.sandbox.hostile', {}), b'sleep'))\n"
     )
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)

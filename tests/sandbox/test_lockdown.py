@@ -189,6 +189,20 @@ def test_a_kernel_without_landlock_is_refused(monkeypatch: pytest.MonkeyPatch) -
         lockdown.check()
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_kernel_without_seccomp_filters_is_refused(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    kernel = OldKernel(0xFFFF, 3, 3)
+
+    def call(name: str, *arguments: Any) -> int:
+        if (name, *arguments[:1]) == ("seccomp", 2):  # SECCOMP_GET_ACTION_AVAIL
+            raise OSError(code, os.strerror(code))
+        return kernel.call(name, *arguments)
+
+    monkeypatch.setattr(lockdown, "_call", call)
+    with pytest.raises(SandboxUnavailable, match="seccomp"):
+        lockdown.check()
+
+
 def test_a_processor_without_a_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(SandboxUnavailable, match="riscv64"):

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import struct
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -15,10 +16,11 @@ from appliance.sandbox.result import (
     MAX_LEVEL,
     MAX_PATH_BYTES,
     Bounds,
+    Decoder,
     Malformed,
     Member,
+    Parsed,
     Row,
-    decode,
     encode,
     encode_refusal,
 )
@@ -30,6 +32,14 @@ READABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_f
 
 def frames(*parts: bytes) -> bytes:
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
+
+
+def decode(data: bytes, bounds: Bounds, piece_bytes: int = 7) -> Parsed:
+    """As it comes through a pipe, in pieces."""
+    decoder = Decoder(bounds)
+    for at in range(0, len(data), piece_bytes):
+        decoder.feed(data[at : at + piece_bytes])
+    return decoder.parsed()
 
 
 def header(**fields: object) -> bytes:
@@ -57,12 +67,39 @@ TAKEN = st.tuples(PATHS, st.binary(max_size=20), st.just(""))
 LEFT_OUT = st.tuples(PATHS, st.just(b""), st.just("It is a link."))
 
 
-@given(documents(), st.lists(TAKEN | LEFT_OUT, max_size=5))
-def test_what_is_encoded_is_decoded(document: tuple[list[str], list[Row]], members: list[Member]) -> None:
+@given(documents(), st.lists(TAKEN | LEFT_OUT, max_size=5), st.integers(1, 200))
+def test_what_is_encoded_is_decoded_however_it_comes(
+    document: tuple[list[str], list[Row]], members: list[Member], piece_bytes: int
+) -> None:
     pages, rows = document
     data = b"".join(encode(("text/plain", "text 1", pages, rows, members)))
     assert len(data) <= FIVE.result_bytes
-    assert decode(data, FIVE) == ("text/plain", "text 1", tuple(pages), tuple(rows), tuple(members))
+    assert decode(data, FIVE, piece_bytes) == ("text/plain", "text 1", tuple(pages), tuple(rows), tuple(members))
+
+
+def test_a_large_member_is_in_memory_once_while_it_comes() -> None:
+    bounds, size_bytes = Bounds(text_bytes=1000, pages=1, members=1, member_bytes=32 << 20), 32 << 20
+    pieces = encode(("application/zip", "zip 1", (), (), [("a", bytes(size_bytes), "")]))
+    tracemalloc.start()
+    decoder = Decoder(bounds)
+    for piece in pieces:
+        for at in range(0, len(piece), 1 << 16):
+            decoder.feed(bytes(piece[at : at + (1 << 16)]))
+    _, _, _, _, [(_, content, _)] = decoder.parsed()
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(content) == size_bytes
+    assert most_bytes < 1.2 * size_bytes
+
+
+def test_frames_of_nothing_and_bytes_without_end_are_not_collected() -> None:
+    decoder = Decoder(FIVE)
+    with pytest.raises(Malformed, match="more frames"):
+        decoder.feed(bytes(4 * (FIVE.frames + 1)))
+    decoder = Decoder(FIVE)
+    with pytest.raises(DocumentRefused) as refused:
+        decoder.feed(b"\xff" * (FIVE.result_bytes + 1))
+    assert refused.value.file_reason == "TOO_MUCH_TEXT"
 
 
 def test_a_container_has_members_and_no_pages() -> None:
@@ -108,8 +145,10 @@ def test_members_past_their_bounds_or_in_another_form_are_malformed(data: bytes)
 
 def test_members_are_believed_only_where_there_may_be_any() -> None:
     data = b"".join(encode(("text/plain", "text 1", ["page"], (), (("path", b"", ""),))))
-    with pytest.raises(Malformed, match="member count"):
+    with pytest.raises(Malformed, match="more frames"):
         decode(data, Bounds(text_bytes=1000, pages=1))
+    with pytest.raises(Malformed, match="member count"):
+        decode(data, Bounds(text_bytes=1000, pages=4))
 
 
 @pytest.mark.parametrize("path", ["", "x" * (MAX_PATH_BYTES + 1), "é" * 2049])
@@ -134,7 +173,8 @@ def test_the_kinds_of_blocks_are_those_that_the_rest_of_the_house_knows() -> Non
 
 def test_of_more_blocks_than_are_allowed_the_first_are_kept() -> None:
     rows = [("code", 0, 1, at, at + 1) for at in range(MAX_BLOCKS + 1)]
-    _, _, _, kept, _ = decode(b"".join(encode(("text/plain", "text 1", ["x" * len(rows)], rows, ()))), FIVE)
+    data = b"".join(encode(("text/plain", "text 1", ["x" * len(rows)], rows, ())))
+    _, _, _, kept, _ = decode(data, Bounds(text_bytes=1 << 20, pages=1), 1 << 16)
     assert list(kept) == rows[:MAX_BLOCKS]
 
 

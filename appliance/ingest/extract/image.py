@@ -5,7 +5,9 @@ size is known to be allowed.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 
 from PIL import (
@@ -58,11 +60,10 @@ def read(data: bytes, caps: Caps) -> Read:
     """
     recognition = Recognition(caps)
     pages = []
-    for number, picture in enumerate(_pictures(data, caps), 1):
+    for number, frame in enumerate(_frames(data, caps), 1):
         if number > caps.pages:
             raise DocumentRefused("TOO_MANY_PAGES", f"It has more than {caps.pages} pages.")
-        words = recognition.read(number, lambda seen=picture: seen)  # type: ignore[misc]
-        pages.append(Page(arrange(words)))
+        pages.append(Page(arrange(recognition.read(number, frame))))
     texts: list[str] = []
     blocks: list[Row] = []
     for number, (raw, marks) in enumerate(assemble(pages), 1):
@@ -74,31 +75,42 @@ def read(data: bytes, caps: Caps) -> Read:
     return Read(recognition.told(PARSER), tuple(texts), tuple(blocks))
 
 
-def _pictures(data: bytes, caps: Caps) -> Iterator[Picture]:
-    """Each frame in grey; of a moving picture, the first."""
+def _frames(data: bytes, caps: Caps) -> Iterator[Callable[[], Picture]]:
+    """What decodes each frame, before the next is asked for; of a moving picture, the first."""
     decoder = next((decoder for magic, decoder in _DECODERS if data.startswith(magic)), None)
     if decoder is None:
         raise DocumentRefused("TYPE_MISMATCH", "The name says that it is a picture, and the content is none.")
+    with _decoding():
+        image = decoder(BytesIO(data))
+        count = getattr(image, "n_frames", 1) if decoder is TiffImagePlugin.TiffImageFile else 1
+    for frame in range(count):
+        clock.extend(PAGE_CPU_SECONDS)
+        with _decoding():
+            image.seek(frame)
+            _check_size(image, caps)
+        yield partial(_grey, image)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a file, and no reason not to read it
-            image = decoder(BytesIO(data))
-            frames = getattr(image, "n_frames", 1) if decoder is TiffImagePlugin.TiffImageFile else 1
-            for frame in range(frames):
-                clock.extend(PAGE_CPU_SECONDS)
-                if frame:
-                    image.seek(frame)
-                yield _grey(image, caps)
+            yield
     except (DocumentRefused, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises whatever a broken file leads it to
         raise DocumentRefused("IMAGE_BROKEN", f"It cannot be decoded ({type(error).__name__}).") from None
 
 
-def _grey(image: Image.Image, caps: Caps) -> Picture:
+def _check_size(image: Image.Image, caps: Caps) -> None:
     if image.width * image.height > caps.pixels:
         problem = f"It has {image.width} x {image.height} pixels; {caps.pixels // 1_000_000} million are allowed."
         raise DocumentRefused("IMAGE_TOO_LARGE", problem)
+
+
+@_decoding()
+def _grey(image: Image.Image) -> Picture:
     declared = image.info.get("dpi")
     dots = round(float(declared[0])) if declared else 0
     if not _PLAUSIBLE_DOTS_PER_INCH[0] <= dots <= _PLAUSIBLE_DOTS_PER_INCH[1]:

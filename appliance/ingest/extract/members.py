@@ -52,7 +52,7 @@ class Members:
 def check_count(count: int, caps: Caps) -> None:
     """Raises DocumentRefused: TOO_MANY_MEMBERS."""
     if count > caps.members:
-        raise DocumentRefused("TOO_MANY_MEMBERS", f"More than {caps.members} files are in it; divide it.")
+        raise DocumentRefused("TOO_MANY_MEMBERS", f"More than {caps.members} files are in it (`archive_max_members`).")
 
 
 def check_sizes(packed_bytes: int, unpacked_bytes: int, caps: Caps) -> None:
@@ -60,7 +60,7 @@ def check_sizes(packed_bytes: int, unpacked_bytes: int, caps: Caps) -> None:
     if unpacked_bytes > max(caps.ratio * packed_bytes, NO_BOMB_BYTES):
         raise DocumentRefused("ZIP_BOMB", f"It unpacks to more than {caps.ratio} times its size, as bombs do.")
     if unpacked_bytes > caps.member_bytes:
-        problem = f"It unpacks to more than {caps.member_bytes >> 20} MiB; unpack or divide it before it comes here."
+        problem = f"It unpacks to more than {caps.member_bytes >> 20} MiB (`archive_max_mib`)."
         raise DocumentRefused("ARCHIVE_TOO_LARGE", problem)
 
 

@@ -9,27 +9,32 @@ from appliance.ingest.extract import clock, ocr
 from appliance.ingest.extract.layout.shapes import Picture, Word
 
 _MIN_SIDE_PIXELS = 20  # in less no letter is read
-_FIRST_CPU_SECONDS = 35  # for the first page, and the most for any other; a full page of A4 takes 1 to 5
-_PAGE_CPU_SECONDS = 15
-_WALL_A_CPU_SECOND = 4.0
-_KILLED_AT = 2.0  # times what a page may take: where the engine does not look at its clock
+_PAGE_CPU_SECONDS = 30  # the most for one, and what there is before any text was found; a full page of A4 takes 1 to 5
+_CHARACTER_CPU_SECONDS = 0.01  # what each that was read adds: about ten times what it took
+_WALL_A_CPU_SECOND = 2.0
+_KILLED_AFTER_CPU_SECONDS = 75  # where the engine does not look at its clock: it does between words, and not before
 _REMEDY = "install libtesseract5 and its languages (tesseract-ocr-eng, …), or set ocr_languages"
 _WHY = {
     "OCR_UNAVAILABLE": "Its pages are pictures, and there is no tesseract to read them: {}",
-    "OCR_TOO_SLOW": "Its pages are pictures, and recognising one takes more than the {} processor seconds that it has.",
+    "OCR_TOO_SLOW": "Its pages are pictures in which no text was found within {} processor seconds.",
     "IMAGE_TOO_LARGE": "Its pages are pictures of more pixels than image_max_megapixels allows.",
 }
 
 
 class Recognition:
-    """Of one document. Each page in which words are found adds to the budget, up to the cap `ocr_cpu_seconds`, so that
-    noise ends soon; a page whose turn comes after it is spent is left out, and told of.
+    """Of one document. Text that is read earns time for the pages after it, up to the cap `ocr_cpu_seconds`; a page
+    whose turn comes after that is spent is left out, and told of.
+
+    The worst case: without text 30 processor seconds, and for the page that passes them 60 more, or the end of the
+    process after 75. To spend a cap of 600 takes no less than 50,000 recognised characters. After twice the cap in wall
+    time no page is begun.
     """
 
     def __init__(self, caps: Caps) -> None:
         self._caps = caps
-        self._budget_seconds = min(_FIRST_CPU_SECONDS, caps.ocr_cpu_seconds)
-        self._spent_seconds = self._last_seconds = 0.0
+        self._characters = 0
+        self._spent_seconds = 0.0
+        self._until_seconds = time.monotonic() + _WALL_A_CPU_SECOND * caps.ocr_cpu_seconds
         self._missed: dict[int, str] = {}
         self._parser = ""
         self._unavailable = ""
@@ -41,22 +46,27 @@ class Recognition:
         except ocr.Unavailable as why:
             self._unavailable = f"{why} To read them, {_REMEDY}."
             return self.miss(page, "OCR_UNAVAILABLE")
-        left_seconds = self._budget_seconds - self._spent_seconds
-        if left_seconds < max(self._last_seconds, 0.01):
+        cpu_seconds = min(_PAGE_CPU_SECONDS, self._caps.ocr_cpu_seconds - self._spent_seconds)
+        wall_seconds = min(_WALL_A_CPU_SECOND * cpu_seconds, self._until_seconds - time.monotonic())
+        if self._spent_seconds >= self._budget_seconds or wall_seconds <= 0:
             return self.miss(page, "OCR_TOO_SLOW")
-        started, page_seconds = time.process_time(), min(left_seconds, _FIRST_CPU_SECONDS)
-        with clock.instead(_KILLED_AT * page_seconds):
+        started = time.process_time()
+        with clock.instead(_KILLED_AFTER_CPU_SECONDS):
             seen = picture()
             small = min(seen.width, seen.height) < _MIN_SIDE_PIXELS
-            words = [] if small else engine.read(seen, _WALL_A_CPU_SECOND * page_seconds)
-        self._last_seconds = time.process_time() - started
-        self._spent_seconds += self._last_seconds
+            words = [] if small else engine.read(seen, wall_seconds)
+        self._spent_seconds += time.process_time() - started
         if words is None:
             return self.miss(page, "OCR_TOO_SLOW")
         if words:
             self._parser = engine.parser
-            self._budget_seconds = min(self._budget_seconds + _PAGE_CPU_SECONDS, self._caps.ocr_cpu_seconds)
+            self._characters += sum(len(word.text) for word in words)
         return words
+
+    @property
+    def _budget_seconds(self) -> float:
+        earned_seconds = _CHARACTER_CPU_SECONDS * self._characters
+        return min(_PAGE_CPU_SECONDS + earned_seconds, self._caps.ocr_cpu_seconds)
 
     def miss(self, page: int, reason: str) -> list[Word]:
         """Say that a page is left out: OCR_UNAVAILABLE, OCR_TOO_SLOW, IMAGE_TOO_LARGE. No words."""
@@ -67,7 +77,7 @@ class Recognition:
         """Raises DocumentRefused with the reason why the first page was left out, if any was."""
         if self._missed:
             reason = next(iter(self._missed.values()))
-            detail = self._unavailable if reason == "OCR_UNAVAILABLE" else self._budget_seconds
+            detail = self._unavailable if reason == "OCR_UNAVAILABLE" else round(self._budget_seconds)
             raise DocumentRefused(reason, _WHY[reason].format(detail))
 
     def told(self, parser: str) -> str:

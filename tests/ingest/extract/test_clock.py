@@ -15,7 +15,7 @@ PAGE = Picture(bytes(100 * 100), 100, 100, 100, 300)
 
 
 class Engine:
-    """Takes twenty processor seconds for a page by the clock that it is given, and finds these words."""
+    """Takes twenty processor seconds for a page by its own clock, and finds these words."""
 
     parser = "engine 1"
 
@@ -32,6 +32,10 @@ class Engine:
         return self.words
 
 
+def word(characters: int) -> Word:
+    return Word("x" * characters, 0, 0, 9, 9, 9, 0)
+
+
 def left() -> float:
     return signal.getitimer(signal.ITIMER_PROF)[0]
 
@@ -43,10 +47,11 @@ def running() -> Iterator[None]:
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def recognise(monkeypatch: pytest.MonkeyPatch, engine: Engine, caps: Caps) -> str:
+def recognise(monkeypatch: pytest.MonkeyPatch, engine: Engine, caps: Caps, wall_a_cpu_second: int = 1) -> str:
     """Ten pages; what is told of them."""
     monkeypatch.setattr(ocr, "engine", lambda languages: engine)
     monkeypatch.setattr(time, "process_time", lambda: engine.now_seconds)
+    monkeypatch.setattr(time, "monotonic", lambda: wall_a_cpu_second * engine.now_seconds)
     recognition = Recognition(caps)
     for page in range(1, 11):
         recognition.read(page, lambda: PAGE)
@@ -70,18 +75,33 @@ def test_a_clock_that_runs_is_extended_or_stands_still_meanwhile() -> None:
 
 
 @pytest.mark.usefixtures("running")
-def test_pages_with_words_earn_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(Word("key", 0, 0, 9, 9, 9, 0))
-    assert recognise(monkeypatch, engine, Caps()) == "x + engine 1; not recognised: pages 5-10"
-    assert engine.limits_seconds == [4 * 35, 4 * 30, 4 * 25, 4 * 20]
-    assert engine.left_seconds == pytest.approx([70, 60, 50, 40], abs=3)
+def test_text_earns_time_for_the_pages_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(word(1000), word(500))
+    assert recognise(monkeypatch, engine, Caps()) == "x + engine 1; not recognised: pages 7-10"
+    assert engine.limits_seconds == [60] * 6
+    assert engine.left_seconds == pytest.approx([75] * 6, abs=3)
     assert left() == pytest.approx(1000, abs=10)
 
 
-def test_pictures_without_words_have_no_more_time_the_more_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recognise(monkeypatch, Engine(), Caps()) == "x; not recognised: pages 2-10"
+def test_a_book_of_full_pages_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recognise(monkeypatch, Engine(word(2000)), Caps()) == "x + engine 1"
+
+
+@pytest.mark.parametrize("words", [[], ["key"], ["two", "words"]])
+def test_noise_has_no_more_time_the_more_pages_it_fills(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    engine = Engine(*(Word(text, 0, 0, 9, 9, 9, 0) for text in words))
+    assert recognise(monkeypatch, engine, Caps()).endswith("; not recognised: pages 3-10")
 
 
 def test_what_all_pages_take_stays_within_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = recognise(monkeypatch, Engine(Word("key", 0, 0, 9, 9, 9, 0)), Caps(ocr_cpu_seconds=40))
-    assert told.endswith("pages 3-10")
+    engine = Engine(word(5000))
+    assert recognise(monkeypatch, engine, Caps(ocr_cpu_seconds=50)).endswith("pages 4-10")
+    assert engine.limits_seconds == [60, 60, 20]
+
+
+def test_on_a_box_that_is_busy_no_page_is_begun_after_twice_the_cap_of_wall_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(word(5000))
+    assert recognise(monkeypatch, engine, Caps(ocr_cpu_seconds=200), wall_a_cpu_second=6).endswith("pages 5-10")
+    assert engine.limits_seconds == [60, 60, 60, 40]

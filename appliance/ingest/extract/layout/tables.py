@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from appliance.ingest.extract.layout.shapes import Line, Piece, Rule, Word
 
-_MAX_RULES = 500  # of a page; a drawing has more
+MAX_RULES = 500  # of a page; a drawing has more
 _TOUCH = 0.25  # of the words' height: how far lines that touch may be apart
 _MIN_LINES = 3  # each way: two rows of two cells
 
@@ -13,7 +13,7 @@ _MIN_LINES = 3  # each way: two rows of two cells
 def ruled_tables(words: Sequence[Word], rules: Sequence[Rule]) -> tuple[list[tuple[Piece, Rule]], list[Word]]:
     """Tables with the box of each, and the words in none of them."""
     rest, tables = list(words), list[tuple[Piece, Rule]]()
-    if not words or not _MIN_LINES <= len(rules) <= _MAX_RULES:
+    if not words or not _MIN_LINES <= len(rules) <= MAX_RULES:
         return tables, rest
     near = _TOUCH * sorted(word.size for word in words)[len(words) // 2]
     for grid in _touching(rules, near):

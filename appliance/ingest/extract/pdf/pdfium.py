@@ -8,8 +8,8 @@ import ctypes
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import pypdfium2
@@ -18,6 +18,7 @@ from pypdfium2 import raw
 from appliance.errors import DocumentRefused
 from appliance.ingest.extract.layout.shapes import Picture, Rule, Word
 from appliance.ingest.extract.layout.structure import Entry
+from appliance.ingest.extract.layout.tables import MAX_RULES
 
 PARSER = f"pdfium {pypdfium2.PDFIUM_INFO.build}"
 
@@ -103,11 +104,12 @@ class Pdf:
         readable = raw.FPDFAttachment_GetFile(attachment, None, 0, size)
         return name, size.value if readable else -1
 
-    def attached(self, index: int, size_bytes: int) -> bytes:
+    def attached(self, index: int, size_bytes: int) -> memoryview:
         """The content of an embedded file of that size."""
-        buffer, size = ctypes.create_string_buffer(size_bytes), ctypes.c_ulong()
+        content, size = bytearray(size_bytes), ctypes.c_ulong()
+        buffer = (ctypes.c_char * size_bytes).from_buffer(content)
         raw.FPDFAttachment_GetFile(raw.FPDFDoc_GetAttachment(self._document, index), buffer, size_bytes, size)
-        return buffer.raw
+        return memoryview(content)
 
 
 class PdfPage:
@@ -171,9 +173,14 @@ class PdfPage:
         return bool(left <= x <= right and bottom <= y <= top)
 
     def rules(self) -> list[Rule]:
-        """Straight lines that are drawn on it, on the page as most of its words stand upright; call `words` first."""
+        """Straight lines that are drawn on it, on the page as most of its words stand upright; call `words` first.
+
+        More than MAX_RULES of them are a drawing, of which no more are looked for.
+        """
         found: list[Rule] = []
         for item in self._objects(raw.FPDF_PAGEOBJ_PATH):
+            if len(found) > MAX_RULES:
+                break
             box = _object_bounds(item)
             if box is None:
                 continue
@@ -188,11 +195,11 @@ class PdfPage:
         return found
 
     def has_text_operators(self) -> bool:
-        return any(True for _ in self._objects(raw.FPDF_PAGEOBJ_TEXT))
+        return bool(self._objects(raw.FPDF_PAGEOBJ_TEXT))
 
     def is_drawn(self) -> bool:
         """Whether there is more drawn on it than ruling lines and a frame: letters, perhaps."""
-        return sum(1 for _ in self._objects(raw.FPDF_PAGEOBJ_PATH)) >= _MANY_PATHS
+        return len(self._objects(raw.FPDF_PAGEOBJ_PATH)) >= _MANY_PATHS
 
     def pictured_share(self) -> float:
         """How much of the page its largest picture covers, 0 to 1."""
@@ -238,11 +245,16 @@ class PdfPage:
         groups = ("\n".join(fields), *dict.fromkeys(notes), "\n".join(links))
         return [group for group in groups if group.strip()]
 
-    def _objects(self, kind: int) -> Iterator[Any]:
+    def _objects(self, kind: int) -> Sequence[Any]:
+        return self._objects_by_kind.get(kind, ())
+
+    @cached_property
+    def _objects_by_kind(self) -> Mapping[int, Sequence[Any]]:
+        found: dict[int, list[Any]] = {}
         for index in range(min(raw.FPDFPage_CountObjects(self._page), _MAX_OBJECTS)):
             item = raw.FPDFPage_GetObject(self._page, index)
-            if raw.FPDFPageObj_GetType(item) == kind:
-                yield item
+            found.setdefault(raw.FPDFPageObj_GetType(item), []).append(item)
+        return found
 
     def _annotations(self) -> Iterator[Any]:
         for index in range(min(raw.FPDFPage_GetAnnotCount(self._page), _MAX_ANNOTATIONS)):
