@@ -76,7 +76,8 @@ class Config:
     )
     ocr_cpu_seconds: int = option(
         600,
-        "Processor time for a document's pictures beyond parse_cpu_seconds; pages after that are left out.",
+        "Processor time for a document's pictures beyond parse_cpu_seconds, 30 of it before any text is found; pages"
+        " after that are left out. No file holds its place for longer than twice that and parse_wall_seconds.",
         minimum=1,
     )
     image_max_megapixels: int = option(100, "Largest picture that is decoded.", minimum=1)
@@ -92,6 +93,10 @@ class Config:
     )
     ingestions_kept: int = option(500, "Ended ingestions of a tenant whose story is kept.", minimum=1)
     ingestions_kept_days: int = option(365, "How long the story of an ended ingestion is kept.", minimum=1)
+    ingest_roots: str = option(
+        "/media, /mnt, /run/media, /srv",
+        "Folders that operators may take files from, with commas between; acme:/srv/acme is that tenant's alone.",
+    )
     sticks_allowed: str = option(
         "listed", "Which USB sticks are let in: listed (by serial number), all, or none; images of sticks always are."
     )
@@ -134,6 +139,7 @@ class Config:
             )
         if self.ingest_approval not in ("operator", "second"):
             raise ConfigInvalid("ingest_approval: must be operator or second.")
+        self.roots()  # refuses what is none
         if self.sticks_allowed not in ("listed", "all", "none"):
             raise ConfigInvalid("sticks_allowed: must be listed, all or none.")
         if self.sticks_must_be_signed not in ("yes", "no"):
@@ -145,6 +151,14 @@ class Config:
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigInvalid("log_level: must be debug, info, warning or error.")
 
+    def roots(self) -> tuple[tuple[str, Path], ...]:
+        """Folders that files may be taken from, each after the tenant whose alone it is, '' for everyone's.
+
+        Raises ConfigInvalid.
+        """
+        entries = (entry.strip() for entry in self.ingest_roots.split(","))
+        return tuple(_root(entry) for entry in entries if entry)
+
     def mountable(self) -> tuple[str, ...]:
         """File systems that the kernel may mount to read a stick."""
         return () if self.stick_mount == "never" else tuple(re.split(", *", self.stick_mount))
@@ -153,6 +167,17 @@ class Config:
         """Whether answers to this tenant must be sentences of its documents."""
         named = {name.strip() for name in self.quote_only_tenants.split(",")} - {""}
         return tenant in named or "*" in named
+
+
+def _root(entry: str) -> tuple[str, Path]:
+    match = re.fullmatch(r"(?:([a-z0-9][a-z0-9-]{0,62}):)?/+(.*)", entry, re.ASCII | re.DOTALL)
+    folder = os.path.normpath(f"/{match[2]}") if match else "/"
+    if match is None or re.match(r"/(?:proc|sys)?(?:/|$)", folder):
+        raise ConfigInvalid(
+            f"ingest_roots: {entry} must be an absolute folder, such as /srv, or acme:/srv/acme;"
+            " not / itself, and none in /proc or /sys."
+        )
+    return match[1] or "", Path(folder)
 
 
 def load(given: Mapping[str, str], environ: Mapping[str, str]) -> Config:

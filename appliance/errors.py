@@ -6,6 +6,7 @@ ApplianceError
 │   ├── NotFound
 │   ├── AlreadyExists
 │   ├── RequestTooLarge      more bytes than a call may have
+│   │   └── UploadTooLarge    a file of more bytes than a document may have
 │   ├── Unauthenticated      no certificate, or one of another authority
 │   │   └── KeyRefused       no app key, or one that is unknown, expired or revoked
 │   ├── Forbidden
@@ -21,8 +22,11 @@ ApplianceError
 │   ├── ModelInUse           adapters or aliases need it
 │   ├── AdapterMismatch      made for another base model
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
+│   ├── SomeRefused          an ingestion that is done, but for some of its files
+│   ├── NotKept              a refused file whose bytes the box has no more
 │   ├── WrongState           an ingestion that waits, works or has ended, where it must not
-│   ├── SourceRefused        a stick that is not allowed, or whose file system may not be mounted
+│   ├── SourceRefused        a stick that is not allowed or may not be mounted, a path outside `ingest_roots`
+│   ├── SigningRefused       a folder that holds what no manifest can list
 │   ├── PassphraseWrong      it does not open the file
 │   ├── ArchiveRefused       an exported file that is damaged, cut short or none
 │   ├── BackupRefused        a backup's folder that is not what this box wrote
@@ -36,6 +40,7 @@ ApplianceError
 │   ├── ModelRestarting
 │   └── MemoryInUse          running answers hold what the model needs
 ├── Cancelled
+│   └── NotApproved          nobody said yes to a preview: it waits
 └── Broken                   we are wrong, or the hardware is
     ├── Unreachable          no daemon answers
     ├── DeadlineExceeded
@@ -49,7 +54,8 @@ ApplianceError
     └── StoreDamaged         a file of the knowledge base is not what was written
 
 A class carries what every surface needs: `reason` (stable for ever), the gRPC `code`, a `remedy`, `retryable`, and the
-CLI's `exit_code`. 1 broken, 2 usage, 3 refused, 4 not found, 5 not allowed, 6 busy, 7 damaged, 130 cancelled.
+CLI's `exit_code`. 1 broken, 2 usage, 3 refused, 4 not found, 5 not allowed, 6 busy, 7 damaged, 8 done but for some
+files, 130 cancelled.
 """
 
 from typing import ClassVar
@@ -99,6 +105,15 @@ class InvalidArgument(Refused):
 class RequestTooLarge(Refused):
     reason = "REQUEST_TOO_LARGE"
     remedy = "Send less in one call."
+
+
+class UploadTooLarge(RequestTooLarge):
+    reason = "UPLOAD_TOO_LARGE"
+    remedy = "Split the file, or have who runs the box raise the option `document_max_mib`."
+
+    @classmethod
+    def of(cls, max_bytes: int) -> "UploadTooLarge":
+        return cls(f"A file may have at most {max_bytes >> 20} MiB here (option `document_max_mib`).")
 
 
 class NotFound(Refused):
@@ -208,6 +223,19 @@ class DocumentRefused(Refused):
         self.file_reason = file_reason
 
 
+class SomeRefused(Refused):
+    reason = "SOME_REFUSED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "See each file's reason and remedy: `appliance ingest show INGESTION`."
+    exit_code = 8
+
+
+class NotKept(Refused):
+    reason = "NOT_KEPT"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Bring the file again: ingest its source anew, or send it with `appliance ingest upload`."
+
+
 class WrongState(Refused):
     reason = "WRONG_STATE"
     code = StatusCode.FAILED_PRECONDITION
@@ -217,7 +245,13 @@ class WrongState(Refused):
 class SourceRefused(Refused):
     reason = "SOURCE_REFUSED"
     code = StatusCode.FAILED_PRECONDITION
-    remedy = "Have an administrator allow it: `appliance ingest sources list` says what it lacks."
+    remedy = "Do as it says, or have an administrator allow it: `appliance ingest sources list` says what it lacks."
+
+
+class SigningRefused(Refused):
+    reason = "SIGNING_REFUSED"
+    code = StatusCode.FAILED_PRECONDITION
+    remedy = "Put a file that can be read in its place, or remove it, and sign the folder again."
 
 
 class PassphraseWrong(Refused):
@@ -299,6 +333,11 @@ class Cancelled(ApplianceError):
     code = StatusCode.CANCELLED
     remedy = "Nothing to do: it was cancelled."
     exit_code = 130
+
+
+class NotApproved(Cancelled):
+    reason = "NOT_APPROVED"
+    remedy = "Take it in or drop it, as the lines above say; its preview is dropped by itself after 7 days."
 
 
 class Broken(ApplianceError):

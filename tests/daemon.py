@@ -12,6 +12,7 @@ from pathlib import Path
 from appliance.client import Client
 
 START_SECONDS = 60.0
+SAMPLES = Path(__file__).resolve().parents[1] / "appliance" / "cli" / "samples"
 
 
 @dataclass
@@ -48,10 +49,14 @@ class Daemon:
 
 
 def start(data_dir: Path, *options: str, launcher: Sequence[str] = ()) -> Daemon:
-    """Start a daemon on a free port and wait until it listens. launcher: a command to run it under."""
+    """Start a daemon on a free port and wait until it listens. launcher: a command to run it under.
+
+    It takes files from where tests put theirs (beside its data directory, or one folder up), and the samples.
+    """
     (data_dir / "endpoint").unlink(missing_ok=True)
-    ports = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
-    command = [*launcher, sys.executable, "-m", "appliance.daemon", f"--data-dir={data_dir}", *ports]
+    roots = ",".join(map(str, (data_dir.parents[1].resolve(), SAMPLES)))
+    own = (f"--data-dir={data_dir}", f"--ingest-roots={roots}", "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
+    command = [*launcher, sys.executable, "-m", "appliance.daemon", *own]
     with open(_log_of(data_dir), "ab") as log:
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     daemon = Daemon(data_dir, process)

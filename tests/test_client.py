@@ -272,6 +272,8 @@ def every_call(client: Client) -> list[Callable[[], object]]:
         lambda: list(client.report("1")),
         lambda: client.lineage(document),
         lambda: client.create_upload("a.md", "a"),
+        lambda: list(client.uploads()),
+        lambda: client.cancel_upload("1"),
         lambda: client.upload("1", io.BytesIO(b"a")),
         lambda: client.release_files(["1"]),
         lambda: client.purge_files(["1"]),

@@ -49,6 +49,21 @@ def test_file_systems_that_may_be_mounted_are_named_one_by_one() -> None:
     assert Config(stick_mount="ext4, xfs,btrfs").mountable() == ("ext4", "xfs", "btrfs")
 
 
+def test_folders_that_files_may_be_taken_from_are_named_one_by_one_some_for_a_tenant_alone() -> None:
+    assert ("", Path("/srv")) in Config().roots()
+    assert Config(ingest_roots="").roots() == ()
+    named = Config(ingest_roots=" acme:/srv/../data//x/ ,//b, ,/c d")
+    assert named.roots() == (("acme", Path("/data/x")), ("", Path("/b")), ("", Path("/c d")))
+
+
+@pytest.mark.parametrize(
+    "folders", ["/", "//", "srv", "/srv, /proc", "/sys/kernel", "ACME:/srv", "a b:/srv", "/x/..", "acme:srv", "acme:"]
+)
+def test_a_folder_that_is_none_or_the_whole_box_is_refused_by_name(folders: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"^ingest_roots: .* must be an absolute folder"):
+        Config(ingest_roots=folders)
+
+
 def test_the_http_port_may_be_switched_off(tmp_path: Path) -> None:
     assert load({"data_dir": str(tmp_path), "http_listen": ""}, {}).http_listen == ""
 

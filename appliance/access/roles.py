@@ -64,6 +64,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
                     "CreateUpload",
                     "UploadFile",
                     "GetUpload",
+                    "CancelUpload",
                 ),
                 "JobService": ("CancelJob",),
                 "ModelService": (
@@ -114,6 +115,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
                     "ListFiles",
                     "GetReport",
                     "ListQuarantine",
+                    "ListUploads",
                     "GetLineage",
                 ),
                 "JobService": ("GetJob", "ListJobs", "WatchJob"),

@@ -156,6 +156,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             requests.text(request.path, "path", MAX_PATH_CHARACTERS),
             requests.collection(request.collection, "collection"),
             self._readers(caller, request.readers),
+            _size(request.size_bytes),
         )
         return pb.CreateUploadResponse(upload=f"uploads/{upload}")
 
@@ -177,6 +178,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         caller, upload = self._caller(context), requests.upload(request.upload)
         return pb.GetUploadResponse(size_bytes=await asyncio.to_thread(self.ingest.upload_size, caller, upload))
+
+    async def ListUploads(self, request: pb.ListUploadsRequest, context: Context) -> pb.ListUploadsResponse:
+        found = await asyncio.to_thread(self.ingest.uploads, self._caller(context).tenant)
+        items, token = requests.page(found, request.page_size, request.page_token)
+        return pb.ListUploadsResponse(uploads=map(messages.upload, items), next_page_token=token)
+
+    async def CancelUpload(self, request: pb.CancelUploadRequest, context: Context) -> pb.CancelUploadResponse:
+        await self.ingest.cancel_upload(self._caller(context), requests.upload(request.upload))
+        return pb.CancelUploadResponse()
 
     async def _append(self, caller: Principal, upload: str, piece: pb.UploadFileRequest) -> int:
         """How much of the file is durable with this piece."""
@@ -203,6 +213,12 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
 
     def _caller(self, context: Context) -> Principal:
         return self.callers.by_certificate(context.auth_context())
+
+
+def _size(size_bytes: int) -> int:
+    if size_bytes < 0:
+        raise InvalidArgument.of("size_bytes", "must not be negative.")
+    return size_bytes
 
 
 def _ids(given: Collection[str]) -> frozenset[str]:

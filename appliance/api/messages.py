@@ -238,6 +238,18 @@ def source(value: types.Source) -> ingest_pb2.Source:
     )
 
 
+def upload(value: types.Upload) -> ingest_pb2.Upload:
+    return ingest_pb2.Upload(
+        name=value.name,
+        path=value.path,
+        collection=f"collections/{value.collection}" if value.collection else "",
+        user=value.user,
+        size_bytes=value.size_bytes,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
 def _watch(value: types.Watch) -> ingest_pb2.Watch:
     return ingest_pb2.Watch(
         collection=f"collections/{value.collection}",

@@ -29,16 +29,17 @@ _USER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 READER = re.compile(rf"{EVERYONE}|role:(?:{ROLES})|(?:user|group):{_USER}", re.ASCII)
 MAX_READERS = 10_000
 MODEL = re.compile(r"models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
+_COLLECTION_RULE = ": 1 to 63 small letters, digits and hyphens between them"
 
 
 def collection(name: str, field: str = "name") -> str:
     """The id in "collections/handbook". Raises InvalidArgument."""
-    return _match(COLLECTION, name, field, "collections/handbook")[1]
+    return _match(COLLECTION, name, field, "collections/handbook", _COLLECTION_RULE)[1]
 
 
 def collection_id(name: str) -> str:
     """The name of a collection that is to be. Raises InvalidArgument."""
-    return _match(COLLECTION, f"collections/{name}", "collection_id", "handbook")[1]
+    return _match(COLLECTION, f"collections/{name}", "collection_id", "handbook", _COLLECTION_RULE)[1]
 
 
 def document(name: str, field: str = "name") -> tuple[str, str]:
@@ -164,11 +165,17 @@ def page_size_of(wanted: int) -> int:
     return min(wanted or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
-def _match(pattern: re.Pattern[str], name: str, field: str, example: str) -> re.Match[str]:
+def _match(pattern: re.Pattern[str], name: str, field: str, example: str, rule: str = "") -> re.Match[str]:
     found = pattern.fullmatch(name)
     if found is None:
-        raise InvalidArgument.of(field, f"must be a name such as {example!r}.")
+        raise InvalidArgument.of(field, f"must be a name such as {_shown(example)}{rule}.")
     return found
+
+
+def _shown(example: str) -> str:
+    """First as people type a name: the command line sets the rest before it."""
+    short = example.partition("/")[2]
+    return f"{short!r}, in full {example!r}" if short and "/" not in short else repr(example)
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:

@@ -166,6 +166,8 @@ class App:
 
     async def _prove_sandbox(self) -> None:
         with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
+            await self.volumes.start()
+        with suppress(SandboxUnavailable):
             await self.extractor.start()
             if self.config.ocr_languages and (fault := await ocr_fault(self.extractor)):
                 self.monitor.raise_(findings.OCR_UNAVAILABLE, "tesseract", fault)
@@ -272,8 +274,10 @@ def build(config: Config) -> App:
     scanner = ClamAv(config.clamav_socket) if config.clamav_socket else None
     ingest = Ingest(config, libraries, extractor, jobs, sources, keyring, tenant_keys, scanner, measured.ingested)
     tenant_keys.before_destroy(ingest.retire)
+    libraries.before_delete(ingest.before_delete)
     secret = cache_key.derive(caches, "names of what watches took")
-    watcher = Watcher(sources, devices, data / "ingest-watches", secret, config.source_poll_seconds)
+    max_bytes = config.document_max_mib << 20
+    watcher = Watcher(sources, devices, data / "ingest-watches", secret, config.source_poll_seconds, max_bytes)
     imports = ImportFolder(data / "import", store, jobs, config.import_poll_seconds)
     requantizer = Requantizer(store, jobs, WorkerQuantizer(options.threads(config)), data / "models" / "scratch")
     chat = Chat(generator, composer, salt)
@@ -306,7 +310,10 @@ def build(config: Config) -> App:
         telemetry=TelemetryService(
             callers,
             monitor,
-            lambda caller: replace(_status(config, monitor, store, libraries, server, caller), walls=extractor.walls),
+            lambda caller: replace(
+                _status(config, monitor, store, libraries, server, caller),
+                walls=watch.walls(extractor.walls, volumes.walls),
+            ),
             router.stats,
         ),
     )

@@ -24,6 +24,7 @@ def tell(app: "App") -> None:
     waiting, stopped = _waiting(app.ingest.unended())
     app.monitor.set_of_tenants(findings.INGEST_WAITING, waiting)
     app.monitor.set_of_tenants(findings.INGEST_INTERRUPTED, stopped)
+    app.monitor.set_of_tenants(findings.SOURCE_NOT_WATCHED, app.watcher.problems())
     scanner = {"clamd": app.ingest.scanner_fault} if app.ingest.scanner_fault else {}
     app.monitor.set(findings.SCANNER_UNAVAILABLE, scanner)
     app.monitor.set(findings.MODEL_FAILED, failed)
@@ -34,8 +35,20 @@ def tell(app: "App") -> None:
     app.monitor.set(findings.ATTENTION_STOCK, _stock_attention(app.config, app.router.stats()))
     app.monitor.set(findings.KV_DISK_FAILING, _failing_caches(app.router.stats()))
     app.monitor.set(findings.SANDBOX_UNAVAILABLE, sandbox)
-    app.monitor.set(findings.SANDBOX_WEAKENED, _missing_walls(app.extractor.walls))
+    app.monitor.set(findings.SANDBOX_WEAKENED, _missing_walls(app.extractor.walls) | _missing_walls(app.volumes.walls))
     app.monitor.set_of_tenants(findings.STORE_DAMAGED, damaged)
+
+
+def walls(*parts: Walls | None) -> Walls | None:
+    """The walls around all parts and the time of the oldest proof; None where those of one part are not proven.
+
+    One that is the same around each is told once.
+    """
+    proven = [part for part in parts if part]
+    if len(proven) < len(parts):
+        return None
+    layers = dict.fromkeys(wall for part in proven for wall in part.layers)
+    return Walls(tuple(layers), min(part.proof_time for part in proven))
 
 
 def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict[str, str]:

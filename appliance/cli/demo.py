@@ -64,12 +64,12 @@ def demo(
     """
     from appliance.cli import output
 
-    folder = (samples or Path(__file__).parent / "samples").absolute()
+    folder = (samples or Path(__file__).parent / "samples").resolve()
     questions = read_questions(folder / "questions.toml")
     data_dir = (session.data_dir or DATA_DIR).absolute()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon is stopped then too
     output.note(f"Starting a box in {data_dir}")
-    with daemon(data_dir) as process, Session(data_dir, timeout=session.timeout).connect() as client:
+    with daemon(data_dir, folder) as process, Session(data_dir, timeout=session.timeout).connect() as client:
         right = _run(client, folder, questions, session.json)
         if not once:
             _serve(process, data_dir)
@@ -92,14 +92,16 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 
 @contextmanager
-def daemon(data_dir: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def daemon(data_dir: Path, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A daemon that serves this data directory on a free port of loopback; its log goes to `daemon.log` there.
+
+    folder: without links; what may be taken in by its path.
 
     It is in a process group of its own: Ctrl-C reaches us alone, and we stop it when we are done with it.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     free = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
-    argv = [sys.executable, "-m", "appliance.daemon", "--data-dir", str(data_dir), *free]
+    argv = [sys.executable, "-m", "appliance.daemon", "--data-dir", str(data_dir), "--ingest-roots", str(folder), *free]
     before = _endpoint_age(data_dir)
     with open(data_dir / "daemon.log", "ab") as log:
         begin = log.tell()
@@ -208,7 +210,7 @@ def _serve(process: "subprocess.Popen[bytes]", data_dir: Path) -> None:
     where = f"{program} --data-dir {shlex.quote(str(data_dir))}"
     output.show("\nThe box serves until Ctrl-C. Go on in another terminal:", "bold")
     output.show(f'  {where} ask "How do I …?"')
-    output.show(f"  {where} ingest start FOLDER")
+    output.show(f"  {where} ingest upload FOLDER")
     output.show(f"  {where} status")
     output.show(f"Drop a GGUF chat model into {data_dir / 'import'}, and it serves these too:", "bold")
     output.show(f"  {where} chat")

@@ -62,7 +62,7 @@ class IngestCalls(Calls):
     def start_ingestion(
         self, source: str, collection: str, readers: Sequence[str] = (), *, approve: bool = False
     ) -> types.Ingestion:
-        """Look at a source ("sources/ID", or a path of the box) and stop there, unless `approve`.
+        """Look at a source ("sources/ID", or a path of the box in `ingest_roots`) and stop there, unless `approve`.
 
         No `readers`: everyone may read the documents. Its job is watched with `watch_job`.
         """
@@ -127,12 +127,20 @@ class IngestCalls(Calls):
 
     # --- uploads
 
-    def create_upload(self, path: str, collection: str, readers: Sequence[str] = ()) -> str:
-        """Begin to send a file of that name from here; the upload's name, for `upload`."""
+    def create_upload(self, path: str, collection: str, readers: Sequence[str] = (), *, size_bytes: int = 0) -> str:
+        """Begin to send a file of that name from here; the upload's name, for `upload`. size_bytes: 0 is not known."""
         request = ingest_pb2.CreateUploadRequest(
-            path=path, collection=named("collections", collection), readers=readers
+            path=path, collection=named("collections", collection), readers=readers, size_bytes=size_bytes
         )
         return str(self._call(self._ingest.CreateUpload, request).upload)
+
+    def uploads(self) -> Iterator[types.Upload]:
+        """Those of every user that are open, the oldest first."""
+        return map(convert.upload, self._pages(self._ingest.ListUploads, ingest_pb2.ListUploadsRequest(), "uploads"))
+
+    def cancel_upload(self, upload: str) -> None:
+        """Destroy what came of a file, whoever sends it."""
+        self._call(self._ingest.CancelUpload, ingest_pb2.CancelUploadRequest(upload=named("uploads", upload)))
 
     def upload(self, upload: str, file: BinaryIO, sent: Callable[[int], None] | None = None) -> types.Ingestion:
         """Send the rest of a file, from where the box has it durably; again after it broke off: it goes on there.

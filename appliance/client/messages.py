@@ -244,6 +244,18 @@ def source(value: ingest_pb2.Source) -> types.Source:
     )
 
 
+def upload(value: ingest_pb2.Upload) -> types.Upload:
+    return types.Upload(
+        id=value.name.removeprefix("uploads/"),
+        path=value.path,
+        collection=value.collection.removeprefix("collections/"),
+        user=value.user,
+        size_bytes=value.size_bytes,
+        create_time=time(value.create_time),
+        update_time=time(value.update_time),
+    )
+
+
 def ingestion(value: ingest_pb2.Ingestion) -> types.Ingestion:
     """Without its tenant, which is the caller's."""
     return types.Ingestion(

@@ -129,6 +129,14 @@ INGEST_INTERRUPTED = Declared(
     remedy="Plug its source in again, or mend what the detail names and resume it; what was taken is kept.",
     of_others="An ingestion of another tenant",
 )
+SOURCE_NOT_WATCHED = Declared(
+    code="SOURCE_NOT_WATCHED",
+    severity=Severity.WARNING,
+    title="Nothing is taken from {subject}, though it is watched",
+    remedy="Do what the detail says, or watch it no more (`appliance ingest sources unwatch`).",
+    visible_after_seconds=10.0,
+    of_others="A watched place of another tenant",
+)
 SCANNER_UNAVAILABLE = Declared(
     code="SCANNER_UNAVAILABLE",
     severity=Severity.WARNING,
@@ -153,6 +161,7 @@ CATALOGUE = {
         KV_DISK_FAILING,
         INGEST_WAITING,
         INGEST_INTERRUPTED,
+        SOURCE_NOT_WATCHED,
         SCANNER_UNAVAILABLE,
         OCR_UNAVAILABLE,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import DocumentRefused, NotFound
-from appliance.ingest.judge import Judge, ended, refused
+from appliance.ingest.judge import Judge, ended, refused, source_of
 from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.memfd import memfd_of
 from appliance.ingest.preview import look_at, new_outcome
@@ -78,9 +78,12 @@ class Commit:
         self._write(ends, members)
         return ends, [item for item in members if item.is_open]
 
-    def end(self, items: Iterable[Item]) -> None:
-        """Write their ends, and destroy what is held of them but need not be. Raises DiskFull, StoreDamaged."""
-        self._write(list(items), [])
+    def touches(self, reads: Sequence[Read]) -> frozenset[tuple[str, str]]:
+        """What no other commit may judge or change at the same time: the bytes and the sources of what may be added."""
+        ingestion = self._ledger.ingestion
+        items = [read.item for read in reads if read.extracted]
+        keys = {item.outcome.sha256 for item in items} | {source_of(ingestion, item) for item in items}
+        return frozenset((ingestion.collection, key) for key in keys)
 
     def _decide(self, read: Read, batch: _Batch) -> None:
         if batch.holds(read.item):
@@ -121,10 +124,10 @@ class Commit:
     def _too_much(self, container: Item, members: Sequence[Member]) -> DocumentRefused | None:
         count, size_bytes = self._roots.get(self._root(container), (0, 0))
         if members and count + len(members) > MAX_MEMBERS:
-            why = f"More than {MAX_MEMBERS} files are in it and in what it holds; divide it."
+            why = f"More than {MAX_MEMBERS} files are in it and in what it holds."
             return DocumentRefused("TOO_MANY_MEMBERS", why)
         if members and size_bytes + sum(len(member.content) for member in members) > MAX_MEMBER_BYTES:
-            why = f"It unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB; divide it."
+            why = f"It and what it holds unpack to more than {MAX_MEMBER_BYTES >> 20} MiB."
             return DocumentRefused("ARCHIVE_TOO_LARGE", why)
         return None
 
@@ -178,7 +181,7 @@ class Commit:
         return item.number
 
     def _container(self, item: Item) -> str:
-        return self._items[item.container].outcome.path if item.container >= 0 else ""
+        return self._items[item.container].outcome.path if item.container >= 0 else item.within
 
 
 def _extracted(read: Read) -> Extracted:

@@ -1,6 +1,7 @@
 """What becomes of a file whose bytes are known: is it here already, is it of others, was it deleted before?"""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
 
@@ -10,7 +11,7 @@ from appliance.ingest.formats import format_of
 from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.remedies import remedy_for
 from appliance.ports import Library
-from appliance.types import Document, Extracted, FileState, MetadataValue, NewDocument
+from appliance.types import Document, Extracted, FileState, Ingestion, MetadataValue, NewDocument
 
 PIPELINE = "ingest-3"
 """Part of a document's identity: a change here makes ingest read files again that it has read before."""
@@ -23,6 +24,7 @@ STORED_FOR_OTHERS = (
     " or change its readers."
 )
 DELETED_BEFORE = "It was taken in before and deleted since; what is watched does not bring it back by itself."
+WRITTEN_TO = "It was written to after its watch had found it whole, so it was not taken."
 ALSO_HERE = "The same file is here as "
 
 
@@ -30,7 +32,7 @@ class Judge:
     """For one ingestion. Blocking. taken: sha256 of the files that were committed to the collection, for one that a
     watch began; none, where an operator did."""
 
-    def __init__(self, ledger: Ledger, library: Library, taken: frozenset[str] = frozenset()) -> None:
+    def __init__(self, ledger: Ledger, library: Library, taken: Container[str] = ()) -> None:
         self._ledger, self._library, self._taken = ledger, library, taken
 
     def expect(self, item: Item, first: Mapping[str, str]) -> Item:
@@ -49,6 +51,8 @@ class Judge:
         is_read: what lies in the file is at hand; without that, one that holds others must be read all the same, for
         these may not have come as far. Raises NotFound, StoreDamaged.
         """
+        if item.outcome.state is FileState.HELD and item.outcome.document:  # and deleted, before a crash that hid it
+            return item.changed(state=FileState.COMMITTED) if is_read else None
         ingestion = self._ledger.ingestion
         found = self._library.find(ingestion.collection, item.outcome.sha256, PIPELINE)
         if found is None:
@@ -65,7 +69,7 @@ class Judge:
         container: the path of the file that it is a member of. Raises NotFound, StoreDamaged.
         """
         ingestion, outcome = self._ledger.ingestion, item.outcome
-        source = f"{ingestion.provenance.uri}/{outcome.path}"
+        source = source_of(ingestion, item)
         older = self._library.find_file(ingestion.collection, source, outcome.path)
         if older and older.readers != ingestion.readers:
             return self._duplicate(item, older), None
@@ -88,16 +92,14 @@ class Judge:
     def _of_others(self, item: Item) -> Item | None:
         """Where it would take the place of a document that is for others."""
         ingestion = self._ledger.ingestion
-        source = f"{ingestion.provenance.uri}/{item.outcome.path}"
-        older = self._library.find_file(ingestion.collection, source, item.outcome.path)
+        older = self._library.find_file(ingestion.collection, source_of(ingestion, item), item.outcome.path)
         return self._duplicate(item, older) if older and older.readers != ingestion.readers else None
 
     def _deleted(self, item: Item) -> Item | None:
         if item.outcome.sha256 not in self._taken:
             return None
         ingestion = self._ledger.ingestion
-        source = f"{ingestion.provenance.uri}/{item.outcome.path}"
-        if self._library.find_file(ingestion.collection, source, item.outcome.path):
+        if self._library.find_file(ingestion.collection, source_of(ingestion, item), item.outcome.path):
             return None  # it was replaced, or another pipeline read it
         reason = "DELETED_BEFORE"
         return item.changed(state=FileState.DUPLICATE, reason=reason, detail=DELETED_BEFORE, remedy=remedy_for(reason))
@@ -120,12 +122,23 @@ def _attachments(extracted: Extracted) -> dict[str, MetadataValue]:
     return {ATTACHMENTS: float(len(extracted.members))} if extracted.members else {}
 
 
+def source_of(ingestion: Ingestion, item: Item) -> str:
+    """What its document calls its source: one that changed takes the place of the document of that source."""
+    return f"{ingestion.provenance.uri}/{item.outcome.path}"
+
+
 def refused(item: Item, refusal: DocumentRefused) -> Item:
     """It is open still."""
     reason = refusal.file_reason
     return item.changed(
         state=FileState.QUARANTINED, reason=reason, detail=str(refusal), remedy=remedy_for(reason), format=_format(item)
     )
+
+
+def left_unfinished(item: Item) -> Item:
+    """What a watch saw whole, and that was written to since: the watch hands it on anew. It is open still."""
+    reason = "WRITTEN_TO"
+    return item.changed(state=FileState.LEFT, reason=reason, detail=WRITTEN_TO, remedy=remedy_for(reason))
 
 
 def ended(item: Item) -> Item:
@@ -135,7 +148,7 @@ def ended(item: Item) -> Item:
 
 def replaced(item: Item, sha256: str) -> Item:
     """It takes the place of a document of that file."""
-    return Item(item.number, item.name, item.outcome, item.container, item.depth, sha256, item.signer)
+    return replace(item, replaced=sha256)
 
 
 def _format(item: Item) -> str:

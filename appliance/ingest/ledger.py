@@ -22,12 +22,12 @@ from appliance.errors import ApplianceError, StoreDamaged, WrongState
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.remedies import remedy_for
 from appliance.ingest.sealed_log import SealedLog
-from appliance.types import FileOutcome, FileState, Ingestion, IngestionState, Provenance, SourceKind
+from appliance.types import Document, FileOutcome, FileState, Ingestion, IngestionState, Provenance, SourceKind
 
 ROWS = 1000
 """Files in one record of a log that is written anew."""
 
-_COLUMNS = 16
+_COLUMNS = 19
 """Of a file's row, see `_row`."""
 
 _AT_WORK = (IngestionState.SCANNING, IngestionState.RUNNING)
@@ -40,6 +40,11 @@ class Item:
 
     container: the number of the file that it is a member of, -1 for none; depth: how many containers it lies in.
     replaced: the sha256 of the document that it took the place of. signer: of the manifest that lists it.
+
+    within: the path of the container that it lay in, where that is of another ingestion, from which it was released.
+    seen, seen_sha256: stamp, and digest if it was read, of the file that a watch found whole: no other is taken.
+
+    While a file is HELD, its outcome's document is one that was made of it, and deleted before this could be told.
     """
 
     number: int
@@ -49,6 +54,9 @@ class Item:
     depth: int = 0
     replaced: str = ""
     signer: str = ""
+    within: str = ""
+    seen: str = ""
+    seen_sha256: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -170,6 +178,24 @@ class Ledger:
             for item in written:
                 self._put(item)
             return self.ingestion
+
+    def note_document(self, document: Document) -> None:
+        """It is about to be deleted. Where it was made of a file that is still held, that is durable on return: a
+        crash, or a full disk, kept it from being written before. Raises DiskFull, StoreDamaged, KeyUnavailable.
+        """
+        with self._lock:
+            if self._ingestion.state.ended:
+                return
+            was_loaded, of = self._items is not None, (document.title, document.sha256)
+            made = [
+                item.changed(document=document.name)
+                for item in self.items()
+                if item.outcome.state is FileState.HELD and (item.outcome.path, item.outcome.sha256) == of
+            ]
+            if made:
+                self.write(made)
+            if not was_loaded:
+                self.unload()
 
     def tell(self, **changes: Any) -> Ingestion:
         """Change it in memory alone: what a restart finds out anew, or what a full disk does not take."""
@@ -333,6 +359,9 @@ def _row(item: Item) -> list[Any]:
         item.replaced,
         item.signer,
         int(one.released),
+        item.within,
+        item.seen,
+        item.seen_sha256,
     ]
     while not row[-1]:
         row.pop()
@@ -342,7 +371,8 @@ def _row(item: Item) -> list[Any]:
 def _read_row(row: Sequence[Any], tenant: str, ingestion: str) -> Item:
     full = [*row, *([0] * (_COLUMNS - len(row)))]
     number, name, path, state, size, form, sha256, seconds = full[:8]
-    document, reason, detail, container, depth, replaced, signer, released = full[8:]
+    document, reason, detail, container, depth, replaced, signer, released = full[8:16]
+    within, seen, seen_sha256 = (value or "" for value in full[16:])
     outcome = FileOutcome(
         path=path or name,
         state=FileState(state),
@@ -359,4 +389,4 @@ def _read_row(row: Sequence[Any], tenant: str, ingestion: str) -> Item:
         format=form or "",
         released=bool(released),
     )
-    return Item(number, name, outcome, container - 1, depth, replaced or "", signer or "")
+    return Item(number, name, outcome, container - 1, depth, replaced or "", signer or "", within, seen, seen_sha256)

@@ -19,9 +19,11 @@ from appliance.errors import ApplianceError, NotFound
 from appliance.ingest import durable
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.ledger import Item, Ledger, Plan
+from appliance.ingest.prefix import whole_id
 from appliance.ingest.quarantine import HEADER_BYTES as HELD_HEADER_BYTES
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
+from appliance.ingest.taken import Taken, TakenIndex
 from appliance.types import FileState, Ingestion
 
 LOADED = 4
@@ -43,15 +45,19 @@ class Ledgers:
         self._ledgers: dict[str, dict[str, Ledger]] = {}
         self._damaged: dict[tuple[str, str], str] = {}
         self._loaded: OrderedDict[str, Ledger] = OrderedDict()
+        self._taking = RLock()  # before _lock, where both are held
+        self._taken: OrderedDict[tuple[str, str], TakenIndex] = OrderedDict()
 
     def open(self) -> tuple[str, ...]:
-        """Find what is there, and destroy copies that no ledger knows; the tenants of whom there is anything. A ledger
-        that is damaged is passed over, see `damaged`. Raises DiskFull, StoreDamaged.
+        """Find what is there, and destroy copies that no ledger knows, and what writers that died left; the tenants of
+        whom there is anything. A ledger that is damaged is passed over, see `damaged`. Raises DiskFull, StoreDamaged.
         """
         with durable.disk_errors(self._directory):
             durable.make_directory(self._directory)
             tenants = [folder for folder in sorted(self._directory.iterdir()) if (folder / "key").exists()]
         for folder in tenants:
+            for left in [*folder.glob(f"{durable.NEW}*"), *folder.glob(f"*/{durable.NEW}*")]:
+                durable.destroy(left, HEADER_BYTES)
             for one in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "uploads"):
                 try:
                     self._find(folder.name, one)
@@ -81,9 +87,10 @@ class Ledgers:
             self._prepare(tenant)
 
     def get(self, tenant: str, ingestion: str) -> Ledger:
-        """By id. Raises NotFound."""
+        """By id, or by what one id alone begins with. Raises NotFound, InvalidArgument (several begin so)."""
         with self._lock:
-            found = self._ledgers.get(tenant, {}).get(ingestion)
+            ledgers = self._ledgers.get(tenant, {})
+            found = ledgers.get(whole_id(ingestion, ledgers, "ingestions"))
         if found is None:
             raise NotFound(f"There is no ingestion ingestions/{ingestion}.")
         return found
@@ -124,8 +131,10 @@ class Ledgers:
             self._quarantine.destroy(tenant, ingestion, held.keys() - wanted)
 
     def prune(self, tenant: str) -> None:
-        """Forget the ended ones that are too many or too old. Raises DiskFull, StoreDamaged."""
-        with self._lock:
+        """Forget the ended ones that are too many or too old; whoever asks for others does not wait for it. Raises
+        DiskFull, StoreDamaged.
+        """
+        with self._taking:
             ended = [one for one in self.of(tenant) if one.ingestion.state.ended]
             oldest = datetime.now(UTC) - self._kept_days
             going = [
@@ -137,26 +146,71 @@ class Ledgers:
                 return
             self._remember(tenant, going)
             for one in going:
+                with self._lock:
+                    self._loaded.pop(one.ingestion.id, None)
+                    del self._ledgers[tenant][one.ingestion.id]
                 self._drop(one.folder, tenant)
-                self._loaded.pop(one.ingestion.id, None)
-                del self._ledgers[tenant][one.ingestion.id]
+                self._forget_taken(tenant, one.ingestion)
 
-    def taken(self, tenant: str, collection: str) -> frozenset[str]:
-        """sha256 of the files that were committed to a collection and not replaced since. Raises StoreDamaged."""
-        ledgers = [one for one in reversed(self.of(tenant)) if one.ingestion.collection == collection]
-        return frozenset(_taken(self._remembered(tenant).get(collection, ()), map(self.items, ledgers)))
+    def taken(self, tenant: str, collection: str) -> Taken:
+        """What was committed to a collection and not replaced since. Raises StoreDamaged, KeyUnavailable."""
+        with self._taking:
+            index = self._taken_index(tenant, collection)
+            unended = list[Sequence[Item]]()
+            for one in reversed(self.of(tenant)):
+                now = one.ingestion
+                if now.collection != collection or now.id in index.ingestions:
+                    continue
+                if now.state.ended:
+                    index.count(now.id, self._committed(one))
+                else:
+                    unended.append(self._committed(one))
+            return index.beside(unended)
+
+    def _taken_index(self, tenant: str, collection: str) -> TakenIndex:
+        """Those that were asked for last stay in memory, of so many digests in all."""
+        key = tenant, collection
+        if key not in self._taken:
+            made = TakenIndex()
+            made.remember(self._remembered(tenant).get(collection, ()))
+            self._taken[key] = made
+        self._taken.move_to_end(key)
+        while len(self._taken) > 1 and sum(len(one.digests) for one in self._taken.values()) > MAX_TAKEN:
+            self._taken.popitem(last=False)
+        return self._taken[key]
+
+    def _committed(self, ledger: Ledger) -> Sequence[Item]:
+        """Files of one, read only where it has committed any; they do not stay in memory for it."""
+        if not ledger.ingestion.counts.get(FileState.COMMITTED):
+            return ()
+        with self._lock:
+            is_wanted = ledger.ingestion.id in self._loaded
+        items = ledger.items()
+        if not is_wanted:
+            ledger.unload()
+        return items
 
     def retire(self, tenant: str, epoch: int) -> bool:
         """The tenant's key of that epoch is about to be destroyed; if it is the last, all that ingest has of the
         tenant goes with it: whether it did. Raises KeyUnavailable, DiskFull, StoreDamaged.
         """
-        with self._lock:
+        with self._taking, self._lock:
             is_last = not self._keys.retire(tenant, epoch)
             if is_last:
                 self._ledgers.pop(tenant, None)
+                for key in [key for key in self._taken if key[0] == tenant]:
+                    del self._taken[key]
                 self._damaged = {place: why for place, why in self._damaged.items() if place[0] != tenant}
                 shutil.rmtree(self._directory / tenant, ignore_errors=True)
             return is_last
+
+    def _forget_taken(self, tenant: str, going: Ingestion) -> None:
+        """An index goes on without one that it counts; of one that it does not it has to be read anew."""
+        index = self._taken.get((tenant, going.collection))
+        if index and going.id in index.ingestions:
+            index.ingestions.discard(going.id)
+        elif index:
+            del self._taken[tenant, going.collection]
 
     def _was_asked(self, ledger: Ledger) -> None:
         with self._lock:

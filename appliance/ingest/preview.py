@@ -5,14 +5,15 @@ Nothing here opens a file but to hash it, and nothing of a file stays in the box
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
 from typing import TypeVar
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.formats import format_of
-from appliance.ingest.judge import Judge, refused
+from appliance.ingest.judge import Judge, left_unfinished, refused
 from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.memfd import new_memfd
 from appliance.ingest.sources.found import Found, OpenSource, printable
@@ -45,6 +46,12 @@ def list_files(ingestion: Ingestion, found: Iterable[Found], max_bytes: int) -> 
     return [_item(ingestion, number, one, max_bytes) for number, one in enumerate(found)]
 
 
+def list_whole(ingestion: Ingestion, found: Sequence[Found], max_bytes: int) -> list[Item]:
+    """As `list_files`, of a watch: as they are now these files are whole, and to be taken."""
+    listed = zip(list_files(ingestion, found, max_bytes), found, strict=True)
+    return [replace(item, seen=one.stamp, seen_sha256=one.sha256) for item, one in listed]
+
+
 def new_outcome(ingestion: Ingestion, number: int, path: str, size_bytes: int = 0) -> FileOutcome:
     """Of a file that was found just now. path: printable."""
     return FileOutcome(
@@ -73,6 +80,16 @@ def look_at(item: Item, found: Found, max_bytes: int) -> Item:
     except DocumentRefused as refusal:
         return refused(item, refusal)
     return item.changed(state=FileState.FOUND, format=form.name)
+
+
+def as_seen(item: Item, found: Found) -> bool:
+    """Whether a file is still the one that a watch found whole; any is, where none did."""
+    return item.seen in ("", found.stamp)
+
+
+def wanted(item: Item, found: Found) -> Found:
+    """What to copy: of a watch the very file that was whole, of an operator the one that is there."""
+    return found if item.seen else replace(found, changed_ns=0)
 
 
 async def _hash_all(
@@ -104,9 +121,11 @@ async def _hash_all(
 
 
 async def _hashed(item: Item, found: Found, source: OpenSource, max_bytes: int) -> Item:
+    if not as_seen(item, found):
+        return left_unfinished(item)
     memfd = new_memfd()
     try:
-        sha256, size = await source.copy(found, memfd, max_bytes)
+        sha256, size = await source.copy(wanted(item, found), memfd, max_bytes)
     except DocumentRefused as refusal:
         return refused(item, refusal)
     finally:

@@ -1,6 +1,7 @@
 """Refused files of a tenant, over all its ingestions: listed, found by id, their bytes let go."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import dropwhile, islice
 
@@ -16,8 +17,11 @@ LET_GO = "Its bytes are not kept any more."
 
 @dataclass(frozen=True, slots=True)
 class Refused:
+    """within: the path of the container that it lay in, '' for none."""
+
     ledger: Ledger
     item: Item
+    within: str = ""
 
 
 def newest_first(ledgers: Ledgers, tenant: str, after: str = "", limit: int = MAX_LISTED) -> tuple[FileOutcome, ...]:
@@ -34,18 +38,20 @@ def newest_first(ledgers: Ledgers, tenant: str, after: str = "", limit: int = MA
 
 
 def find(ledgers: Ledgers, tenant: str, ids: Collection[str]) -> list[Refused]:
-    """In the order of their ids. Raises NotFound naming the first that is no refused file's."""
+    """In the order of their ids, whose ingestion's part may be a unique beginning of it. Raises NotFound naming the
+    first that is no refused file's, InvalidArgument.
+    """
     known: dict[str, dict[str, Refused]] = {}
-    found: list[Refused] = []
-    for one in dict.fromkeys(ids):
-        ingestion = one.rpartition("-")[0]
+    found: dict[str, Refused] = {}
+    for one in ids:
+        ingestion, _, number = one.rpartition("-")
         if ingestion not in known:
-            refused = _of(ledgers, ledgers.get(tenant, ingestion)) if _exists(ledgers, tenant, ingestion) else []
-            known[ingestion] = {file.item.outcome.id: file for file in refused}
-        if one not in known[ingestion]:
+            known[ingestion] = {str(file.item.number): file for file in _of_named(ledgers, tenant, ingestion)}
+        if number not in known[ingestion]:
             raise NotFound(f"There is no refused file {one!r:.80}.")
-        found.append(known[ingestion][one])
-    return found
+        file = known[ingestion][number]
+        found[file.item.outcome.id] = file
+    return list(found.values())
 
 
 def purge(ledgers: Ledgers, quarantine: Quarantine, tenant: str, ids: Collection[str] | None) -> int:
@@ -85,8 +91,12 @@ def _let_go(quarantine: Quarantine, tenant: str, ledger: Ledger, items: Sequence
 def _of(ledgers: Ledgers, ledger: Ledger) -> list[Refused]:
     if not ledger.ingestion.counts.get(FileState.QUARANTINED):
         return []
-    items = ledgers.items(ledger)
-    return [Refused(ledger, one) for one in items if one.outcome.state is FileState.QUARANTINED and not one.is_open]
+    items = {item.number: item for item in ledgers.items(ledger)}
+    return [
+        Refused(ledger, one, items[one.container].outcome.path if one.container >= 0 else one.within)
+        for one in items.values()
+        if one.outcome.state is FileState.QUARANTINED and not one.is_open
+    ]
 
 
 def _by_ledger(files: Collection[Refused]) -> Iterator[tuple[Ledger, list[Item]]]:
@@ -96,5 +106,7 @@ def _by_ledger(files: Collection[Refused]) -> Iterator[tuple[Ledger, list[Item]]
     return iter(by_id.values())
 
 
-def _exists(ledgers: Ledgers, tenant: str, ingestion: str) -> bool:
-    return any(one.ingestion.id == ingestion for one in ledgers.of(tenant))
+def _of_named(ledgers: Ledgers, tenant: str, ingestion: str) -> list[Refused]:
+    with suppress(NotFound):
+        return _of(ledgers, ledgers.get(tenant, ingestion))
+    return []

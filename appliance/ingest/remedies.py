@@ -5,7 +5,13 @@ from collections.abc import Mapping
 _CONVERT = "Save it in one of the formats that are read, and ingest it again."
 _REPAIR = "Open it in the program that made it, save it anew, and ingest it again."
 _UNLOCK = "Save a copy without its password, and ingest that."
-_SPLIT = "Split it into smaller files, or have an administrator raise the option that is named."
+_SPLIT = "Split it into smaller files, and ingest these."
+_RAISE = "Split it into smaller files, or have an administrator raise `{}`."
+_DIVIDE = "Divide it into several archives, or unpack it, and ingest what was in it."
+_SUSPECT = (
+    "A file made to attack its reader ends so, too: do not open it elsewhere unless you know who made it, and have it"
+    " sent in another form."
+)
 _AGAIN = "Ingest it again when nothing writes to it any more."
 _COPY = "Copy the file itself into the source, not a link to it."
 _DISTRUST = "Do not open it elsewhere; ask who made the stick, and purge it."
@@ -13,7 +19,7 @@ _NOTHING = "Nothing to do."
 _REPAIR_STICK = "Have a computer check the stick for faults, or format it, and copy the files onto it again."
 _RENAME = "Rename it on the stick, and ingest it again."
 
-_REMEDIES: Mapping[str, str] = {
+REMEDIES: Mapping[str, str] = {
     "UNKNOWN_TYPE": _CONVERT,
     "TYPE_MISMATCH": "Give it the ending of what it is; if its sender named it so, do not trust it.",
     "NOT_UTF8": "Save it as UTF-8, and ingest it again.",
@@ -23,7 +29,7 @@ _REMEDIES: Mapping[str, str] = {
     "EMPTY": _NOTHING,
     "NO_TEXT": "If it is a scan, have its language among those that are recognised; else nothing to do.",
     "OCR_UNAVAILABLE": "Have an administrator install libtesseract5 and its languages, or set `ocr_languages`.",
-    "OCR_TOO_SLOW": "Scan it with fewer dots an inch, or save its text; else have `ocr_cpu_seconds` raised.",
+    "OCR_TOO_SLOW": "Scan it with fewer dots an inch, or save its text, and ingest it again.",
     "PDF_BROKEN": _REPAIR,
     "DOCUMENT_BROKEN": _REPAIR,
     "IMAGE_BROKEN": _REPAIR,
@@ -31,14 +37,14 @@ _REMEDIES: Mapping[str, str] = {
     "PDF_ENCRYPTED": _UNLOCK,
     "DOCUMENT_ENCRYPTED": _UNLOCK,
     "ARCHIVE_ENCRYPTED": _UNLOCK,
-    "TOO_LARGE": _SPLIT,
-    "TOO_MANY_PAGES": _SPLIT,
-    "TOO_MANY_MEMBERS": _SPLIT,
-    "TOO_MANY_CELLS": _SPLIT,
+    "TOO_LARGE": _RAISE.format("document_max_mib"),
+    "TOO_MANY_PAGES": _RAISE.format("document_max_pages"),
+    "TOO_MANY_MEMBERS": _DIVIDE,
+    "TOO_MANY_CELLS": _RAISE.format("sheet_max_cells"),
     "MAIL_HEADERS": _DISTRUST,
     "TOO_MUCH_TEXT": _SPLIT,
-    "ARCHIVE_TOO_LARGE": _SPLIT,
-    "IMAGE_TOO_LARGE": _SPLIT,
+    "ARCHIVE_TOO_LARGE": _DIVIDE,
+    "IMAGE_TOO_LARGE": "Scan it with fewer dots an inch, or have an administrator raise `image_max_megapixels`.",
     "TOO_DEEP": "Unpack the inner archives, and ingest what is in them.",
     "ZIP_BOMB": _DISTRUST,
     "HTML_TOO_DEEP": _CONVERT,
@@ -55,9 +61,9 @@ _REMEDIES: Mapping[str, str] = {
     "MEMBER_BROKEN": "Pack it anew, and ingest it again.",
     "MEMBER_METHOD": "Pack it with the usual compression (deflate), and ingest it again.",
     "TOO_MUCH_MEMORY": "Save it more simply; if it must be read, have `parse_memory_mib` raised, and release it.",
-    "SPUN": "Save it more simply; if it must be read, have `parse_cpu_seconds` raised, and release it.",
-    "CRASHED": _REPAIR,
-    "PARSER_FAILED": _REPAIR,
+    "SPUN": "Save it more simply; if it must be read, have `parse_cpu_seconds` or `parse_wall_seconds` raised.",
+    "CRASHED": _SUSPECT,
+    "PARSER_FAILED": _SUSPECT,
     "CHANGED": _AGAIN,
     "VANISHED": _AGAIN,
     "MISSING": "Copy the stick again: its signed manifest lists a file that is not there.",
@@ -87,6 +93,7 @@ _REMEDIES: Mapping[str, str] = {
     "OTHER_DEVICE": "Ingest the other file system as a source of its own.",
     "OWN_DATA": _NOTHING,
     "READERS_DIFFER": "Change the stored document's readers, or delete it, then release this one.",
+    "WRITTEN_TO": "Nothing to do: its watch takes it when nothing writes to it any more.",
     "DELETED_BEFORE": "If it shall be there again, ingest the source by hand.",
 }
 
@@ -109,4 +116,4 @@ def remedy_for(reason: str) -> str:
     """'' where there is no reason. A reason's part after a colon is its own: "MALWARE:Eicar"."""
     if not reason:
         return ""
-    return _REMEDIES.get(reason.partition(":")[0], _REPAIR)
+    return REMEDIES.get(reason.partition(":")[0], _CONVERT)

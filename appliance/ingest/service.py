@@ -22,6 +22,8 @@ from appliance.errors import (
     ApplianceError,
     Forbidden,
     InvalidArgument,
+    NotFound,
+    NotKept,
     QueueFull,
     SecondPerson,
     WrongState,
@@ -30,7 +32,7 @@ from appliance.ingest import refused
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.ledger import Item, Ledger, Plan
 from appliance.ingest.ledgers import Ledgers
-from appliance.ingest.preview import list_files, look_at, new_outcome, to_its_end
+from appliance.ingest.preview import list_whole, look_at, new_outcome, to_its_end
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.report import ReportFormat, report
 from appliance.ingest.runs import Runs, Sources
@@ -39,6 +41,7 @@ from appliance.ingest.uploads import Uploads, Wanted
 from appliance.ingest.work import Measure, Tools
 from appliance.ports import Extractor, Jobs, Keyring, Libraries, Scanner, TenantKeys
 from appliance.types import (
+    Document,
     FileOutcome,
     FileState,
     Ingestion,
@@ -48,6 +51,7 @@ from appliance.types import (
     Role,
     Source,
     SourceKind,
+    Upload,
     Watch,
 )
 
@@ -65,7 +69,8 @@ log = structlog.get_logger()
 
 class Ingest:
     """Belongs to one event loop; what is no coroutine may block on the disk where it does not say otherwise: call it in
-    a thread, it is thread-safe. `name` is an ingestion's, as "ingestions/ID" or its id.
+    a thread, it is thread-safe. `name` is an ingestion's, as "ingestions/ID" or its id, or the first digits of that
+    (prefix.py: InvalidArgument where several begin so); so is the ingestion in a file's id.
     """
 
     def __init__(
@@ -115,6 +120,15 @@ class Ingest:
         if self._ledgers.retire(tenant, epoch):
             self._uploads.forget(tenant)
 
+    def before_delete(self, tenant: str, document: Document) -> None:
+        """A document is about to be deleted from a library: what a crash or a full disk kept an ingestion from writing
+        of it is written first, so that it does not make it again. Blocks.
+
+        Raises DiskFull, StoreDamaged, KeyUnavailable.
+        """
+        with suppress(NotFound):  # no ingestion made it, or one that is forgotten
+            self._ledger(tenant, str(document.metadata.get("ingestion", ""))).note_document(document)
+
     def damaged(self) -> Mapping[tuple[str, str], str]:
         """By tenant and name of the ingestions that cannot be read, why: the file is named. Does not block."""
         return self._ledgers.damaged()
@@ -133,9 +147,10 @@ class Ingest:
     async def start(
         self, caller: Principal, source: str, collection: str, readers: frozenset[str], approve: bool = False
     ) -> Ingestion:
-        """Begin to look at a source: "sources/ID", or an absolute path of a folder, a file or a stick's image on the
-        box. `Ingestion.job` is the job of the preview and, once approved, of the rest; makes the collection where
-        there is none. With `approve` it goes on after the preview, which then reads no file for its hash.
+        """Begin to look at a source: "sources/ID", or an absolute path of a folder, a file or a stick's image, in what
+        the tenant may name of the box (option `ingest_roots`). `Ingestion.job` is the job of the preview and, once
+        approved, of the rest; makes the collection where there is none. With `approve` it goes on after the preview,
+        which then reads no file for its hash.
 
         Raises InvalidArgument, NotFound (of the source), SourceRefused, SourceGone, SecondPerson (`approve`, where the
         option `ingest_approval` asks for another person's word), QueueFull (too many that have not ended), DiskFull,
@@ -170,7 +185,7 @@ class Ingest:
 
         def create() -> Ledger:
             plan = Plan(source.name, listed=True, automatic=True, groups=watch.readers)
-            return self._create(made, plan, list_files(made, found, self._tools.max_bytes))
+            return self._create(made, plan, list_whole(made, found, self._tools.max_bytes))
 
         ledger = await to_its_end(asyncio.to_thread(create))
         log.info("ingest.started", ingestion=made.id, tenant=tenant, operator=POLICY, approved=bool(approver))
@@ -259,8 +274,8 @@ class Ingest:
         (None: as before). The caller approves it, unless a second person must (then it waits). They must be of one
         ingestion, and their bytes still kept.
 
-        Raises NotFound (of a file), InvalidArgument (`ids`), Forbidden (other readers, of who neither began the old one
-        nor was among its readers, nor administers), QueueFull, DiskFull, StoreDamaged.
+        Raises NotFound (of a file), InvalidArgument (`ids`), NotKept, Forbidden (other readers, of who neither began
+        the old one nor was among its readers, nor administers), QueueFull, DiskFull, StoreDamaged.
         """
         self._require_room(caller.tenant)
 
@@ -293,10 +308,13 @@ class Ingest:
 
     # --- uploads
 
-    async def begin_upload(self, caller: Principal, path: str, collection: str, readers: frozenset[str]) -> str:
-        """An upload's id. path: the file's name, with folders if it has any, for people and its type.
+    async def begin_upload(
+        self, caller: Principal, path: str, collection: str, readers: frozenset[str], size_bytes: int = 0
+    ) -> str:
+        """An upload's id. path: the file's name, with folders if it has any, for people and its type. size_bytes: what
+        it will have, 0: not known.
 
-        Raises InvalidArgument, QueueFull (too many are open), DiskFull, KeyUnavailable.
+        Raises InvalidArgument, UploadTooLarge, QueueFull (too many are open), DiskFull, KeyUnavailable.
         """
         if not path.strip("/"):
             raise InvalidArgument.of("path", "must name the file.")
@@ -305,21 +323,29 @@ class Ingest:
             self._collection(caller.tenant, collection)
             self._ledgers.prepare(caller.tenant)
             wanted = Wanted(caller.user, printable(path.strip("/")), collection, readers)
-            return self._uploads.begin(caller.tenant, wanted)
+            return self._uploads.begin(caller.tenant, wanted, size_bytes)
 
         return await to_its_end(asyncio.to_thread(begin))
 
     async def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
         """How many bytes of the file are durable in the box now. What is there already is passed over.
 
-        Raises NotFound, InvalidArgument (`offset`: past what is there), RequestTooLarge (more than a document may
-        have), DiskFull.
+        Raises NotFound, InvalidArgument (`offset`: past what is there), UploadTooLarge, DiskFull.
         """
         return await to_its_end(asyncio.to_thread(self._uploads.append, caller, upload, offset, data))
 
     def upload_size(self, caller: Principal, upload: str) -> int:
         """How many bytes of it are durable. Raises NotFound, also of another user's."""
         return self._uploads.size(caller, upload)
+
+    def uploads(self, tenant: str) -> tuple[Upload, ...]:
+        """Those of every user that are open, the oldest first. Raises StoreDamaged."""
+        return self._uploads.list(tenant)
+
+    async def cancel_upload(self, caller: Principal, upload: str) -> None:
+        """Destroy what came of a file, whoever of the tenant sends it. Raises NotFound, StoreDamaged."""
+        await to_its_end(asyncio.to_thread(self._uploads.cancel, caller.tenant, upload))
+        log.info("ingest.upload_cancelled", upload=upload, tenant=caller.tenant, operator=str(caller))
 
     async def finish(self, caller: Principal, upload: str, sha256: str) -> Ingestion:
         """The file is whole: an ingestion of it, which its uploader approved, unless a second person must (then it
@@ -375,7 +401,7 @@ class Ingest:
         held = self._quarantine.sizes(caller.tenant, old.id)
         for one in files:
             if one.item.number not in held:
-                raise InvalidArgument.of("ids", f"{one.item.outcome.id} is not kept: bring the file again.")
+                raise NotKept(f"The bytes of {one.item.outcome.id} ({one.item.outcome.path}) are not kept.")
         wanted = readers or old.readers
         _require_reader(caller, old, wanted)
         made = self._held_ingestion(caller, old.collection, wanted, old.provenance)
@@ -384,7 +410,7 @@ class Ingest:
             for number, one in enumerate(files):
                 memfd = self._quarantine.open(caller.tenant, old.id, one.item.number)
                 try:
-                    yield self._hold(made, number, one.item, memfd)
+                    yield self._hold(made, number, replace(one.item, within=one.within), memfd)
                 finally:
                     os.close(memfd)
 
@@ -428,7 +454,8 @@ class Ingest:
         """A file of an ingestion without a source."""
         old = file.outcome
         size_bytes = os.fstat(memfd).st_size
-        item = Item(number, old.path, new_outcome(made, number, old.path, size_bytes), signer=file.signer)
+        outcome = new_outcome(made, number, old.path, size_bytes)
+        item = Item(number, old.path, outcome, signer=file.signer, within=file.within)
         item = look_at(item, Found(old.path, size_bytes), self._tools.max_bytes)
         self._quarantine.hold(made.tenant, made.id, number, memfd)
         return item.changed(state=FileState.HELD, sha256=old.sha256, reason="", detail="", remedy="")

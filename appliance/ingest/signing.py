@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from appliance.errors import AlreadyExists, InvalidArgument
+from appliance.errors import AlreadyExists, InvalidArgument, SigningRefused
 
 MANIFEST, SIGNATURE = "appliance-manifest.json", "appliance-manifest.sig"
 CONTEXT = b"appliance manifest 1\n"
@@ -69,7 +69,8 @@ def public_key(path: Path) -> str:
 async def sign_folder(folder: Path, key: Path) -> int:
     """Hash every file below, write manifest and signature at its root; how many files are listed.
 
-    key: a private Ed25519 key in PEM. An older manifest is replaced. Raises InvalidArgument, naming the file.
+    key: a private Ed25519 key in PEM. An older manifest is replaced. Raises InvalidArgument, SigningRefused, naming the
+    file.
     """
     return await asyncio.to_thread(_sign_folder, folder, key)
 
@@ -122,20 +123,20 @@ def _sign_folder(folder: Path, key: Path) -> int:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """Paths of all files, from the folder. Raises InvalidArgument for what is no file."""
+    """Paths of all files, from the folder. Raises SigningRefused for what is no file."""
     for top, folders, names in os.walk(folder, onerror=_unreadable):
         for name in (*folders, *names):
             path = Path(top, name)
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode) or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                raise InvalidArgument.of(str(path), "is a link, a pipe or a device, which no box takes: remove it.")
+                raise SigningRefused(f"{path} is a link, a pipe or a device, which no box takes.")
             relative = path.relative_to(folder).as_posix()
             if stat.S_ISREG(mode) and relative not in (MANIFEST, SIGNATURE):
                 yield relative
 
 
 def _unreadable(error: OSError) -> None:
-    raise InvalidArgument.of(str(error.filename), f"cannot be read: {error.strerror}.")
+    raise SigningRefused(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def _entry(folder: Path, relative: str) -> dict[str, str | int]:
@@ -146,7 +147,7 @@ def _entry(folder: Path, relative: str) -> dict[str, str | int]:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise InvalidArgument.of(relative, f"cannot be read: {error.strerror}.") from None
+        raise SigningRefused(f"{folder / relative} cannot be read: {error.strerror}.") from None
     return {"path": relative, "sha256": digest.hexdigest(), "size": size}
 
 

@@ -4,16 +4,17 @@
              one                    a few                       one               one
 
 Copies run ahead, so that a stick may be pulled long before its documents are embedded; a few files are read at once;
-a batch is embedded while the next is read; the commits of a tenant's ingestions take turns. Files are committed in
-their order, a container's members right after it. A step done twice, for a crash hid the first time, changes nothing.
+a batch is embedded while the next is read; the commits of a tenant's ingestions take turns, those of long documents
+apart. Files are committed in their order, a container's members right after it. A step done twice, for a crash hid the
+first time, changes nothing.
 """
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -24,10 +25,10 @@ from typing import Any, TypeVar
 from appliance.errors import ApplianceError, DocumentRefused, SourceGone
 from appliance.ingest.commit import Commit, Read
 from appliance.ingest.formats import FORMATS
-from appliance.ingest.judge import Judge, refused
+from appliance.ingest.judge import Judge, left_unfinished, refused
 from appliance.ingest.ledger import Item, Ledger, family_order
 from appliance.ingest.memfd import new_memfd
-from appliance.ingest.preview import look_at, to_its_end
+from appliance.ingest.preview import as_seen, look_at, to_its_end, wanted
 from appliance.ingest.quarantine import Quarantine
 from appliance.ingest.sources.found import Found, OpenSource
 from appliance.ports import Extractor, Progress, Scanner
@@ -51,8 +52,11 @@ ARCHIVES = frozenset(
 """What holds more than its own bytes: read when its turn has come, one at a time, for all of it is in memory then."""
 
 BATCH_FILES, BATCH_CHARACTERS = 64, 256 << 10
+LONG_CHARACTERS = 2 * BATCH_CHARACTERS
+"""Of a batch that a long document is in."""
+
 TENANTS_AT_ONCE = 8
-"""Whose batches are being committed; those of others wait."""
+"""Whose batches are being committed, and as many whose long ones are; those of others wait."""
 
 CHANGED_SINCE = "It is another than in the preview: it was taken as it is now."
 T = TypeVar("T")
@@ -61,17 +65,40 @@ Measure = Callable[[FileOutcome, float], None]
 
 
 class Turns:
-    """One commit at a time of each tenant, in threads of their own: the embedder takes a few passages of each by turns,
-    so that a long document of one tenant holds up no other's."""
+    """One commit at a time of each tenant, and a long one beside it, in threads of their own: the embedder takes a few
+    passages of each by turns, so that a long document holds up no other tenant's, nor its own tenant's others. Of two
+    that touch the same, one waits for the other: each judges what the one before has left.
+
+    Belongs to one event loop.
+    """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(TENANTS_AT_ONCE, "ingest-commit")
-        self._of: dict[str, asyncio.Lock] = {}
+        self._threads = {is_long: ThreadPoolExecutor(TENANTS_AT_ONCE, "ingest-commit") for is_long in (False, True)}
+        self._lanes: dict[tuple[str, bool], asyncio.Lock] = {}
+        self._touched: set[tuple[str, str, str]] = set()
+        self._freed = asyncio.Condition()
 
-    async def run(self, tenant: str, commit: Callable[[], T]) -> T:
-        """What `commit` gives, once it is this tenant's turn; to its end, however often cancelled."""
-        async with self._of.setdefault(tenant, asyncio.Lock()):
-            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, commit))
+    async def run(self, tenant: str, touches: Collection[tuple[str, str]], is_long: bool, commit: Callable[[], T]) -> T:
+        """What `commit` gives, once it is its turn; to its end, however often cancelled. touches: of the tenant."""
+        lane = self._lanes.setdefault((tenant, is_long), asyncio.Lock())
+        async with self._alone({(tenant, *one) for one in touches}), lane:
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads[is_long], commit))
+
+    @asynccontextmanager
+    async def _alone(self, touches: set[tuple[str, str, str]]) -> AsyncIterator[None]:
+        """All at once, so that no two wait for each other; and before its turn, so that who waits holds up nobody."""
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._touched.isdisjoint(touches))
+            self._touched |= touches
+        try:
+            yield
+        finally:
+            self._touched -= touches
+            await to_its_end(self._tell_freed())
+
+    async def _tell_freed(self) -> None:
+        async with self._freed:
+            self._freed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -139,8 +166,8 @@ class Work:
     async def _copy_all(self, items: Sequence[Item], source: OpenSource | None, missing: ApplianceError | None) -> None:
         """Hold what is not held yet, in order, and put each in the queue; None last, also where the source is gone."""
         try:
-            wanted = any(item.outcome.state is not FileState.HELD for item in items)
-            found = {one.name: one for one in await source.files()} if wanted and source else {}
+            is_needed = any(item.outcome.state is not FileState.HELD for item in items)
+            found = {one.name: one for one in await source.files()} if is_needed and source else {}
             for item in items:
                 while self._held_bytes > HELD_AHEAD_BYTES:
                     self._room.clear()
@@ -160,18 +187,23 @@ class Work:
         item = item.changed(state=FileState.FOUND, reason="", detail="", remedy="", document="")
         if found is None:
             return refused(item, DocumentRefused("VANISHED", "It was gone before it was read."))
+        if not as_seen(item, found):
+            return left_unfinished(item)
         item = look_at(replace(item, signer=found.signer), found, self._tools.max_bytes)  # as it is signed now
         if item.outcome.state is FileState.QUARANTINED:
             return item
         async with self._tools.copies:
             memfd = new_memfd()
             try:
-                sha256, size = await source.copy(found, memfd, self._tools.max_bytes)
+                sha256, size = await source.copy(wanted(item, found), memfd, self._tools.max_bytes)
+                if item.seen_sha256 not in ("", sha256):
+                    return left_unfinished(item)
                 note = CHANGED_SINCE if previewed not in ("", sha256) else ""
                 item = item.changed(sha256=sha256, size_bytes=size, detail=note)
                 return await to_its_end(asyncio.to_thread(self._hold, item, memfd))
             except DocumentRefused as refusal:
-                return refused(item, refusal)
+                has_changed = item.seen and refusal.file_reason == "CHANGED"
+                return left_unfinished(item) if has_changed else refused(item, refusal)
             finally:
                 os.close(memfd)
 
@@ -231,10 +263,9 @@ class Work:
         self._held_bytes -= read.item.outcome.size_bytes
         self._room.set()
         self._batch.append(read)
-        characters = sum(len(page) for one in self._batch if one.extracted for page in one.extracted.pages)
         if read.extracted and read.extracted.members:
             await self._commit_now()  # its members come before what follows
-        elif len(self._batch) >= BATCH_FILES or characters >= BATCH_CHARACTERS:
+        elif len(self._batch) >= BATCH_FILES or _characters(self._batch) >= BATCH_CHARACTERS:
             await self._settle()
             self._begin_commit()
 
@@ -297,8 +328,8 @@ class Work:
             self._held_bytes += sum(item.outcome.size_bytes for item in members)
 
     async def _commit_in_turn(self, reads: Sequence[Read]) -> list[Item]:
-        tenant = self._ledger.ingestion.tenant
-        ends, members = await self._tools.turns.run(tenant, partial(self._commit.commit, reads))
+        tenant, touches, commit = self._ledger.ingestion.tenant, self._commit.touches(reads), self._commit.commit
+        ends, members = await self._tools.turns.run(tenant, touches, _is_long(reads), partial(commit, reads))
         self._done += len(ends)
         self._progress.update(self._done, self._total + len(members), ends[-1].outcome.path)
         for item, read in zip(ends, reads, strict=True):
@@ -309,6 +340,16 @@ class Work:
             self._refused_bytes = 0
             await to_its_end(asyncio.to_thread(self._tools.shed, tenant))
         return members
+
+
+def _is_long(reads: Sequence[Read]) -> bool:
+    """Whether it takes more than a batch takes: for a long document, or an archive of many files."""
+    members = sum(len(one.extracted.members) for one in reads if one.extracted)
+    return _characters(reads) > LONG_CHARACTERS or members > BATCH_FILES
+
+
+def _characters(reads: Iterable[Read]) -> int:
+    return sum(len(page) for one in reads if one.extracted for page in one.extracted.pages)
 
 
 def _is_archive(item: Item) -> bool:

@@ -111,7 +111,7 @@ class Collection:
             return found, ""
         return found[:limit], keyset.token(found[limit - 1].title, found[limit - 1].id, asked)
 
-    def get(self, document: str, groups: frozenset[str]) -> Document:
+    def get(self, document: str, groups: frozenset[str] | None) -> Document:
         """Raises NotFound."""
         return self._published.locate(document, groups)[0].document
 

@@ -1,7 +1,7 @@
 """`ports.Libraries`: each tenant's library, <directory>/<tenant>/, and what they share: memory, the disk's time."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -16,7 +16,7 @@ from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.resident import Memory
 from appliance.knowledge.storage.tenant import Tenant
 from appliance.ports import Keyring, TenantKeys
-from appliance.types import ShredProof
+from appliance.types import Document, ShredProof
 
 log = structlog.get_logger()
 
@@ -64,6 +64,7 @@ class Libraries:
         rate = bounds.background_bytes_per_second
         self._pace: Pace = durable.TokenBucket(rate) if rate else durable.unpaced
         self._lock = RLock()
+        self._before_delete: Callable[[str, Document], None] = lambda tenant, document: None
         self._open: dict[str, Library] = {}
         with durable.disk_errors(directory):
             durable.make_directory(directory)
@@ -84,8 +85,13 @@ class Libraries:
                     pace=self._pace,
                     overlap_tokens=self._bounds.overlap_tokens,
                     forget=self._forget,
+                    before_delete=lambda document: self._before_delete(tenant, document),
                 )
             return self._open[tenant]
+
+    def before_delete(self, call: Callable[[str, Document], None]) -> None:
+        """Have `call` told, with its tenant, of a document that is about to be deleted; if it raises, that stays."""
+        self._before_delete = call
 
     def open_all(self) -> None:
         """Open every collection of every tenant now, so that `damaged` tells of damage before a user meets it."""

@@ -60,15 +60,16 @@ class Library:
         pace: Pace = durable.unpaced,
         overlap_tokens: int = 0,
         forget: Forget = nothing,
+        before_delete: Callable[[Document], None] = lambda document: None,
     ) -> None:
         """Opens no collection yet. memory: of all libraries together. pace: of writing that nobody waits for.
 
-        overlap_tokens: of running text, see `chunk.pieces`. forget: called from any thread. Raises DiskFull,
-        KeyUnavailable.
+        overlap_tokens: of running text, see `chunk.pieces`. forget, before_delete: called from any thread; what the
+        latter raises, `delete` does. Raises DiskFull, KeyUnavailable.
         """
         self._tenant, self._embedders, self._forget = tenant, embedders, forget
         self._seal_passages, self._memory, self._pace = seal_passages, memory, pace
-        self._overlap_tokens = overlap_tokens
+        self._overlap_tokens, self._before_delete = overlap_tokens, before_delete
         self._folders = Folders(directory, tenant)
         self._lock = Lock()
         self._opening: dict[str, RLock] = {}
@@ -335,6 +336,9 @@ class Library:
             return opened.text(document, span, groups)
 
     def delete(self, collection: str, document: str, groups: frozenset[str] | None) -> None:
+        with self._using(collection) as opened:
+            going = opened.get(document, groups)
+        self._before_delete(going)
         with self._using(collection) as opened:
             opened.delete(document, groups)
 

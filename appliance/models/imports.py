@@ -38,6 +38,7 @@ SUFFIX, READY = ".gguf", ".gguf.ready"
 REASON = ".reason.txt"
 MAX_REASON_BYTES = 4096
 REFUSED = "refused"
+DOCUMENTS = "documents"  # below it lies what ingest takes
 KIND = "import-model"
 KEPT_JOBS = 200
 RETRY_SECONDS = 60.0
@@ -282,9 +283,9 @@ def _is_adapter(path: Path) -> bool:
 
 
 def _look(folder: Path) -> Mapping[str, Seen]:
-    """The folder's entries by name, without hidden ones and the folder of the refused."""
+    """The folder's entries by name, without hidden ones and the folders of the refused and of documents."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name in os.listdir(folder) if not name.startswith(".") and name != REFUSED]
+    names = [name for name in os.listdir(folder) if not name.startswith(".") and name not in (REFUSED, DOCUMENTS)]
     return {name: seen for name in names if (seen := _see(folder / name)) is not None}
 
 

@@ -46,6 +46,7 @@ from appliance.types.ingest import (
     Source,
     SourceKind,
     SourceState,
+    Upload,
     Volume,
     Watch,
 )
@@ -191,6 +192,7 @@ __all__ = [
     "ToolMode",
     "Turn",
     "Unsupported",
+    "Upload",
     "Usage",
     "Volume",
     "Wall",

@@ -46,7 +46,8 @@ class Provenance:
     """Where files come from, for their lineage. path: of a folder, a share's mount or an image, printable.
 
     serial, volume, label: of a stick or an image: the device's serial number, the file system's id and label.
-    signer: the name of the trusted key that signed the files' manifest, '' where none did.
+    signer: the name of the trusted key that signed the files' manifest, '' where none did; those of several volumes
+    with plus signs between.
     """
 
     kind: SourceKind
@@ -91,7 +92,7 @@ class Source:
 class Watch:
     """What is done, unasked, with whole files of a source. approve: without an operator's word.
 
-    settle_polls: how often size and time must be the same before a file counts as whole; 0: only files that lie
+    settle_polls: how often size and times must be the same before a file counts as whole; 0: only files that lie
     beside another of the same name and ".ready", or that a signed manifest lists.
     """
 
@@ -99,6 +100,25 @@ class Watch:
     readers: frozenset[str]
     approve: bool = False
     settle_polls: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that is being sent. size_bytes: durable in the box by now. user: who sends it; path and user are '' of one
+    that cannot be read. create_time: when it was begun; update_time: when its last bytes came.
+    """
+
+    id: str
+    path: str
+    collection: str
+    user: str
+    size_bytes: int
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def name(self) -> str:
+        return f"uploads/{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +160,8 @@ class Entry:
 
 class FileState(Enum):
     """FOUND: seen in the preview, to be taken. HELD: its bytes are in the box, encrypted. UNPACKED: a container whose
-    members are files of their own. LEFT: not taken, for its source went away or the ingestion was ended before.
+    members are files of their own. LEFT: not taken, for its source went away, the ingestion was ended before, or
+    something still wrote to it (then with a reason).
     """
 
     FOUND = "found"

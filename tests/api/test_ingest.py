@@ -75,7 +75,7 @@ class KeptIngest(Ingest):
     """One ingestion of each tenant, and uploads, in memory."""
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    uploads: dict[str, bytearray] = field(default_factory=dict)
+    kept: dict[str, bytearray] = field(default_factory=dict)
 
     async def start(
         self, caller: Principal, source: str, collection: str, readers: frozenset[str], approve: bool = False
@@ -125,25 +125,27 @@ class KeptIngest(Ingest):
         yield form.value.encode()
         yield b"x" * (3 * MAX_PIECE_BYTES + 1)
 
-    async def begin_upload(self, caller: Principal, path: str, collection: str, readers: frozenset[str]) -> str:
-        self.calls.append((path, collection, readers))
-        self.uploads["5e"] = bytearray()
+    async def begin_upload(
+        self, caller: Principal, path: str, collection: str, readers: frozenset[str], size_bytes: int = 0
+    ) -> str:
+        self.calls.append((path, collection, readers, size_bytes))
+        self.kept["5e"] = bytearray()
         return "5e"
 
     async def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
-        kept = self.uploads[upload]
+        kept = self.kept[upload]
         if offset > len(kept):
             raise InvalidArgument.of("offset", f"the box has {len(kept)} bytes of it; go on there.")
         kept[offset : offset + len(data)] = data
         return len(kept)
 
     def upload_size(self, caller: Principal, upload: str) -> int:
-        if upload not in self.uploads:
+        if upload not in self.kept:
             raise NotFound(f"There is no upload {upload}.")
-        return len(self.uploads[upload])
+        return len(self.kept[upload])
 
     async def finish(self, caller: Principal, upload: str, sha256: str) -> Ingestion:
-        if hashlib.sha256(self.uploads[upload]).hexdigest() != sha256:
+        if hashlib.sha256(self.kept[upload]).hexdigest() != sha256:
             raise InvalidArgument.of("sha256", "the upload is not that file.")
         return INGESTION
 
@@ -194,7 +196,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     groups, plugged = GroupBook(data / "groups.json", keyring), Plugged()
     ingest, libraries = KeptIngest(), open_libraries(data, WordEmbedder())
     book = SourceBook(SignedFile(data / "access" / "sources.json", keyring, b"sources 1"))
-    sources = Sources(Config(data_dir=data), plugged, cast(Volumes, None), book)
+    sources = Sources(Config(data_dir=data, ingest_roots=str(tmp_path)), plugged, cast(Volumes, None), book)
     service = IngestService(Callers(groups), ingest, sources, libraries)
     server = grpc.aio.server(interceptors=[Gate()])
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(service, server)
@@ -309,7 +311,7 @@ async def test_a_wrong_field_is_named_and_nothing_starts(
 async def test_an_ingestion_that_is_not_there_is_not_found(served: Served, call: str) -> None:
     with pytest.raises(NotFound):
         await served.ask(getattr(served.client, call), "ab")
-    with pytest.raises(InvalidArgument, match="name: must be a name such as 'ingestions/7f3a'"):
+    with pytest.raises(InvalidArgument, match="name: must be a name such as '7f3a', in full 'ingestions/7f3a'"):
         await served.ask(getattr(served.client, call), "../7f")
 
 
@@ -389,8 +391,15 @@ async def test_an_upload_that_broke_off_goes_on_where_the_box_has_it(served: Ser
     assert (await served.upload(halfway)).size_bytes == 300_000
     told: list[int] = []
     assert (await served.ask(served.client.upload, upload, io.BytesIO(content), told.append)).id == "7f"
-    assert bytes(served.ingest.uploads["5e"]) == content
+    assert bytes(served.ingest.kept["5e"]) == content
     assert told == [512 << 10, 768 << 10, 1 << 20]
+
+
+async def test_what_is_too_large_may_be_said_before_it_is_sent(served: Served) -> None:
+    await served.ask(served.client.create_upload, "a.md", "handbook", size_bytes=5 << 30)
+    assert served.ingest.calls == [("a.md", "handbook", frozenset({"everyone"}), 5 << 30)]
+    with pytest.raises(InvalidArgument, match="size_bytes: must not be negative"):
+        await served.ask(served.client.create_upload, "a.md", "handbook", size_bytes=-1)
 
 
 async def test_a_piece_at_a_wrong_place_is_told_the_right_one(served: Served) -> None:
@@ -399,14 +408,14 @@ async def test_a_piece_at_a_wrong_place_is_told_the_right_one(served: Served) ->
         await served.upload(
             pb.UploadFileRequest(upload=upload, data=b"one"), pb.UploadFileRequest(offset=9, data=b"two")
         )
-    assert bytes(served.ingest.uploads["5e"]) == b"one"
+    assert bytes(served.ingest.kept["5e"]) == b"one"
 
 
 @pytest.mark.parametrize(
     ("pieces", "error", "words"),
     [
         ((), InvalidArgument, "upload: must be named in the first piece"),
-        ((pb.UploadFileRequest(data=b"a"),), InvalidArgument, "upload: must be a name such as 'uploads/7f3a'"),
+        ((pb.UploadFileRequest(data=b"a"),), InvalidArgument, "upload: must be a name such as '7f3a', in full 'uploads/7f3a'"),
         ((pb.UploadFileRequest(upload="uploads/ab"),), NotFound, "no upload ab"),
         (
             (pb.UploadFileRequest(upload="uploads/5e"), pb.UploadFileRequest(upload="uploads/ab", data=b"a")),

@@ -120,6 +120,7 @@ async def test_an_ingestion_and_an_upload_of_another_tenant_are_as_ones_that_the
         **{f"{verb}Ingestion": {"name": begun.name} for verb in ("Get", "Approve", "Resume", "Cancel")},
         **{f"{verb}Files": {"ids": [file.id]} for verb in ("Release", "Purge")},
         "GetUpload": {"upload": upload},
+        "CancelUpload": {"upload": upload},
     }
     for method, fields in refused.items():
         with pytest.raises(NotFound):
@@ -128,6 +129,12 @@ async def test_an_ingestion_and_an_upload_of_another_tenant_are_as_ones_that_the
         await anext(service.GetReport(ingest_pb2.GetReportRequest(ingestion=begun.name), call_of(THEIRS)))
     with pytest.raises(NotFound):
         await service.GetUpload(ingest_pb2.GetUploadRequest(upload=upload), call_of(replace(OURS, user="otto")))
+    everything = ingest_pb2.ListUploadsRequest()
+    otto = call_of(replace(OURS, user="otto"))
+    assert [one.name for one in (await service.ListUploads(everything, otto)).uploads] == [upload]
+    assert list((await service.ListUploads(everything, call_of(THEIRS))).uploads) == []
+    await service.CancelUpload(ingest_pb2.CancelUploadRequest(upload=upload), otto)
+    assert list((await service.ListUploads(everything, call_of(OURS))).uploads) == []
     listed = ingest_pb2.ListIngestionsRequest()
     assert [one.name for one in (await service.ListIngestions(listed, call_of(OURS))).ingestions] == [begun.name]
     assert list((await service.ListIngestions(listed, call_of(THEIRS))).ingestions) == []

@@ -68,7 +68,7 @@ class Uploads:
     """A box that keeps uploads in memory. breaks_after: pieces of the first call before it breaks off."""
 
     def __init__(self, box: Box, breaks_after: int | None = None) -> None:
-        self.kept, self.sizes, self._breaks_after = bytearray(), list[int](), breaks_after
+        self.kept, self.sizes, self.names, self._breaks_after = bytearray(), list[int](), list[str](), breaks_after
         box.answers |= {
             "CreateUpload": self.create,
             "GetUpload": lambda request, context: pb.GetUploadResponse(size_bytes=len(self.kept)),
@@ -77,6 +77,7 @@ class Uploads:
 
     def create(self, request: pb.CreateUploadRequest, context: Any) -> pb.CreateUploadResponse:
         self.kept.clear()
+        self.names.append(request.path)
         return pb.CreateUploadResponse(upload="uploads/5e")
 
     def take(self, pieces: Iterator[pb.UploadFileRequest], context: Any) -> Any:

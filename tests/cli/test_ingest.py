@@ -144,6 +144,19 @@ def test_a_word_that_names_nothing_is_told_so_and_nothing_starts(box: Box, cli: 
     assert "StartIngestion" not in methods(box)
 
 
+def test_a_path_that_the_box_takes_nothing_from_is_told_how_to_send_it(box: Box, cli: Cli, tmp_path: Path) -> None:
+    outside = errors.SourceRefused("Nothing is taken from there: it lies in no folder of the option `ingest_roots`.")
+    box.answers["StartIngestion"] = refusal(outside)
+    words = ("-c", "handbook", "--reader", "role:admin", "--reader", "user:ann")
+    for verb in ("start", "preview"):
+        result = cli("ingest", verb, str(tmp_path), *words)
+        assert result.exit_code == errors.SourceRefused.exit_code
+        told = " ".join(result.stderr.split())
+        assert f"Send it: appliance ingest upload {tmp_path} {' '.join(words)}" in told
+        assert "ingest_roots" in told
+    assert "Send it" not in cli("ingest", "start", "/not/on/this/machine", "--yes").stderr
+
+
 def test_without_waiting_the_way_back_is_named(box: Box, cli: Cli) -> None:
     script(box, RUNNING)
     assert "appliance ingest watch 7f" in cli("ingest", "start", "/stick", "--yes", "--no-wait").stdout

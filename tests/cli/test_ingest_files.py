@@ -11,7 +11,7 @@ from appliance import errors
 from appliance.cli.ingest.runs import write_new
 from appliance.gen.v1 import ingest_pb2 as pb
 from appliance.gen.v1 import knowledge_pb2
-from tests.box import Box
+from tests.box import Box, refusal
 from tests.cli import answers
 from tests.cli.answers import Cli
 from tests.cli.ingesting import ENDED, RUNNING, STICK, Uploads, methods, script
@@ -85,6 +85,7 @@ def test_a_file_is_sent_in_pieces_with_its_hash_and_taken_in(box: Box, cli: Cli,
     assert "Succeeded" in result.stdout
     created = box.calls[0].request
     assert (created.path, created.collection) == ("long.pdf", "collections/handbook")
+    assert created.size_bytes == len(content)
 
 
 def test_several_uploads_are_one_document_of_json(box: Box, cli: Cli, tmp_path: Path) -> None:
@@ -105,6 +106,7 @@ def test_an_upload_that_breaks_off_goes_on_where_the_box_has_it(box: Box, cli: C
     assert broken.exit_code == errors.Draining.exit_code
     assert len(uploads.kept) == 256 << 10
     assert f"appliance ingest upload {tmp_path}/long.pdf --resume 5e" in broken.stderr
+    assert "appliance ingest uploads cancel 5e" in broken.stderr
     assert cli("ingest", "upload", str(tmp_path / "long.pdf"), "--resume", "5e").exit_code == 0
     assert bytes(uploads.kept) == content
     assert methods(box).count("CreateUpload") == 1
@@ -118,8 +120,82 @@ def test_a_file_that_is_not_there_is_named_before_anything_is_sent(box: Box, cli
     assert methods(box) == []
 
 
-def test_only_one_file_goes_on_from_an_upload(box: Box, cli: Cli) -> None:
-    assert cli("ingest", "upload", "a", "b", "--resume", "5e").exit_code == 2
+def test_only_one_file_goes_on_from_an_upload(box: Box, cli: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    for paths in (("a", "b"), (".",)):
+        result = cli("ingest", "upload", *(str(tmp_path / path) for path in paths), "--resume", "5e")
+        assert (result.exit_code, "--resume takes the one FILE" in result.stderr) == (2, True)
+    assert methods(box) == []
+
+
+def test_a_folder_is_sent_file_by_file_with_its_name_before_theirs(box: Box, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    for name in ("b.md", "a/c.md", "a/d.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("One.")
+    (folder / "secret.md").symlink_to("/etc/passwd")
+    (folder / "way").symlink_to("/etc", target_is_directory=True)
+    script(box, ENDED)
+    uploads = Uploads(box)
+    result = cli("ingest", "upload", str(folder), "--no-wait")
+    assert result.exit_code == 0, result.stderr
+    assert uploads.names == ["docs/b.md", "docs/a/c.md", "docs/a/d.md"]
+    assert f"{folder}/secret.md is left out: it is a link" in result.stderr.replace("\n", " ")
+
+
+def test_a_folder_without_a_file_is_named(box: Box, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    result = cli("ingest", "upload", str(tmp_path / "empty"))
+    assert result.exit_code == errors.NotFound.exit_code
+    assert f"There is no file in {tmp_path}/empty." in result.stderr.replace("\n", " ")
+
+
+def test_a_file_that_is_too_large_keeps_no_other_back_and_is_said(box: Box, cli: Cli, tmp_path: Path) -> None:
+    for name, size in (("a.md", 9), ("b.md", 2)):
+        (tmp_path / name).write_bytes(bytes(size))
+    script(box, ENDED)
+    uploads = Uploads(box)
+
+    def create(request: pb.CreateUploadRequest, context: Any) -> Any:
+        if request.size_bytes > 8:
+            return refusal(errors.UploadTooLarge.of(8 << 20))(request, context)
+        return uploads.create(request, context)
+
+    box.answers["CreateUpload"] = create
+    result = cli("ingest", "upload", str(tmp_path / "a.md"), str(tmp_path / "b.md"))
+    assert (result.exit_code, uploads.names) == (3, ["b.md"])
+    assert f"{tmp_path}/a.md is not taken: A file may have at most 8 MiB" in result.stderr.replace("\n", " ")
+    assert "document_max_mib" in result.stderr
+    assert "Split the file" in result.stderr
+
+
+def test_uploads_are_listed_with_who_and_how_much_and_cancelled(box: Box, cli: Cli) -> None:
+    found = [
+        pb.Upload(
+            name="uploads/5e",
+            path="docs/a.pdf",
+            collection="collections/handbook",
+            user="olga",
+            size_bytes=3 << 20,
+            create_time=answers.STAMP,
+            update_time=answers.STAMP,
+        ),
+        pb.Upload(name="uploads/6f", size_bytes=100, create_time=answers.STAMP, update_time=answers.STAMP),
+    ]
+    box.answers |= {
+        "ListUploads": lambda request, context: pb.ListUploadsResponse(uploads=found),
+        "CancelUpload": lambda request, context: pb.CancelUploadResponse(),
+    }
+    shown = cli("ingest", "uploads", "list").stdout
+    for words in ("5e", "docs/a.pdf", "3.0 MiB", "handbook", "olga", "6f", "cannot be read"):
+        assert words in shown
+    first, _ = json.loads(cli("ingest", "uploads", "list", "--json").stdout)["uploads"]
+    assert (first["id"], first["user"], first["size_bytes"]) == ("5e", "olga", 3 << 20)
+    assert first["create_time"]
+    box.calls.clear()
+    assert "Cancelled 2 uploads" in cli("ingest", "uploads", "cancel", "5e", "uploads/6f").stdout
+    assert [call.request.upload for call in box.calls] == ["uploads/5e", "uploads/6f"]
 
 
 # --- sources

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from appliance.config import Config
@@ -42,8 +43,9 @@ LIMITS = Config(data_dir=Path("/nowhere"), document_max_mib=1)
 
 @dataclass
 class WatchedLibrary(MemoryLibrary):
-    """Calls `before_add` first, from the thread that adds; `after_add` with what is stored then."""
+    """Calls `before_add` first, from the thread that adds; `after_add` with what is stored then; `before_delete`."""
 
+    before_delete: Callable[[Document], None] = lambda document: None
     before_add: Callable[[NewDocument], None] = lambda document: None
     after_add: Callable[[NewDocument], None] = lambda document: None
 
@@ -52,6 +54,10 @@ class WatchedLibrary(MemoryLibrary):
         made = super().add(collection, document)
         self.after_add(document)
         return made
+
+    def delete(self, collection: str, document: str, groups: frozenset[str] | None) -> None:
+        self.before_delete(self.stored[collection][document][0])
+        super().delete(collection, document, groups)
 
 
 @dataclass
@@ -220,6 +226,7 @@ class Bench:
             lambda outcome, seconds: self.measured.append((outcome, seconds)),
         )
         self.tenant_keys.before_destroy(self.ingest.retire)
+        self.library.before_delete = partial(self.ingest.before_delete, "clinic")
 
     async def power_cut(self) -> None:
         """End the daemon where it stands, and start another."""

@@ -1,15 +1,10 @@
 """A kill, and a full disk, at every step that changes the disk: nothing that was acknowledged is lost or there twice.
 
-A step is a call that writes, syncs, makes or removes a file, from the start of an ingestion to its end. After it fails
-the process does nothing more; then a new one starts on what the disk holds, and the ingestion goes on by itself.
+Steps (faults.py) are those from the start of an ingestion to its end. After one fails the process does nothing more;
+then a new one starts on what the disk holds, and the ingestion goes on by itself.
 """
 
 import asyncio
-import errno
-import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,9 +12,8 @@ import pytest
 from appliance.errors import ApplianceError
 from appliance.types import FileState, Ingestion, IngestionState
 from tests.ingest.bench import OPERATOR, Bench, ends
+from tests.ingest.faults import Died, Disk, Fault, die, die_in_the_middle, died, run_full
 
-_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir")
-_OPEN_WRITES = os.O_CREAT | os.O_WRONLY
 EXPECTED = {
     "a.txt": "committed",
     "b.zip": "unpacked",
@@ -29,70 +23,6 @@ EXPECTED = {
     "c.eml/z.txt": "committed",
     "d.txt": "duplicate",
 }
-
-
-class Died(BaseException):
-    """The process is gone: no handler of the code under test may run on it."""
-
-
-class Disk:
-    """Counts the steps below a folder; the one of number `fails_at` fails, and all after it do until it is mended."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, fault: Callable[[str, tuple[object, ...]], None]):
-        self._patch, self._root, self._fault = monkeypatch, str(root), fault
-        self._lock = threading.Lock()
-        self.steps, self.fails_at = 0, 1 << 30
-
-    @contextmanager
-    def failing_at(self, step: int) -> Iterator[None]:
-        self.steps, self.fails_at = 0, step
-        with self._patch.context() as patch:
-            for name in _STEPS:
-                patch.setattr(os, name, self._wrap(name, getattr(os, name)))
-            yield
-
-    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def step(*arguments: object, **options: object) -> object:
-            if self._changes_the_disk(name, arguments):
-                with self._lock:
-                    self.steps += 1
-                    failed = self.steps > self.fails_at
-                if failed:
-                    self._fault(name, arguments)
-            return real(*arguments, **options)
-
-        return step
-
-    def _changes_the_disk(self, name: str, arguments: tuple[object, ...]) -> bool:
-        target = arguments[0]
-        if isinstance(target, int):
-            target = os.readlink(f"/proc/self/fd/{target}")
-        if name == "open" and not (isinstance(arguments[1], int) and arguments[1] & _OPEN_WRITES):
-            return False
-        return str(target).startswith(self._root)
-
-
-def die(name: str, arguments: tuple[object, ...]) -> None:
-    raise Died
-
-
-def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
-    """Half of what was to be written is written."""
-    if name == "pwrite":
-        fd, data, offset = arguments
-        assert isinstance(fd, int)
-        assert isinstance(data, bytes | memoryview)
-        assert isinstance(offset, int)
-        _PWRITE(fd, data[: len(data) // 2], offset)
-    raise Died
-
-
-def run_full(name: str, arguments: tuple[object, ...]) -> None:
-    if name in ("pwrite", "mkdir", "fsync", "fdatasync"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-_PWRITE = os.pwrite
 
 
 def bench_of(folder: Path) -> Bench:
@@ -132,7 +62,7 @@ async def count_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize("fault", [die, die_in_the_middle])
 @pytest.mark.long
 async def test_a_kill_at_any_step_loses_nothing_and_commits_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[str, tuple[object, ...]], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     steps = await count_steps(tmp_path / "count", monkeypatch)
     assert steps > 60
@@ -152,15 +82,6 @@ async def test_a_kill_at_any_step_loses_nothing_and_commits_nothing_twice(
         for path, state in told.items():
             assert bench.files(existing(bench, begun))[path].state is state, f"step {step}: what was told is not so"
         await check_whole(bench, next(iter(bench.ingest.list("clinic")), None))
-
-
-async def died(bench: Bench, begun: Ingestion) -> None:
-    """Until its job has come to the step, or to its end."""
-    async for _ in bench.jobs.watch(bench.ingest.get("clinic", begun.id).job.removeprefix("jobs/")):
-        pass
-    for entry in bench.jobs._entries.values():  # lest asyncio logs, when it forgets the task, that nobody asked for it
-        if entry.task and entry.task.done() and not entry.task.cancelled():
-            entry.task.exception()
 
 
 def existing(bench: Bench, begun: Ingestion | None) -> Ingestion:

@@ -1,39 +1,49 @@
-"""Hostile PDFs and pictures through the real lock, within their caps: each is read or refused by name; nothing dies."""
+"""Hostile PDFs and pictures through the real lock with a box's own caps: each is read or refused by name, and nothing
+dies or is left behind."""
 
+import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from appliance.app import PARSERS, options
 from appliance.config import Config
 from appliance.errors import DocumentRefused
-from appliance.ingest.caps import Caps
 from appliance.sandbox.extractor import LockedExtractor
 from tests import pdf_files, picture_files
-from tests.sandbox.locked import extract
+from tests.sandbox.locked import extract, nothing_left
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMITS = Config(data_dir=Path("/nowhere"), parse_cpu_seconds=10)
+BOX = Config(data_dir=Path("/nowhere"))
 READ = "read"
+
+
+def locked_by(config: Config) -> LockedExtractor:
+    """As a box of that configuration has it."""
+    settings = options.caps(config).settings()
+    return LockedExtractor(config, PARSERS, settings, more_cpu_seconds=options.ocr_seconds(config))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def locked() -> AsyncIterator[LockedExtractor]:
-    extractor = LockedExtractor(LIMITS, "appliance.ingest.extract", Caps().settings())
+    extractor = locked_by(BOX)
     await extractor.start()
     yield extractor
     await extractor.close()
 
 
 async def end(locked: LockedExtractor, data: bytes, name: str) -> str:
-    """How a file ends; after it, another is read as ever."""
-    try:
-        await extract(locked, data, name)
-        how = READ
-    except DocumentRefused as refusal:
-        how = refusal.file_reason
+    """How a file ends; nothing of it is left, and after it another is read as ever."""
+    async with nothing_left(locked):
+        try:
+            await extract(locked, data, name)
+            how = READ
+        except DocumentRefused as refusal:
+            how = refusal.file_reason
     after = await extract(locked, b"Harmless.", "harmless.txt")
     assert after.pages == ("Harmless.",)
     return how
@@ -66,6 +76,9 @@ async def end(locked: LockedExtractor, data: bytes, name: str) -> str:
         ),
         pytest.param(lambda: pdf_files.looping_outline_pdf(), {READ}, id="an outline within itself"),
         pytest.param(lambda: pdf_files.crowded_pdf(20_000), {READ}, id="20,000 words at random places and lines"),
+        pytest.param(lambda: pdf_files.attached_large_pdf(250), {"TOO_MUCH_MEMORY", READ}, id="250 MiB embedded"),
+        pytest.param(lambda: pdf_files.drawn_pdf(200, 5000, "Text."), {READ}, id="200 pages full of drawn lines"),
+        pytest.param(lambda: pdf_files.drawn_pdf(1, 50_000), {READ, "OCR_TOO_SLOW", "EMPTY"}, id="50,000 drawn lines"),
     ],
 )
 async def test_a_hostile_pdf_ends_by_name(locked: LockedExtractor, make: Callable[[], bytes], ends: set[str]) -> None:
@@ -90,11 +103,18 @@ async def test_a_hostile_picture_ends_by_name(
 
 
 @pytest.mark.long
+async def test_pages_of_noise_with_a_line_of_text_each_have_no_more_time_the_more_they_are(
+    locked: LockedExtractor,
+) -> None:
+    async with nothing_left(locked):
+        read = await extract(locked, pdf_files.noise_pdf(100), "noise.pdf")
+    assert re.search(r"not recognised: pages \d+-100$", read.parser)
+    assert read.pages[99].strip() == "A line to be read"
+
+
+@pytest.mark.long
 async def test_what_takes_long_for_its_many_pages_or_pictures_is_read_and_what_spins_ends_as_any_file() -> None:
-    limits = Config(data_dir=Path("/nowhere"), parse_cpu_seconds=1)
-    extractor = LockedExtractor(
-        limits, "appliance.ingest.extract", Caps().settings(), more_cpu_seconds={".pdf": 60, ".png": 60}
-    )
+    extractor = locked_by(replace(BOX, parse_cpu_seconds=1, ocr_cpu_seconds=60))
     image = picture_files.drawn([f"Rule {number}: the porter rings first." for number in range(30)], (2480, 3508))
     scan = await extract(extractor, pdf_files.picture_pdf(image.tobytes(), *image.size), "scan.pdf")
     assert scan.pages[0].count("the porter rings first") >= 29

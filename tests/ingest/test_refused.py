@@ -42,6 +42,20 @@ async def test_a_file_that_is_released_is_read_anew_from_the_box_and_where_it_ca
     assert [one.released for one in bench.files(first).values()] == [True, False]
 
 
+async def test_a_member_that_is_released_keeps_the_archive_that_it_lay_in_however_often_it_is(bench: Bench) -> None:
+    bench.write(site__zip="inner.zip=a.txt=no text")
+    _, files = await bench.run()
+    for _ in range(2):
+        [refused] = [one for one in files.values() if one.state is FileState.QUARANTINED]
+        files = bench.files(await bench.wait(await bench.ingest.release(OPERATOR, [refused.id])))
+    bench.extractor = _Mended()
+    await bench.power_cut()
+    [refused] = files.values()
+    await bench.wait(await bench.ingest.release(OPERATOR, [refused.id]))
+    [document] = bench.library.documents("handbook", EVERYBODY)
+    assert (document.title, document.metadata["container"]) == ("site.zip/inner.zip/a.txt", "site.zip/inner.zip")
+
+
 class _Mended(PlainExtractor):
     async def extract(self, fd: int, name: str) -> Extracted:
         return Extracted("text/plain", "plain 2", ("mended",))

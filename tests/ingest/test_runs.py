@@ -1,7 +1,6 @@
-"""The life of an ingestion: preview, approval, stopping at any point, going on, ending."""
+"""The life of an ingestion: preview, approval, cancel, end."""
 
 import asyncio
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +9,10 @@ import pytest
 from appliance.errors import DiskFull, NotFound, QueueFull, SecondPerson, SourceGone, WrongState
 from appliance.ingest import runs
 from appliance.ingest.ledger import Plan
-from appliance.ingest.sealed_log import HEADER_BYTES, SealedLog
-from appliance.ingest.sources.found import Found
 from appliance.types import (
     FileState,
-    Ingestion,
     IngestionState,
     JobState,
-    Source,
-    SourceState,
-    Watch,
 )
 from tests.ingest.bench import (
     EVERYBODY,
@@ -27,24 +20,12 @@ from tests.ingest.bench import (
     OPERATOR,
     RIVAL,
     SECOND,
-    STICK,
     Bench,
     Gate,
     GatedExtractor,
-    MemoryStick,
-    PlainExtractor,
     ends,
     until,
 )
-
-WATCH = Watch("handbook", EVERYBODY, approve=True)
-
-
-async def take(bench: Bench, watch: Watch = WATCH, only: str = "") -> Ingestion:
-    """What a watcher hands on; when it has come to its end."""
-    found = [Found(name, len(text)) for name, text in sorted(bench.stick.files.items()) if only in name]
-    await bench.ingest.take("clinic", Source("usb", STICK, SourceState.READY, watch=watch), watch, found)
-    return await bench.wait(bench.ingest.list("clinic")[0])
 
 
 @pytest.fixture
@@ -158,133 +139,6 @@ async def test_too_many_that_have_not_ended_are_refused_and_another_tenants_do_n
     assert (await bench.wait(begun, "rival")).state is IngestionState.SUCCEEDED
 
 
-# --- interrupted -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("calls", range(8))
-@pytest.mark.parametrize("approve", [True, False])
-async def test_a_stick_pulled_at_any_call_interrupts_it_and_it_goes_on_once_that_is_back(
-    bench: Bench, calls: int, approve: bool
-) -> None:
-    bench.write(a__txt="One.", b__txt="Two.", c__txt="no text", d__zip="e.txt=Three.")
-    bench.stick.goes_after = calls + 1
-    begun = await bench.start(approve)
-    stopped = await bench.wait(begun)
-    if stopped.state is IngestionState.INTERRUPTED:
-        assert "pulled" in stopped.problem
-        bench.stick.goes_after = 0
-        if any(one.state is not FileState.HELD for one in bench.files(stopped).values() if not one.time):
-            with pytest.raises(SourceGone):
-                await bench.ingest.resume(OPERATOR, begun.name)
-        bench.stick.goes_after = 1 << 30
-        stopped = await bench.wait(await bench.ingest.resume(OPERATOR, begun.name))
-    bench.stick.goes_after = 1 << 30
-    if not approve:
-        assert stopped.state is IngestionState.WAITING
-        await bench.ingest.approve(OPERATOR, begun.name)
-        stopped = await bench.wait(begun)
-    assert stopped.state is IngestionState.SUCCEEDED
-    assert ends(bench.files(stopped)) == {
-        "a.txt": "committed",
-        "b.txt": "committed",
-        "c.txt": "quarantined EMPTY",
-        "d.zip": "unpacked",
-        "d.zip/e.txt": "committed",
-    }
-    assert sorted(bench.titles()) == ["a.txt", "b.txt", "d.zip/e.txt"]
-
-
-async def test_what_was_copied_before_the_stick_was_pulled_is_committed_without_it(bench: Bench) -> None:
-    bench.write(a__txt="One.", b__txt="Two.", c__txt="Three.")
-    bench.stick.goes_after = 4  # two lists, two copies
-    begun = await bench.start()
-    stopped = await bench.wait(begun)
-    assert stopped.state is IngestionState.INTERRUPTED
-    assert bench.titles() == ["a.txt", "b.txt"]
-    assert ends(bench.files(stopped)) == {"a.txt": "committed", "b.txt": "committed", "c.txt": "found"}
-
-
-async def test_a_stick_that_comes_back_goes_on_by_itself_where_it_was_approved(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "TEND_SECONDS", 0.01)
-    bench.write(a__txt="One.")
-    bench.sources.sticks["sources/two"] = MemoryStick({"b.txt": b"Two."}, STICK)
-    bench.stick.goes_after = bench.sources.sticks["sources/two"].goes_after = 1
-    approved, not_approved = await bench.start(), await bench.start(approve=False, source="sources/two")
-    assert (await bench.wait(approved)).state is (await bench.wait(not_approved)).state is IngestionState.INTERRUPTED
-    tending = asyncio.create_task(bench.ingest.tend())
-    bench.stick.goes_after = bench.sources.sticks["sources/two"].goes_after = 1 << 30
-    await until(lambda: bench.ingest.get("clinic", approved.id).state is IngestionState.SUCCEEDED)
-    assert bench.ingest.get("clinic", not_approved.id).state is IngestionState.INTERRUPTED
-    tending.cancel()
-
-
-async def test_another_stick_in_the_same_place_is_not_gone_on_with(bench: Bench) -> None:
-    bench.write(a__txt="One.")
-    bench.stick.goes_after = 1
-    begun = await bench.start()
-    await bench.wait(begun)
-    bench.stick.goes_after, bench.stick.provenance = 1 << 30, replace(STICK, volume="FFFF-0000")
-    with pytest.raises(SourceGone, match="Another stick"):
-        await bench.ingest.resume(OPERATOR, begun.name)
-    assert bench.ingest.get("clinic", begun.id).state is IngestionState.INTERRUPTED
-
-
-# --- restart ---------------------------------------------------------------------------------------------------------
-
-
-async def test_all_that_is_known_of_an_ingestion_is_known_after_a_restart(bench: Bench) -> None:
-    bench.write(a__txt="One.", b__exe="MZ", c__zip="d.txt=Two.")
-    done, files = await bench.run()
-    waiting, previewed = await bench.run(approve=False)
-    await bench.power_cut()
-    assert bench.ingest.list("clinic") == (
-        replace(waiting, job=bench.ingest.get("clinic", waiting.id).job),
-        replace(done, job=bench.ingest.get("clinic", done.id).job),
-    )
-    assert bench.files(done) == files
-    assert bench.files(waiting) == previewed
-    assert [one.path for one in bench.ingest.quarantined("clinic")] == ["b.exe"]
-
-
-async def test_one_that_was_worked_on_goes_on_after_a_restart_without_the_stick_where_all_is_held(
-    tmp_path: Path,
-) -> None:
-    bench = Bench(tmp_path, GatedExtractor())
-    bench.write(a__txt="One.", b__txt="Two.")
-    begun = await bench.start()
-    await until(lambda: len(bench.held()) == 2)
-    await until(lambda: all(one.state is FileState.HELD for one in bench.files(begun).values()))
-    bench.extractor = PlainExtractor()
-    bench.stick.goes_after = 0
-    await bench.power_cut()
-    done = await bench.wait(begun)
-    assert (done.state, bench.titles(), bench.held()) == (IngestionState.SUCCEEDED, ["a.txt", "b.txt"], [])
-
-
-async def test_a_copy_that_no_ledger_knows_is_destroyed_at_the_start(bench: Bench) -> None:
-    bench.write(a__txt="no text")
-    done, _ = await bench.run()
-    [kept] = bench.held()
-    (kept.parent / "77").write_bytes(kept.read_bytes())
-    (kept.parents[2] / "0123456789abcdef").mkdir()
-    await bench.power_cut()
-    assert bench.held() == [kept]
-    assert [path.name for path in kept.parents[2].iterdir() if path.is_dir()] == [done.id]
-
-
-async def test_a_daemon_that_ends_cancels_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, GatedExtractor())
-    bench.write(a__txt="One.")
-    begun = await bench.start()
-    await until(lambda: bool(bench.held()))
-    bench.ingest.stop()
-    await bench.jobs.stop()
-    assert bench.ingest.get("clinic", begun.id).state is IngestionState.RUNNING
-    assert bench.held()
-
-
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
@@ -324,53 +178,6 @@ async def test_one_that_waits_is_cancelled_too(bench: Bench) -> None:
     cancelled = await bench.ingest.cancel(OPERATOR, waiting.name)
     assert (cancelled.state, ends(bench.files(cancelled))) == (IngestionState.CANCELLED, {"a.txt": "left"})
     assert cancelled.end_time
-
-
-# --- watches ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_watch_does_not_bring_back_what_was_deleted_and_an_operator_does(bench: Bench) -> None:
-    bench.write(a__txt="One.", b__txt="Two.")
-    done = await take(bench)
-    assert (done.operator, done.approver, bench.titles()) == ("policy", "policy", ["a.txt", "b.txt"])
-    [first, _] = bench.library.documents("handbook", EVERYBODY)
-    bench.library.delete("handbook", first.id, EVERYBODY)
-    again = await take(bench)
-    assert ends(bench.files(again)) == {"a.txt": "duplicate DELETED_BEFORE", "b.txt": "duplicate"}
-    _, files = await bench.run()
-    assert ends(files)["a.txt"] == "committed"
-
-
-async def test_a_watch_takes_a_file_that_is_put_back_to_what_it_was(bench: Bench) -> None:
-    for text in ("One.", "Two.", "One."):
-        bench.write(a__txt=text)
-        done = await take(bench)
-        assert ends(bench.files(done)) == {"a.txt": "committed"}
-
-
-async def test_what_was_deleted_is_remembered_after_the_ingestion_is_forgotten(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, config=replace(LIMITS, ingestions_kept=1))
-    bench.write(a__txt="One.")
-    first, _ = await bench.run()
-    [stored] = bench.library.documents("handbook", EVERYBODY)
-    bench.library.delete("handbook", stored.id, EVERYBODY)
-    for _ in range(2):
-        done = await take(bench)
-    with pytest.raises(NotFound):
-        bench.ingest.get("clinic", first.id)
-    assert ends(bench.files(done)) == {"a.txt": "duplicate DELETED_BEFORE"}
-
-
-async def test_a_watch_without_approval_waits_for_an_operator(bench: Bench) -> None:
-    bench.write(a__txt="One.")
-    waiting = await take(bench, Watch("handbook", EVERYBODY))
-    assert (waiting.state, waiting.approver) == (IngestionState.WAITING, "")
-
-
-async def test_a_watch_takes_the_files_that_are_whole_and_no_others(bench: Bench) -> None:
-    bench.write(a__txt="One.", b__txt="Two.")
-    done = await take(bench, only="a.txt")
-    assert ends(bench.files(done)) == {"a.txt": "committed"}
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -417,14 +224,7 @@ async def test_one_that_is_approved_at_any_moment_of_its_preview_goes_on(bench: 
         assert bench.ingest.get("clinic", begun.name).state is IngestionState.SUCCEEDED
 
 
-# --- what a reviewer broke -------------------------------------------------------------------------------------------
-
-
-async def test_a_watch_of_before_a_second_person_was_asked_for_approves_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, config=replace(LIMITS, ingest_approval="second"))
-    bench.write(a__txt="One.")
-    waiting = await take(bench, replace(WATCH, approve=True))
-    assert (waiting.state, waiting.approver, bench.titles()) == (IngestionState.WAITING, "", [])
+# --- at any moment ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
@@ -454,26 +254,6 @@ async def test_a_caller_that_goes_away_leaves_nothing_behind_on_which_nobody_wor
         now = await bench.wait(one)
         assert now.state not in (IngestionState.SCANNING, IngestionState.RUNNING)
         assert now.state is not IngestionState.WAITING or not now.approver
-
-
-async def test_what_a_watch_found_is_begun_whole_or_not_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start that dies half way would list all that is in the place, and what is half written with it."""
-    bench.write(a__txt="Whole.", half__txt="Hal")
-    real = SealedLog.append
-
-    def dies(self: SealedLog, record: bytes) -> None:
-        raise DiskFull("No space is left.")
-
-    monkeypatch.setattr(SealedLog, "append", dies)
-    with suppress(DiskFull):
-        await bench.ingest.take(
-            "clinic", Source("usb", STICK, SourceState.READY, watch=WATCH), WATCH, [Found("a.txt", 6)]
-        )
-    monkeypatch.setattr(SealedLog, "append", real)
-    await bench.power_cut()
-    for one in bench.ingest.list("clinic"):
-        await bench.wait(one)
-    assert set(bench.titles()) <= {"a.txt"}
 
 
 async def test_one_that_was_cancelled_is_not_begun_by_who_approved_it_too_late(bench: Bench) -> None:
@@ -512,17 +292,6 @@ async def test_one_that_has_succeeded_stays_so_when_there_is_no_room_to_tidy(
     monkeypatch.setattr(bench.ingest._ledgers, "prune", full)
     await bench.ingest.approve(OPERATOR, begun.name)
     assert (await bench.wait(begun)).state is IngestionState.SUCCEEDED
-
-
-async def test_a_ledger_that_lost_its_first_record_is_named_and_the_others_open(bench: Bench) -> None:
-    bench.write(a__txt="One.")
-    first, _ = await bench.run()
-    second, _ = await bench.run()
-    path = bench.config.data_dir / "ingest" / "clinic" / first.id / "log"
-    path.write_bytes(path.read_bytes()[: HEADER_BYTES + 5])
-    await bench.power_cut()
-    assert [one.id for one in bench.ingest.list("clinic")] == [second.id]
-    assert list(bench.ingest.damaged()) == [("clinic", first.name)]
 
 
 async def test_files_of_what_waits_are_not_kept_in_memory(bench: Bench) -> None:

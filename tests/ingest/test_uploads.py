@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 import os
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import InvalidArgument, NotFound, QueueFull, RequestTooLarge
+from appliance.errors import InvalidArgument, NotFound, QueueFull, UploadTooLarge
 from appliance.ingest import uploads
 from appliance.ingest.sealed_log import SealedLog
 from appliance.types import FileState, IngestionState, SourceKind
@@ -76,9 +78,17 @@ async def test_a_gap_is_refused_and_named(bench: Bench) -> None:
 async def test_what_is_too_large_is_refused_before_it_is_written(bench: Bench) -> None:
     upload = await begin(bench)
     await bench.ingest.append(OPERATOR, upload, 0, bytes(1 << 20))
-    with pytest.raises(RequestTooLarge, match="document_max_mib"):
+    with pytest.raises(UploadTooLarge, match=r"at most 1 MiB here \(option `document_max_mib`\)") as refused:
         await bench.ingest.append(OPERATOR, upload, 1 << 20, b"x")
+    assert refused.value.remedy.startswith("Split the file")
     assert bench.ingest.upload_size(OPERATOR, upload) == 1 << 20
+
+
+async def test_what_says_that_it_will_be_too_large_is_not_begun(bench: Bench) -> None:
+    with pytest.raises(UploadTooLarge):
+        await bench.ingest.begin_upload(OPERATOR, "a.txt", "handbook", EVERYBODY, (1 << 20) + 1)
+    assert bench.ingest.uploads("clinic") == ()
+    assert await bench.ingest.begin_upload(OPERATOR, "a.txt", "handbook", EVERYBODY, 1 << 20)
 
 
 async def test_another_file_than_was_promised_is_dropped(bench: Bench) -> None:
@@ -108,7 +118,7 @@ async def test_somebody_elses_upload_is_not_there(bench: Bench, other: object) -
 async def test_uploads_that_nobody_goes_on_with_make_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MAX_OPEN", 2)
     old, _ = await begin(bench), await begin(bench)
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match="`appliance ingest uploads list`"):
         await begin(bench)
     [path] = (bench.config.data_dir / "ingest").glob(f"clinic/uploads/{old}")
     os.utime(path, (0, 0))
@@ -188,3 +198,99 @@ async def test_uploads_that_nobody_goes_on_with_are_gone_at_the_next_start(
     os.utime(path, (1, 1))
     await bench.power_cut()
     assert not path.exists()
+
+
+# --- listed and cancelled
+
+
+def path_of(bench: Bench, upload: str) -> Path:
+    return bench.config.data_dir / "ingest" / "clinic" / "uploads" / upload
+
+
+async def test_uploads_are_listed_to_their_tenant_with_who_and_how_much_also_after_a_restart(bench: Bench) -> None:
+    before = datetime.now(UTC)
+    first = await begin(bench, "docs/a.txt")
+    second = await bench.ingest.begin_upload(SECOND, "b.txt", "board", EVERYBODY)
+    await bench.ingest.append(OPERATOR, first, 0, TEXT)
+    listed = bench.ingest.uploads("clinic")
+    assert [(one.id, one.path, one.collection, one.user, one.size_bytes) for one in listed] == [
+        (first, "docs/a.txt", "handbook", OPERATOR.user, len(TEXT)),
+        (second, "b.txt", "board", SECOND.user, 0),
+    ]
+    assert before <= listed[0].create_time <= listed[1].create_time <= datetime.now(UTC)
+    assert bench.ingest.uploads(RIVAL.tenant) == ()
+    os.utime(path_of(bench, first), (time.time() - 60, time.time() - 60))
+    await bench.power_cut()
+    again = bench.ingest.uploads("clinic")
+    assert [replace(one, update_time=before) for one in again] == [replace(one, update_time=before) for one in listed]
+    assert again[0].update_time < before
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_cancelled_upload_leaves_nothing_whoever_of_the_tenant_cancels_it(
+    bench: Bench, restarted: bool
+) -> None:
+    mine, other = await begin(bench), await begin(bench, "other.txt")
+    await bench.ingest.append(OPERATOR, mine, 0, TEXT)
+    if restarted:
+        await bench.power_cut()
+    await bench.ingest.cancel_upload(SECOND, mine)
+    assert not path_of(bench, mine).exists()
+    assert [one.id for one in bench.ingest.uploads("clinic")] == [other]
+    for call in (
+        bench.ingest.append(OPERATOR, mine, len(TEXT), b"more"),
+        bench.ingest.finish(OPERATOR, mine, sha256(TEXT)),
+        bench.ingest.cancel_upload(OPERATOR, mine),
+    ):
+        with pytest.raises(NotFound):
+            await call
+
+
+async def test_an_upload_of_another_tenant_is_not_cancelled_nor_a_file_that_is_none(bench: Bench) -> None:
+    upload = await begin(bench)
+    for caller, name in ((RIVAL, upload), (OPERATOR, "0" * 32), (OPERATOR, f"../uploads/{upload}"), (OPERATOR, "")):
+        with pytest.raises(NotFound):
+            await bench.ingest.cancel_upload(caller, name)
+    assert bench.ingest.upload_size(OPERATOR, upload) == 0
+
+
+async def test_a_damaged_upload_is_listed_and_can_be_cancelled(bench: Bench) -> None:
+    upload = await begin(bench)
+    path_of(bench, upload).write_bytes(b"noise" * 100)
+    await bench.power_cut()
+    [one] = bench.ingest.uploads("clinic")
+    assert (one.id, one.path, one.user, one.size_bytes) == (upload, "", "", 500)
+    await bench.ingest.cancel_upload(OPERATOR, upload)
+    assert bench.ingest.uploads("clinic") == ()
+
+
+async def test_a_piece_that_waited_while_its_upload_was_cancelled_is_told_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(bench)
+    found = bench.ingest._uploads._find(OPERATOR, upload)
+    await bench.ingest.cancel_upload(OPERATOR, upload)
+    monkeypatch.setattr(uploads.Uploads, "_find", lambda *_: found)
+    with pytest.raises(NotFound):
+        await bench.ingest.append(OPERATOR, upload, 0, b"a")
+    with pytest.raises(NotFound):
+        await bench.ingest.finish(OPERATOR, upload, sha256(b""))
+    assert not path_of(bench, upload).exists()
+
+
+async def test_a_cancellation_waits_for_what_is_being_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = await begin(bench)
+    gate, real = Gate(), SealedLog.append
+
+    def slow(log: SealedLog, record: bytes) -> None:
+        gate()
+        real(log, record)
+
+    monkeypatch.setattr(SealedLog, "append", slow)
+    writes = asyncio.create_task(bench.ingest.append(OPERATOR, upload, 0, b"a"))
+    await until(gate.reached.is_set)
+    cancels = asyncio.create_task(bench.ingest.cancel_upload(SECOND, upload))
+    gate.open()
+    assert await writes == 1
+    await cancels
+    assert not path_of(bench, upload).exists()

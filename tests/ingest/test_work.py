@@ -1,9 +1,7 @@
 """What becomes of files: from source to library, through quarantine, scanner and parser."""
 
-import asyncio
 import os
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -11,7 +9,7 @@ from appliance.errors import DiskFull, DocumentRefused, SandboxUnavailable, Stor
 from appliance.ingest.commit import MAX_DEPTH
 from appliance.ingest.judge import PIPELINE, STORED_FOR_OTHERS
 from appliance.ingest.refused import MAX_LISTED
-from appliance.ingest.work import BATCH_FILES, COPIES, Turns
+from appliance.ingest.work import BATCH_FILES, COPIES
 from appliance.types import (
     FileOutcome,
     FileState,
@@ -443,16 +441,6 @@ async def test_a_hundred_thousand_files_on_a_stick_leave_a_compact_ledger(bench:
     [ledger] = (bench.config.data_dir / "ingest").glob(f"clinic/{done.id}/log")
     assert ledger.stat().st_size < 40 * count
     assert len(bench.ingest.quarantined("clinic")) == MAX_LISTED
-
-
-async def test_a_long_commit_of_one_tenant_holds_up_its_own_and_no_others() -> None:
-    turns, embedded = Turns(), Event()
-    long = asyncio.create_task(turns.run("clinic", embedded.wait))
-    assert await turns.run("bank", lambda: "committed") == "committed"
-    next_of_clinic = asyncio.create_task(turns.run("clinic", embedded.is_set))
-    assert not long.done()
-    embedded.set()
-    assert await next_of_clinic, "it ran before the long one had ended"
 
 
 async def test_a_document_is_signed_by_whom_the_manifest_names_when_its_bytes_are_taken(bench: Bench) -> None:

@@ -277,6 +277,55 @@ def test_a_watched_folder_is_taken_in_by_itself_once_its_files_are_whole(tmp_pat
         assert (ingestion.operator, ingestion.approver) == ("policy", "policy")
 
 
+def test_a_watched_file_that_stays_the_same_is_taken_and_is_not_brought_back_once_it_was_deleted(
+    tmp_path: Path,
+) -> None:
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    (drop / "gates.md").write_text("The north gate opens at six.")
+    with running(tmp_path / "data", "--source-poll-seconds=1") as box, box.client() as client:
+        appliance(box, "ingest", "sources", "watch", str(drop), "-c", "rules", "--approve", "--settle-polls", "1")
+        eventually(lambda: [found.state for found in client.ingestions()] == [IngestionState.SUCCEEDED])
+        [document] = client.documents("rules")
+        client.delete_document(document.name)
+        os.utime(drop / "gates.md")
+        eventually(lambda: [found.state for found in client.ingestions()] == [IngestionState.SUCCEEDED] * 2)
+        newest = next(iter(client.ingestions()))
+        assert [(file.state, file.reason) for file in client.files(newest.id)] == [
+            (FileState.DUPLICATE, "DELETED_BEFORE")
+        ]
+        assert titles(box, "rules") == []
+
+
+def test_files_are_taken_only_from_folders_that_are_named_and_the_rest_is_sent(tmp_path: Path) -> None:
+    docs, drop, data = tmp_path / "docs", tmp_path / "drop", tmp_path / "data"
+    for folder, name in ((docs, "gates.md"), (drop, "locks.md")):
+        folder.mkdir()
+        (folder / name).write_text(f"The {folder.name} rules of {name}.")
+    with running(data) as box:
+        appliance(box, "ingest", "sources", "watch", str(drop), "-c", "rules")
+    with running(data, "--ingest-roots=/srv", "--source-poll-seconds=1") as box, box.client() as client:
+        for place in (docs, data / "keys", Path("/etc/passwd"), tmp_path / "none"):
+            with pytest.raises(SourceRefused, match="ingest_roots"):
+                client.ingest(str(place), "rules")
+        command = [sys.executable, "-m", "appliance.cli.main", f"--data-dir={data}", "ingest", "start", str(docs)]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert refused.returncode == SourceRefused.exit_code
+        assert f"ingest upload {docs} -c default" in " ".join(refused.stderr.split())
+        [source] = as_json(box, "ingest", "sources", "list")["sources"]
+        assert (source["state"], "ingest_roots" in source["problem"]) == ("refused", True)
+        eventually(lambda: "SOURCE_NOT_WATCHED" in {finding.code for finding in client.health().findings})
+
+        [sent] = as_json(box, "ingest", "upload", str(docs), "-c", "rules")["uploads"]
+        assert sent["ingestion"]["counts"] == {"committed": 1}
+        imports = data / "import" / "documents" / "default"
+        shutil.copy(drop / "locks.md", imports)  # the box made the folder when it named it
+        taken = as_json(box, "ingest", "start", str(imports), "-c", "rules", "--yes")
+        assert taken["ingestion"]["counts"] == {"committed": 1}
+        assert sorted(titles(box, "rules")) == ["docs/gates.md", "locks.md"]
+        assert "MODEL_REFUSED" not in {finding.code for finding in client.health().findings}
+
+
 def client_of(box: Daemon, user: str) -> Client:
     """An operator of the box, by a certificate of its authority."""
     now, name = datetime.now(UTC), roles.identity_uri(Principal("default", user, Role.OPERATOR))

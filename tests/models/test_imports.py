@@ -149,6 +149,13 @@ async def test_a_sound_file_of_the_same_name_replaces_the_refused_one(box: Box) 
     assert [file.name for file in box.store.list()] == ["tiny-chat"]
 
 
+async def test_the_folder_of_documents_that_ingest_takes_is_no_refused_model(box: Box) -> None:
+    (box.folder / "documents" / "default").mkdir(parents=True)
+    (box.folder / "documents" / "default" / "rules.txt").write_text("Badges expire.")
+    assert await box.settle() == []
+    assert box.watcher.statuses() == ()
+
+
 async def test_what_cannot_be_a_model_stays_and_is_listed_and_hidden_files_are_not(box: Box) -> None:
     (box.folder / "notes\n\u202e.txt").write_text("x")
     (box.folder / ".upload.gguf").write_text("x")

@@ -2,10 +2,10 @@
 
 import typer
 
-from appliance.cli.ingest import quarantine, runs, signing, sources, taking
+from appliance.cli.ingest import quarantine, runs, signing, sources, taking, uploads
 from appliance.cli.ingest.group import ingest
 
-__all__ = ["add_to", "quarantine", "runs", "signing", "sources", "taking"]
+__all__ = ["add_to", "quarantine", "runs", "signing", "sources", "taking", "uploads"]
 
 
 def add_to(app: typer.Typer) -> None:

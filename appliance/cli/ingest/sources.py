@@ -52,7 +52,9 @@ def list_sources(session: Session) -> None:
 @command(sources)
 def watch(
     session: Session,
-    place: Annotated[str, typer.Argument(metavar="PATH|SOURCE", help="A folder of the box, or a stick's source.")],
+    place: Annotated[
+        str, typer.Argument(metavar="PATH|SOURCE", help="A folder in the box's `ingest_roots`, or a stick's source.")
+    ],
     collection: CollectionOption = "default",
     reader: ReaderOption = [],  # noqa: B006 - typer copies it
     share: Annotated[bool, typer.Option("--share", help="It is a mount of another machine's folder.")] = False,

@@ -1,4 +1,4 @@
-"""`appliance ingest preview`, `start` and `upload`: what brings documents in."""
+"""`appliance ingest preview` and `start`: what brings documents in from where the box can read them."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from appliance.client import Client
     from appliance.types import FileOutcome, Ingestion
 
-FilesHere = Annotated[
-    list[Path],
-    typer.Argument(metavar="FILE...", help="Files of this machine.", exists=True, dir_okay=False, readable=True),
-]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Let the box work, and leave.")]
 
 
@@ -30,9 +26,12 @@ def preview(
     collection: CollectionOption = "default",
     reader: ReaderOption = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Look at a source and take nothing in: what is there, what is known already, what would be refused and why."""
+    """Look at a source and take nothing in: what is there, what is known already, what would be refused and why.
+
+    A path is of the box, in the folders of its option `ingest_roots`; `upload` sends from elsewhere.
+    """
     with session.connect() as client:
-        found = client.start_ingestion(source_of(client, source), collection, reader)
+        found = _begun(session, client, source, collection, reader)
         _show_preview(session, client, follow(session, client, found))
 
 
@@ -50,6 +49,8 @@ def start(
 ) -> None:
     """Take documents in: those of a preview, or of a source, which is looked at first.
 
+    A path is of the box, in the folders of its option `ingest_roots`; `upload` sends from elsewhere.
+
     Each file ends as committed, duplicate, unpacked, quarantined or left, with its reason. Ctrl-C leaves the box at
     work, and says how to come back.
     """
@@ -60,54 +61,26 @@ def start(
         if found is not None:
             found = client.approve_ingestion(found.id)
         elif yes:
-            found = client.start_ingestion(source_of(client, what), collection, reader, approve=True)
+            found = _begun(session, client, what, collection, reader, approve=True)
         else:
-            found = client.start_ingestion(source_of(client, what), collection, reader)
+            found = _begun(session, client, what, collection, reader)
             found = _ask(session, client, follow(session, client, found))
         finish(session, client, found, no_wait)
-
-
-@command(ingest)
-def upload(
-    session: Session,
-    files: FilesHere,
-    collection: CollectionOption = "default",
-    reader: ReaderOption = [],  # noqa: B006
-    resume: Annotated[str, typer.Option("--resume", metavar="UPLOAD", help="Go on with one that broke off.")] = "",
-    no_wait: NoWait = False,
-) -> None:
-    """Send files from this machine, and take them in. One that breaks off goes on where the box has it durably."""
-    if resume and len(files) != 1:
-        raise typer.BadParameter("--resume takes the one FILE that it was")
-    from appliance.cli import output
-
-    with session.connect() as client:
-        ended = []
-        for file in files:
-            began = resume or client.create_upload(file.name, collection, reader)
-            ended.append(_ended(session, client, _send(session, client, file, began), no_wait))
-            if not session.json:
-                _show_end(session, *ended[-1])
-        if session.json:
-            uploads = [{"ingestion": ingestion, "failed": failed} for ingestion, failed in ended]
-            output.show_json({"uploads": uploads})
-        for ingestion, _ in ended:
-            raise_failure(client, ingestion)
 
 
 def finish(session: Session, client: "Client", ingestion: "Ingestion", no_wait: bool = False) -> None:
     """Follow an ingestion, show what became of it, then fail as it did."""
     from appliance.cli import output
 
-    ingestion, failed = _ended(session, client, ingestion, no_wait)
+    ingestion, failed = ended(session, client, ingestion, no_wait)
     if session.json:
         output.show_json({"ingestion": ingestion, "failed": failed})
     else:
-        _show_end(session, ingestion, failed)
+        show_end(session, ingestion, failed)
     raise_failure(client, ingestion)
 
 
-def _ended(
+def ended(
     session: Session, client: "Client", ingestion: "Ingestion", no_wait: bool
 ) -> "tuple[Ingestion, list[FileOutcome]]":
     """How an ingestion stands when nothing is to be waited for any more, and its files that failed."""
@@ -119,7 +92,7 @@ def _ended(
     return ingestion, list(client.files(ingestion.id, (FileState.QUARANTINED, FileState.LEFT)))
 
 
-def _show_end(session: Session, ingestion: "Ingestion", failed: "list[FileOutcome]") -> None:
+def show_end(session: Session, ingestion: "Ingestion", failed: "list[FileOutcome]") -> None:
     from appliance.cli import output
     from appliance.cli.ingest import shown
     from appliance.types import IngestionState
@@ -142,6 +115,23 @@ def _show_preview(session: Session, client: "Client", ingestion: "Ingestion") ->
     if session.json:
         return output.show_json(shown.preview_document(ingestion, files, line))
     return shown.show_preview(ingestion, files, line)
+
+
+def _begun(
+    session: Session, client: "Client", what: str, collection: str, reader: list[str], *, approve: bool = False
+) -> "Ingestion":
+    """An ingestion of a source. Of a place that the box takes nothing from, but this machine has, says what to type."""
+    from appliance.cli import output
+    from appliance.errors import SourceRefused
+
+    source = source_of(client, what)
+    try:
+        return client.start_ingestion(source, collection, reader, approve=approve)
+    except SourceRefused as error:
+        if "ingest_roots" in str(error) and os.path.exists(source):
+            readers = [word for name in reader for word in ("--reader", name)]
+            output.note(f"Send it: {session.line('ingest', 'upload', source, '-c', collection, *readers)}")
+        raise
 
 
 def _ask(session: Session, client: "Client", ingestion: "Ingestion") -> "Ingestion":
@@ -189,22 +179,3 @@ def source_of(client: "Client", what: str) -> str:
     if all(source.id != what for source in client.sources()):
         raise NotFound(f"Nothing is called {what}: no ingestion, no source, and no path here.")
     return f"sources/{what}"
-
-
-def _send(session: Session, client: "Client", file: Path, upload: str) -> "Ingestion":
-    """The ingestion of a file that was sent whole. Where it breaks off, says how to go on."""
-    from appliance.cli import output, progress
-    from appliance.errors import ApplianceError, NotFound
-
-    try:
-        with open(file, "rb") as opened, progress.sending(file.name, os.fstat(opened.fileno()).st_size) as sent:
-            return client.upload(upload, opened, sent)
-    except OSError as error:
-        raise NotFound(f"{file} cannot be read: {error.strerror}.") from None
-    except (ApplianceError, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or error.retryable:
-            again = session.line("ingest", "upload", str(file), "--resume", upload.removeprefix("uploads/"))
-            output.note(f"It broke off. Go on: {again}")
-        if isinstance(error, KeyboardInterrupt):
-            raise typer.Exit(130) from None
-        raise

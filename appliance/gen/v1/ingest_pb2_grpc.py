@@ -132,6 +132,16 @@ class IngestServiceStub:
                 request_serializer=appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.FromString,
                 _registered_method=True)
+        self.ListUploads = channel.unary_unary(
+                '/appliance.v1.IngestService/ListUploads',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.ListUploadsRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.ListUploadsResponse.FromString,
+                _registered_method=True)
+        self.CancelUpload = channel.unary_unary(
+                '/appliance.v1.IngestService/CancelUpload',
+                request_serializer=appliance_dot_v1_dot_ingest__pb2.CancelUploadRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_ingest__pb2.CancelUploadResponse.FromString,
+                _registered_method=True)
         self.GetLineage = channel.unary_unary(
                 '/appliance.v1.IngestService/GetLineage',
                 request_serializer=appliance_dot_v1_dot_ingest__pb2.GetLineageRequest.SerializeToString,
@@ -276,6 +286,20 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUploads(self, request, context):
+        """Those of every user that are open, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelUpload(self, request, context):
+        """Destroy what came of a file, whoever sends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLineage(self, request, context):
         """Where a document comes from: its file, who let it in, and in which ingestion.
         """
@@ -380,6 +404,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.GetUpload,
                     request_deserializer=appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'ListUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUploads,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.ListUploadsRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.ListUploadsResponse.SerializeToString,
+            ),
+            'CancelUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelUpload,
+                    request_deserializer=appliance_dot_v1_dot_ingest__pb2.CancelUploadRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_ingest__pb2.CancelUploadResponse.SerializeToString,
             ),
             'GetLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLineage,
@@ -903,6 +937,60 @@ class IngestService:
             '/appliance.v1.IngestService/GetUpload',
             appliance_dot_v1_dot_ingest__pb2.GetUploadRequest.SerializeToString,
             appliance_dot_v1_dot_ingest__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/ListUploads',
+            appliance_dot_v1_dot_ingest__pb2.ListUploadsRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.ListUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.IngestService/CancelUpload',
+            appliance_dot_v1_dot_ingest__pb2.CancelUploadRequest.SerializeToString,
+            appliance_dot_v1_dot_ingest__pb2.CancelUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,10 @@ class IngestServiceStub:
     """
     UploadFile: _grpc.StreamUnaryMultiCallable[_ingest_pb2.UploadFileRequest, _ingest_pb2.UploadFileResponse]
     GetUpload: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetUploadRequest, _ingest_pb2.GetUploadResponse]
+    ListUploads: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListUploadsRequest, _ingest_pb2.ListUploadsResponse]
+    """Those of every user that are open, the oldest first."""
+    CancelUpload: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CancelUploadRequest, _ingest_pb2.CancelUploadResponse]
+    """Destroy what came of a file, whoever sends it."""
     GetLineage: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetLineageRequest, _ingest_pb2.GetLineageResponse]
     """Where a document comes from: its file, who let it in, and in which ingestion."""
 
@@ -121,6 +125,10 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """
     UploadFile: _aio.StreamUnaryMultiCallable[_ingest_pb2.UploadFileRequest, _ingest_pb2.UploadFileResponse]  # type: ignore[assignment]
     GetUpload: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetUploadRequest, _ingest_pb2.GetUploadResponse]  # type: ignore[assignment]
+    ListUploads: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListUploadsRequest, _ingest_pb2.ListUploadsResponse]  # type: ignore[assignment]
+    """Those of every user that are open, the oldest first."""
+    CancelUpload: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CancelUploadRequest, _ingest_pb2.CancelUploadResponse]  # type: ignore[assignment]
+    """Destroy what came of a file, whoever sends it."""
     GetLineage: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetLineageRequest, _ingest_pb2.GetLineageResponse]  # type: ignore[assignment]
     """Where a document comes from: its file, who let it in, and in which ingestion."""
 
@@ -280,6 +288,22 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.GetUploadResponse, _abc.Awaitable[_ingest_pb2.GetUploadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListUploads(
+        self,
+        request: _ingest_pb2.ListUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ListUploadsResponse, _abc.Awaitable[_ingest_pb2.ListUploadsResponse]]:
+        """Those of every user that are open, the oldest first."""
+
+    @_abc_1.abstractmethod
+    def CancelUpload(
+        self,
+        request: _ingest_pb2.CancelUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.CancelUploadResponse, _abc.Awaitable[_ingest_pb2.CancelUploadResponse]]:
+        """Destroy what came of a file, whoever sends it."""
 
     @_abc_1.abstractmethod
     def GetLineage(

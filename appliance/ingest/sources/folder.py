@@ -4,25 +4,22 @@ The bytes that are hashed are the bytes that are parsed: a file is copied once i
 Source: openat2(2), memfd_create(2) and the seals of fcntl(2).
 """
 
-import ctypes
 import errno
 import hashlib
 import os
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from appliance.errors import DocumentRefused, InvalidArgument, NotFound, SourceGone
+from appliance.errors import DocumentRefused, SourceGone
 from appliance.ingest.memfd import seal
 from appliance.ingest.sources import kernel
 from appliance.ingest.sources.found import Found, printable
 from appliance.ingest.sources.stalls import Beat, Calls
 from appliance.types import Provenance
 
-_OPENAT2 = 437
-_RESOLVE = 0x01 | 0x02 | 0x04 | 0x08  # NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH
+_RESOLVE = kernel.NO_XDEV | kernel.NO_MAGICLINKS | kernel.NO_SYMLINKS | kernel.BENEATH
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _CHUNK_BYTES = 1 << 20
 MAX_FILES = 400_000  # and folders, of one folder and all below it
@@ -42,35 +39,14 @@ _GONE = frozenset({
 
 
 class Folder:
-    """An absolute path of a folder, or of a single file, held open. Blocking. Raises InvalidArgument, NotFound.
+    """A folder, or a single file in one, held open. Blocking.
 
-    own: the box's own folder: neither it nor what lies below is ever read, by whatever path it is reached.
+    own: the box's own folder: where it lies below, neither it nor what is in it is ever read.
     """
 
-    def __init__(self, path: str, own: Path) -> None:
-        if not path.startswith("/") or "\0" in path:
-            raise InvalidArgument.of("path", "must be absolute.")
-        self.path, self._own = Path(path), os.stat(own)
-        try:
-            self._status = os.lstat(path)
-            self._single = "" if stat.S_ISDIR(self._status.st_mode) else self.path.name
-            top = self.path.parent if self._single else self.path
-            self._fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"There is no file or folder {printable(path)} on this box.") from None
-        except OSError as error:
-            raise InvalidArgument.of("path", f"{printable(path)} cannot be opened: {error.strerror}.") from None
-        if forbidden := self._forbidden():
-            os.close(self._fd)
-            raise InvalidArgument.of("path", f"{printable(path)} lies in {forbidden}.")
-
-    @classmethod
-    def of(cls, fd: int, path: str, own: Path) -> "Folder":
-        """The folder that is open as `fd`, which it takes over; path: how people call it."""
-        folder = cls.__new__(cls)
-        folder.path, folder._own, folder._status = Path(path), os.stat(own), os.fstat(fd)
-        folder._single, folder._fd = "", fd
-        return folder
+    def __init__(self, fd: int, path: Path, own: Path, single: str = "") -> None:
+        """fd: of the folder, taken over; path: how people call it. single: the only name in it that is looked at."""
+        self._fd, self._path, self._own, self._single = fd, path, os.stat(own), single
 
     def __enter__(self) -> "Folder":
         return self
@@ -85,7 +61,7 @@ class Folder:
     @property
     def top(self) -> str:
         """The folder that names are below, printable."""
-        return printable(str(self.path.parent if self._single else self.path))
+        return printable(str(self._path))
 
     @property
     def single(self) -> str:
@@ -101,7 +77,7 @@ class Folder:
         folders beyond MAX_FILES names. beat: called for each. Raises SourceGone.
         """
         if self._single:
-            yield _found(self._single, self._status)
+            yield self._only()
             return
         todo, left = [""], MAX_FILES
         while todo:
@@ -128,6 +104,15 @@ class Folder:
             raise _refused(errno.ENXIO)
         return fd
 
+    def _only(self) -> Found:
+        try:
+            return _found(self._single, os.stat(self._single, dir_fd=self._fd, follow_symlinks=False))
+        except OSError as error:
+            refusal = _refused(error.errno)
+            if isinstance(refusal, SourceGone):
+                raise refusal from None
+            return Found(self._single, refusal=refusal)
+
     def _children(self, name: str, most: int, beat: Beat) -> list[tuple[str, os.stat_result]]:
         found: list[tuple[str, os.stat_result]] = []
         fd = self._open(name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -147,19 +132,9 @@ class Folder:
             os.close(fd)
         return sorted(found, key=lambda child: os.fsencode(child[0]))
 
-    def _forbidden(self) -> str:
-        """What is never read and lies around it, '' for nothing."""
-        path = Path(os.readlink(f"/proc/self/fd/{self._fd}"))  # what is open, whatever links led there
-        if path.parts[1:2] in (("proc",), ("sys",)):
-            return "what the kernel tells of this box, which is no document"
-        above = filter(os.path.exists, (path, *path.parents))
-        inside = any(os.path.samestat(os.stat(folder), self._own) for folder in above)
-        return "the box's own data directory" if inside else ""
-
     def _open(self, name: str, flags: int) -> int:
-        how = struct.pack("=QQQ", flags, 0, _RESOLVE)
         try:
-            return kernel.call(_OPENAT2, self._fd, os.fsencode(name), how, ctypes.c_size_t(len(how)))
+            return kernel.openat2(self._fd, os.fsencode(name), flags, _RESOLVE)
         except OSError as error:
             raise _refused(error.errno) from None
 
@@ -197,7 +172,7 @@ class OpenFolder:
         def take(beat: Beat) -> tuple[str, int]:
             fd = self._folder.open(found.name)
             try:
-                return snapshot(fd, mine, max_bytes, beat)
+                return snapshot(fd, mine, max_bytes, beat, found if found.changed_ns else None)
             finally:
                 os.close(fd)
 
@@ -223,16 +198,21 @@ class OpenFolder:
 
 def _found(name: str, status: os.stat_result) -> Found:
     if stat.S_ISREG(status.st_mode):
-        return Found(name, status.st_size, status.st_mtime_ns)
+        return Found(name, status.st_size, status.st_mtime_ns, changed_ns=status.st_ctime_ns)
     return Found(name, refusal=_refusal(errno.ELOOP if stat.S_ISLNK(status.st_mode) else errno.ENXIO))
 
 
-def snapshot(source: int, target: int, max_bytes: int, beat: Beat = lambda: None) -> tuple[str, int]:
+def snapshot(
+    source: int, target: int, max_bytes: int, beat: Beat = lambda: None, found: Found | None = None
+) -> tuple[str, int]:
     """Copy the open file into the empty memfd `target` and seal it; sha256 in hex and size of what it holds.
 
-    beat: called after each piece. Raises DocumentRefused: TOO_LARGE, CHANGED, UNREADABLE; SourceGone.
+    beat: called after each piece. found: as it must be; None: as it is when this begins. Raises DocumentRefused:
+    TOO_LARGE, CHANGED, UNREADABLE; SourceGone.
     """
     before = os.fstat(source)
+    if found and _found(found.name, before).stamp != found.stamp:
+        raise DocumentRefused("CHANGED", "It is another than was seen before; ingest it again.")
     if before.st_size > max_bytes:
         raise too_large(max_bytes)
     digest, size = hashlib.sha256(), 0

@@ -12,6 +12,9 @@ class Found:
     """One name below a source, folders excepted. name: with slashes between; bytes of it that are no UTF-8 stand as
     `surrogateescape` has them. modified_ns: since 1970, 0: unknown. refusal: why it is no file to read, where that
     shows already. signer: the trusted key whose manifest lists it, '' for none.
+
+    changed_ns: when anything of the file was changed last, which no program sets back as it does modified_ns, and which
+    is another's for a file that took this one's place; 0: unknown. sha256: of what a poll read, '' where none did.
     """
 
     name: str
@@ -19,6 +22,13 @@ class Found:
     modified_ns: int = 0
     refusal: DocumentRefused | None = None
     signer: str = ""
+    changed_ns: int = 0
+    sha256: str = ""
+
+    @property
+    def stamp(self) -> str:
+        """By what shows without reading it, a file that changed is told from one that did not."""
+        return f"{self.size_bytes} {self.modified_ns} {self.changed_ns}"
 
 
 class OpenSource(Protocol):
@@ -36,7 +46,8 @@ class OpenSource(Protocol):
     async def copy(self, found: Found, target: int, max_bytes: int) -> tuple[str, int]:
         """Copy a file into the empty memfd `target` and seal it; sha256 in hex and size of what it holds then.
 
-        `target` stays the caller's, also to close when this is cancelled: nothing more is written to it by its number.
+        Where `found.changed_ns` is known, that very file: CHANGED, where its stamp is another before or after. `target`
+        stays the caller's, also to close when this is cancelled: nothing more is written to it by its number.
         Raises DocumentRefused (TOO_LARGE, CHANGED, UNREADABLE, LINK, VANISHED, NOT_SIGNED, …), SandboxUnavailable.
         """
 

@@ -15,12 +15,16 @@ class OpenVolumes:
     def __init__(
         self, fd: int, size_bytes: int, provenance: Provenance, reader: Volumes, entries: tuple[Entry, ...]
     ) -> None:
-        """fd: taken over, not touched now. entries: what `reader` listed of it. Takes seconds where they are many."""
+        """fd: taken over, not touched now. entries: what `reader` listed of it. Takes seconds where they are many.
+
+        roots: what the names of each volume begin with.
+        """
         volumes = volumes_of(entries)
         self.provenance = _named(provenance, volumes)
         self._fd, self._size_bytes, self._reader = fd, size_bytes, reader
         shown = tuple(entry for entry in entries if entry.path or entry.volume.reason)
         several = len(volumes_of(shown)) > 1  # an empty one beside it, as some systems make them, does not count
+        self.roots = tuple(f"{_partition(volume)}/" for volume in volumes_of(shown)) if several else ("",)
         self._entries = {_name(entry, several): entry for entry in shown}
         self._found = tuple(_found(name, entry) for name, entry in self._entries.items())
 
@@ -78,10 +82,13 @@ def _named(provenance: Provenance, volumes: tuple[Volume, ...]) -> Provenance:
 
 
 def _name(entry: Entry, of_several: bool) -> str:
-    partition = f"partition-{entry.volume.number + 1}"
     if not entry.path:
-        return partition
-    return f"{partition}/{entry.path}" if of_several else entry.path
+        return _partition(entry.volume)
+    return f"{_partition(entry.volume)}/{entry.path}" if of_several else entry.path
+
+
+def _partition(volume: Volume) -> str:
+    return f"partition-{volume.number + 1}"
 
 
 def _found(name: str, entry: Entry) -> Found:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from weakref import WeakValueDictionary
 
@@ -14,10 +15,11 @@ from appliance.ingest.sources.devices import Device, Devices
 from appliance.ingest.sources.folder import Folder, OpenFolder
 from appliance.ingest.sources.found import OpenSource, printable
 from appliance.ingest.sources.opened import OpenVolumes, device_bytes, require_device, volumes_of
+from appliance.ingest.sources.roots import Roots
 from appliance.ingest.sources.signed import signed
 from appliance.ingest.sources.stalls import Beat, Calls
 from appliance.ports import Volumes
-from appliance.types import Provenance, Source, SourceKind, SourceState, Volume, Watch
+from appliance.types import Entry, Provenance, Source, SourceKind, SourceState, Volume, Watch
 
 IMAGES = frozenset({".img", ".dd", ".raw"})
 """What a disk image's name ends in."""
@@ -39,7 +41,7 @@ class Sources:
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._config, self._devices, self._volumes, self._book = config, devices, volumes, book
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._roots = patience_seconds, Roots(config)
         # by place: a source that is open holds its own, and so does a thread that hangs
         self._calls = WeakValueDictionary[str, Calls]()
 
@@ -55,32 +57,32 @@ class Sources:
         twins = await self._twins()
         found = [self._stick(device, twins, watches.get(id_)) for id_, device in plugged.items()]
         rest = [watched for id_, watched in watches.items() if id_ not in plugged]
-        found += await asyncio.gather(*(self._watched(watched) for watched in rest))
+        found += await asyncio.gather(*(self._watched(tenant, watched) for watched in rest))
         return tuple(sorted(found, key=lambda source: source.id))
 
     async def open(self, tenant: str, name: str) -> OpenSource:
-        """name: "sources/ID", or an absolute path of a folder, a file, or a disk image (IMAGES).
+        """name: "sources/ID", or an absolute path, in the tenant's `Roots`, of a folder, a file, or an image (IMAGES).
 
         Raises InvalidArgument, NotFound, SourceRefused, SourceGone, SandboxUnavailable.
         """
         if not name.startswith("sources/"):
-            return await self._open_path(name, SourceKind.FOLDER)
+            return await self._open_path(tenant, name, SourceKind.FOLDER)
         id_ = name.removeprefix("sources/")
         for device in await self._plugged():
             if device.id == id_:
                 return await self._open_stick(device)
         for watched in self._book.watches().get(tenant, ()):
             if watched.id == id_:
-                return await self._open_watched(watched)
+                return await self._open_watched(tenant, watched)
         raise NotFound(f"There is no source {printable(name)[:200]}; a stick must be plugged in.")
 
     async def watch(self, tenant: str, place: str, share: bool, watch: Watch) -> Source:
         """Watch a folder, a share's mount or a stick (its "sources/ID") from now on, or with other settings.
 
-        Raises InvalidArgument, also for a folder within the box's own data; NotFound, SourceGone, DiskFull.
+        Raises InvalidArgument, NotFound, SourceRefused (a folder outside the tenant's `Roots`), SourceGone, DiskFull.
         """
         if place.startswith("/"):
-            source = await self._open_path(place, SourceKind.SHARE if share else SourceKind.FOLDER)
+            source = await self._open_path(tenant, place, SourceKind.SHARE if share else SourceKind.FOLDER)
             await source.close()
         made = await asyncio.to_thread(self._book.watch, tenant, place, share, watch)
         return next(source for source in await self.list(tenant) if source.id == made.id)
@@ -107,13 +109,13 @@ class Sources:
             watch=watched.watch if watched else None,
         )
 
-    async def _watched(self, watched: Watched) -> Source:
+    async def _watched(self, tenant: str, watched: Watched) -> Source:
         provenance, state, problem = _of_watched(watched), SourceState.READY, ""
         if not watched.place.startswith("/"):
             state, problem = SourceState.ABSENT, "It is not plugged in."
         else:
             try:
-                await (await self._open_path(watched.place, provenance.kind)).close()
+                await (await self._open_path(tenant, watched.place, provenance.kind)).close()
             except (NotFound, SourceGone) as error:
                 state, problem = SourceState.ABSENT, str(error)
             except (InvalidArgument, SourceRefused) as error:
@@ -147,16 +149,15 @@ class Sources:
             raise SourceGone("The stick was pulled before it was read.")
         return fd
 
-    async def _open_watched(self, watched: Watched) -> OpenSource:
+    async def _open_watched(self, tenant: str, watched: Watched) -> OpenSource:
         if not watched.place.startswith("/"):
             raise SourceGone(f"{watched.place} is not plugged in.")
         kind = SourceKind.SHARE if watched.share else SourceKind.FOLDER
-        return await self._signed(await self._open_path(watched.place, kind), required=False)
+        return await self._signed(await self._open_path(tenant, watched.place, kind), required=False)
 
-    async def _open_path(self, path: str, kind: SourceKind) -> OpenSource:
+    async def _open_path(self, tenant: str, path: str, kind: SourceKind) -> OpenSource:
         calls = self._calls_on(path)
-        own = self._config.data_dir
-        folder = await calls.run(lambda beat: _open_folder(path, own, beat))
+        folder = await calls.run(lambda beat: _wanted_folder(self._roots.open(tenant, path), beat))
         if PurePath(folder.single).suffix.lower() not in IMAGES:
             return OpenFolder(folder, Provenance(kind, path=folder.top), calls)
         try:
@@ -177,16 +178,20 @@ class Sources:
                 require_device(fd, size_bytes)
                 raise SourceRefused(f"It cannot be read: {refusal}") from None
             require_device(fd, size_bytes)
-            volumes = volumes_of(entries)
-            source: OpenSource
-            if any(volume.filesystem for volume in volumes):
-                source = await asyncio.to_thread(OpenVolumes, fd, size_bytes, provenance, self._volumes, entries)
-            else:
-                source = await self._mounted(fd, provenance, volumes, calls)
+            source, roots = await self._read(fd, size_bytes, provenance, entries, calls)
         except BaseException:
             os.close(fd)
             raise
-        return await self._signed(source, required=self._config.sticks_must_be_signed == "yes")
+        return await self._signed(source, roots, required=self._config.sticks_must_be_signed == "yes")
+
+    async def _read(
+        self, fd: int, size_bytes: int, provenance: Provenance, entries: tuple[Entry, ...], calls: Calls
+    ) -> tuple[OpenSource, Sequence[str]]:
+        """Its volumes, or what the kernel mounts, with what the names of each begin with. Takes over `fd`."""
+        if any(entry.volume.filesystem for entry in entries):
+            made = await asyncio.to_thread(OpenVolumes, fd, size_bytes, provenance, self._volumes, entries)
+            return made, made.roots
+        return await self._mounted(fd, provenance, volumes_of(entries), calls), ("",)
 
     async def _mounted(self, fd: int, provenance: Provenance, volumes: tuple[Volume, ...], calls: Calls) -> OpenSource:
         """The first volume that the kernel may and can mount. Takes over `fd` where it returns."""
@@ -200,16 +205,16 @@ class Sources:
 
         def mount(beat: Beat) -> Folder:
             root, _ = mounts.mount(mine, volume.offset_bytes, volume.size_bytes, filesystems)
-            return Folder.of(_wanted(root, beat), provenance.path or "/", own)
+            return Folder(_wanted(root, beat), Path(provenance.path or "/"), own)
 
         folder = await calls.run(mount, release=lambda: os.close(mine))
         return OpenFolder(
             folder, provenance, calls, lambda: device_bytes(fd) >= size_bytes, closed=lambda: os.close(fd)
         )
 
-    async def _signed(self, source: OpenSource, *, required: bool) -> OpenSource:
+    async def _signed(self, source: OpenSource, roots: Sequence[str] = ("",), *, required: bool) -> OpenSource:
         try:
-            return await signed(source, self._book.signers, required)
+            return await signed(source, self._book.signers, required, roots)
         except BaseException:
             await source.close()
             raise
@@ -224,8 +229,7 @@ class Sources:
         return calls
 
 
-def _open_folder(path: str, own: Path, beat: Beat) -> Folder:
-    folder = Folder(path, own)
+def _wanted_folder(folder: Folder, beat: Beat) -> Folder:
     try:
         beat()
     except BaseException:

@@ -176,12 +176,15 @@ def key_epoch(directory: Path) -> int:
 
 
 def read_current(directory: Path) -> tuple[Path, bytes, bytes]:
-    """The manifest that CURRENT names: its path, its bytes, their sha256. Raises StoreDamaged."""
+    """The manifest that CURRENT names: its path, its bytes, their sha256. Raises StoreDamaged, naming both files."""
     generation, digest = current(directory)
     path = directory / "mf" / generation
-    raw = durable.read_file(path)
+    try:
+        raw = durable.read_file(path)
+    except StoreDamaged as error:
+        raise StoreDamaged(f"{error} {directory / 'CURRENT'} names it.") from error
     if hashlib.sha256(raw).hexdigest() != digest:
-        raise StoreDamaged(f"{path} is damaged: it is not the manifest that CURRENT names.")
+        raise StoreDamaged(f"{path} is damaged: it is not the manifest that {directory / 'CURRENT'} names.")
     return path, raw, bytes.fromhex(digest)
 
 

@@ -12,9 +12,23 @@ from appliance.errors import DocumentRefused, StoreDamaged
 from appliance.ingest.memfd import new_memfd
 from appliance.ingest.sources import Device, Found, OpenSource, SourceBook, Sources
 from appliance.ports import Volumes
+from appliance.types import Watch
+from tests.stick_images import Fat16
 from tests.volumes import PlainVolumes
 
 MIB = 1 << 20
+
+
+WATCH = Watch("handbook", frozenset({"everyone"}))
+
+
+def stick(path: Path, files: dict[bytes, bytes] | None = None) -> Path:
+    """An image with these files, a cluster each."""
+    made = Fat16()
+    for number, (name, data) in enumerate((files or {b"A       TXT": b"alpha"}).items()):
+        made.file(name, data, number + 2)
+    path.write_bytes(made.data)
+    return path
 
 
 class Plugged:
@@ -54,15 +68,21 @@ class MemoryJson:
 
 
 class Place:
-    """`Sources` in a folder."""
+    """`Sources` in a folder, from all of which files may be taken."""
 
     def __init__(
         self, path: Path, volumes: Volumes | None = None, patience_seconds: float = 20, **options: Any
     ) -> None:
         (path / "data").mkdir(exist_ok=True)
         self.plugged, self.book = Plugged(), SourceBook(MemoryJson())
-        config = replace(Config(data_dir=path / "data"), **options)
-        self.sources = Sources(config, self.plugged, volumes or PlainVolumes(), self.book, patience_seconds)
+        self._config = replace(Config(data_dir=path / "data", ingest_roots=str(path)), **options)
+        self._volumes, self._patience_seconds = volumes or PlainVolumes(), patience_seconds
+        self.sources = self.again()
+
+    def again(self, **options: Any) -> Sources:
+        """As after a restart with other options."""
+        config = replace(self._config, **options)
+        return Sources(config, self.plugged, self._volumes, self.book, self._patience_seconds)
 
 
 async def contents(source: OpenSource) -> dict[str, bytes | str]:

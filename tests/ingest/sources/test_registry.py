@@ -1,35 +1,19 @@
 """Sources by name: who is let in, what is read, and how each of them goes away."""
 
-import asyncio
 import os
-import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from appliance.errors import InvalidArgument, NotFound, SourceGone, SourceRefused
 from appliance.ingest import signing
-from appliance.ingest.sources import Folder, Found, OpenFolder, mounts, opened
-from appliance.ingest.sources.signed import SignedSource
-from appliance.ingest.sources.stalls import Calls
-from appliance.types import Entry, Provenance, SourceKind, SourceState, Watch
+from appliance.ingest.sources import Found
+from appliance.types import Provenance, SourceKind, SourceState
 from tests import stick_images
-from tests.ingest.sources.places import Place, content, contents
-from tests.stick_images import Fat16
+from tests.ingest.sources.places import WATCH, Place, content, contents, stick
+from tests.stick_images import Exfat, Fat16
 from tests.volumes import PlainVolumes
-
-WATCH = Watch("handbook", frozenset({"everyone"}))
-
-
-def stick(path: Path, files: dict[bytes, bytes] | None = None) -> Path:
-    """An image with these files, a cluster each."""
-    made = Fat16()
-    for number, (name, data) in enumerate((files or {b"A       TXT": b"alpha"}).items()):
-        made.file(name, data, number + 2)
-    path.write_bytes(made.data)
-    return path
-
 
 # --- folders and files -----------------------------------------------------------------------------------------------
 
@@ -62,7 +46,7 @@ async def test_names_that_are_no_source_are_refused(tmp_path: Path) -> None:
         await sources.open("acme", str(tmp_path / "none"))
     with pytest.raises(InvalidArgument, match="must be absolute"):
         await sources.open("acme", "relative")
-    with pytest.raises(InvalidArgument, match="own data directory"):
+    with pytest.raises(SourceRefused, match="own data directory"):
         await sources.open("acme", str(tmp_path / "data"))
 
 
@@ -292,6 +276,87 @@ async def test_where_nothing_must_be_signed_the_rest_is_taken_but_never_what_con
     assert await contents(source) == {"a.txt": b"alpha", "b.txt": "SIGNATURE_MISMATCH", "c.txt": b"gamma"}
 
 
+def volume(files: Mapping[str, bytes]) -> bytes:
+    """An exFAT volume with these files in its root."""
+    made, cluster = Exfat(), 10
+    for name, data in files.items():
+        chain = range(cluster, cluster + max(1, -(-len(data) // made.cluster_bytes)))
+        made.file(name, data, *chain)
+        cluster += len(chain)
+    return bytes(made.data)
+
+
+def write(path: Path, files: Mapping[str, bytes]) -> None:
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+
+
+async def signed_files(path: Path, files: Mapping[str, bytes], key: Path) -> dict[str, bytes]:
+    """These files, and their manifest with its signature."""
+    write(path, files)
+    await signing.sign_folder(path, key)
+    return {name: (path / name).read_bytes() for name in (*files, signing.MANIFEST, signing.SIGNATURE)}
+
+
+async def two_signed_volumes(path: Path) -> tuple[Place, dict[str, bytes], dict[str, bytes]]:
+    """A place that trusts two signers, and the files of a volume of each: both have an `a.txt`, another each."""
+    place = Place(path)
+    for name in ("Registry", "Lab"):
+        place.book.trust(name, signing.make_key(path / f"{name}.pem"))
+    first = await signed_files(path / "one", {"a.txt": b"alpha", "gone.txt": b"gone"}, path / "Registry.pem")
+    second = await signed_files(path / "two", {"a.txt": b"other", "b.txt": b"beta"}, path / "Lab.pem")
+    del first["gone.txt"]
+    return place, first, second
+
+
+@pytest.mark.parametrize("required", ["yes", "no"])
+async def test_the_manifest_of_each_volume_counts_for_that_volume_alone(tmp_path: Path, required: str) -> None:
+    place, first, second = await two_signed_volumes(tmp_path)
+    volumes = [volume({**first, "b.txt": b"beta"}), volume({**second, "b.txt": b"BETA"})]
+    (tmp_path / "disk.img").write_bytes(stick_images.gpt(volumes))
+    sources = place.again(sticks_must_be_signed=required)
+    source = await sources.open("acme", str(tmp_path / "disk.img"))
+    assert source.provenance.signer == "Registry+Lab"
+    assert {one.name: one.signer for one in await source.files()} == {
+        "partition-1/a.txt": "Registry",
+        "partition-1/b.txt": "",  # the other volume's manifest lists one of this name and content
+        "partition-1/gone.txt": "Registry",
+        "partition-2/a.txt": "Lab",
+        "partition-2/b.txt": "Lab",  # of the signed size: its hash is seen when it is copied
+    }
+    assert await contents(source) == {
+        "partition-1/a.txt": b"alpha",
+        "partition-1/b.txt": "NOT_SIGNED" if required == "yes" else b"beta",
+        "partition-1/gone.txt": "MISSING",
+        "partition-2/a.txt": b"other",
+        "partition-2/b.txt": "SIGNATURE_MISMATCH",
+    }
+
+
+async def test_files_of_an_unsigned_volume_are_refused_beside_a_signed_one_where_only_signed_ones_are_taken(
+    tmp_path: Path,
+) -> None:
+    place, first, second = await two_signed_volumes(tmp_path)
+    del second[signing.SIGNATURE]
+    ntfs = bytearray(1 << 17)
+    ntfs[3:11] = b"NTFS    "
+    folder = {"partition-1": b"named like a volume"}
+    volumes = [volume(first), bytes(ntfs), volume(second), volume(folder)]
+    (tmp_path / "disk.img").write_bytes(stick_images.gpt(volumes))
+    source = await place.again(sticks_must_be_signed="yes").open("acme", str(tmp_path / "disk.img"))
+    assert source.provenance.signer == "Registry"
+    assert await content(source, Found("partition-9/a.txt")) == "NOT_SIGNED"
+    assert await contents(source) == {
+        "partition-1/a.txt": b"alpha",
+        "partition-1/gone.txt": "MISSING",
+        "partition-2": "UNSUPPORTED_FILESYSTEM",
+        "partition-3/a.txt": "NOT_SIGNED",
+        "partition-3/b.txt": "NOT_SIGNED",
+        "partition-4/partition-1": "NOT_SIGNED",
+    }
+
+
 async def test_a_signed_share_lists_what_is_still_to_come(tmp_path: Path, key: str) -> None:
     place = Place(tmp_path)
     place.book.trust("Registry", key)
@@ -337,166 +402,30 @@ async def test_a_watched_stick_is_absent_until_it_is_plugged_in(tmp_path: Path) 
 
 
 async def test_the_boxs_own_data_is_not_watched(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="own data directory"):
+    with pytest.raises(SourceRefused, match="own data directory"):
         await Place(tmp_path).sources.watch("acme", str(tmp_path / "data"), False, WATCH)
 
 
-# --- a share that stalls ---------------------------------------------------------------------------------------------
-
-
-class StalledFolder(Folder):
-    """A folder whose reads hang until `answer` is set."""
-
-    answer: threading.Event
-
-    def open(self, name: str) -> int:
-        self.answer.wait()
-        return super().open(name)
-
-
-async def test_a_copy_from_a_share_that_stalls_ends_and_never_touches_its_target_again(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+async def test_a_watched_place_that_is_outside_by_now_is_refused_and_says_so_and_stays(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     (tmp_path / "drop").mkdir()
-    (tmp_path / "drop" / "a.txt").write_bytes(b"late")
-    folder, calls, done = (
-        StalledFolder(str(tmp_path / "drop"), tmp_path / "data"),
-        Calls("drop", 0.05),
-        threading.Event(),
-    )
-    folder.answer = threading.Event()
-    source = OpenFolder(folder, Provenance(SourceKind.SHARE), calls, closed=done.set)
-    (found,) = await source.files()
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(SourceGone, match="gave no answer"):
-        await content(source, found)
-    await source.close()
-    assert not done.is_set()
-    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)  # may have the target's number now
-    folder.answer.set()
-    done.wait(5)
-    assert os.fstat(other).st_size == 0
-    os.close(other)
-    assert len(os.listdir("/proc/self/fd")) == len(before) - 1
+    made = await place.sources.watch("acme", str(tmp_path / "drop"), False, WATCH)
+    narrower = place.again(ingest_roots="/srv")
+    (source,) = await narrower.list("acme")
+    assert (source.id, source.state, source.watch) == (made.id, SourceState.REFUSED, WATCH)
+    assert "`ingest_roots` gives you (/srv)" in source.problem
+    with pytest.raises(SourceRefused, match="ingest_roots"):
+        await narrower.open("acme", made.name)
+    assert [one.state for one in await place.sources.list("acme")] == [SourceState.READY]
 
 
-async def test_a_share_that_stalls_is_absent_and_the_others_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place, answer, stalled = Place(tmp_path, patience_seconds=0.05), threading.Event(), list[threading.Thread]()
-    for name in ("dead", "sound"):
-        (tmp_path / name).mkdir()
-        await place.sources.watch("acme", str(tmp_path / name), True, WATCH)
-    real = os.lstat
-
-    def hangs(path: str) -> os.stat_result:
-        if path == str(tmp_path / "dead"):
-            stalled.append(threading.current_thread())
-            answer.wait()
-        return real(path)
-
-    monkeypatch.setattr(os, "lstat", hangs)
-    for _ in range(5):
-        states = {one.provenance.path: one.state for one in await place.sources.list("acme")}
-        assert states == {str(tmp_path / "dead"): SourceState.ABSENT, str(tmp_path / "sound"): SourceState.READY}
-    assert len(stalled) == 1
-    answer.set()
-    stalled[0].join(5)
-    assert {one.state for one in await place.sources.list("acme")} == {SourceState.READY}
-
-
-# --- what is opened is what was asked for ----------------------------------------------------------------------------
-
-
-async def test_a_stick_that_takes_the_place_of_another_before_it_is_open_is_not_read_as_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place, made, real = Place(tmp_path), Fat16(), os.open
-    made.file(b"A       TXT", b"alpha", 2)
-    (tmp_path / "sdb").write_bytes(made.data)
-    place.plugged.plug(tmp_path / "sdb")
-    place.book.allow("4C53", True)
-
-    def swapped(path: str, *arguments: Any, **options: Any) -> int:
-        if path == str(tmp_path / "sdb"):
-            place.plugged.devices.clear()
-            place.plugged.plug(tmp_path / "sdb", "EVIL")
-        return real(path, *arguments, **options)
-
-    before = len(os.listdir("/proc/self/fd"))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "open", swapped)
-        with pytest.raises(SourceGone):
-            await place.sources.open("acme", "sources/usb-4C53")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_mount_that_stalls_mounts_the_device_that_it_was_asked_for_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = bytearray(1 << 17)
-    data[1080:1082] = b"\x53\xef"
-    (tmp_path / "a.img").write_bytes(data)
-    place = Place(tmp_path, patience_seconds=0.05, stick_mount="ext4")
-    answer, ended, mounted = threading.Event(), threading.Event(), list[str]()
-
-    def stalls(fd: int, *_: object) -> tuple[int, str]:
-        answer.wait(5)
-        mounted.append(os.readlink(f"/proc/self/fd/{fd}"))
-        ended.set()
-        raise SourceRefused("It is damaged.")
-
-    monkeypatch.setattr(mounts, "mount", stalls)
-    with pytest.raises(SourceGone, match="gave no answer"):
-        await place.sources.open("acme", str(tmp_path / "a.img"))
-    others = [os.open(tmp_path / "secret", os.O_RDWR | os.O_CREAT) for _ in range(8)]  # one has the number now
-    answer.set()
-    assert await asyncio.to_thread(ended.wait, 5)
-    assert mounted == [str(tmp_path / "a.img")]
-    for other in others:
-        os.close(other)
-
-
-async def test_a_manifest_is_verified_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_outside_is_not_watched_nor_read_as_a_file_or_an_image(tmp_path: Path) -> None:
     (tmp_path / "drop").mkdir()
-    (tmp_path / "drop" / "a.txt").write_bytes(b"alpha")
-    place, real, beside = Place(tmp_path), signing.signer_of, list[bool]()
-    place.book.trust("Registry", signing.make_key(tmp_path / "key.pem"))
-    await signing.sign_folder(tmp_path / "drop", tmp_path / "key.pem")
-
-    def signer_of(*arguments: Any) -> str:
-        beside.append(threading.current_thread() is not threading.main_thread())
-        return real(*arguments)
-
-    monkeypatch.setattr(signing, "signer_of", signer_of)
-    await place.sources.watch("acme", str(tmp_path / "drop"), False, WATCH)
-    (source,) = await place.sources.list("acme")
-    opened = await place.sources.open("acme", source.name)
-    assert [one.signer for one in await opened.files()] == ["Registry"]
-    await opened.close()
-    assert beside == [True]
-
-
-async def test_a_long_listing_is_worked_through_beside_the_event_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place, beside = Place(tmp_path, sticks_must_be_signed="yes"), set[tuple[str, bool]]()
-
-    def note(what: str) -> None:
-        beside.add((what, threading.current_thread() is not threading.main_thread()))
-
-    named, judged = opened._name, SignedSource._judged
-
-    def name(entry: Entry, of_several: bool) -> str:
-        note("named")
-        return named(entry, of_several)
-
-    def judge(source: SignedSource, found: Found) -> Found:
-        note("judged")
-        return judged(source, found)
-
-    monkeypatch.setattr(opened, "_name", name)
-    monkeypatch.setattr(SignedSource, "_judged", judge)
-    source = await place.sources.open("acme", str(stick(tmp_path / "a.img")))
-    assert [one.refusal.file_reason for one in await source.files() if one.refusal] == ["NOT_SIGNED"]
-    await source.close()
-    assert beside == {("named", True), ("judged", True)}
+    place = Place(tmp_path, ingest_roots=str(tmp_path / "drop"))
+    (tmp_path / "a.txt").write_bytes(b"alpha")
+    for path in (tmp_path, tmp_path / "a.txt", stick(tmp_path / "a.img"), tmp_path / "none"):
+        with pytest.raises(SourceRefused, match="ingest_roots"):
+            await place.sources.open("acme", str(path))
+        with pytest.raises(SourceRefused, match="ingest_roots"):
+            await place.sources.watch("acme", str(path), True, WATCH)
+    assert await place.sources.list("acme") == ()

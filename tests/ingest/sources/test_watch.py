@@ -12,7 +12,7 @@ from appliance.ingest import signing
 from appliance.ingest.sources import Device, Found, Watcher, watch
 from appliance.ingest.sources.watch import Seen, Taken, is_finished, settle
 from appliance.types import Source, SourceKind, Watch
-from tests.ingest.sources.places import Place
+from tests.ingest.sources.places import MIB, Place
 from tests.stick_images import Fat16
 
 SECRET = b"s" * 32
@@ -148,7 +148,7 @@ class Bench:
         self.restart()
 
     def restart(self) -> None:
-        self.watcher = Watcher(self.place.sources, self.place.plugged, self.path / "watched", SECRET, 0.01)
+        self.watcher = Watcher(self.place.sources, self.place.plugged, self.path / "watched", SECRET, 0.01, MIB)
 
     async def looks(self, count: int) -> list[tuple[str, str, list[str]]]:
         """What was taken in so many looks."""
@@ -278,3 +278,25 @@ async def test_a_device_that_is_slow_to_say_what_it_is_holds_up_nobody(
     monkeypatch.setattr(bench.place.plugged, "list", slow)
     assert await bench.looks(1) == []
     assert asked == [False]
+
+
+async def test_a_watched_place_that_is_refused_is_told_to_its_tenant_until_it_is_mended_or_watched_no_more(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    (bench.drop / "a.txt").write_text("one")
+    made = await bench.place.sources.watch("acme", str(bench.drop), False, AT_ONCE)
+    allowed, bench.place.sources = bench.place.sources, bench.place.again(ingest_roots="/srv")
+    bench.restart()
+    assert await bench.looks(3) == []
+    [(place, problem)] = bench.watcher.problems().items()
+    assert place == ("acme", made.name)
+    assert "ingest_roots" in problem
+    bench.watcher._sources = allowed
+    assert await bench.looks(4) == [("acme", "handbook", ["a.txt"])]
+    assert bench.watcher.problems() == {}
+    bench.watcher._sources = bench.place.sources
+    await bench.looks(1)
+    await allowed.unwatch("acme", made.name)
+    await bench.looks(1)
+    assert bench.watcher.problems() == {}

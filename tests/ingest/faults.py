@@ -1,0 +1,91 @@
+"""Faults at every step that changes the disk: a kill, a kill in the middle of a write, a disk that is full.
+
+A step is a call that writes, syncs, makes, renames or removes a file.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from appliance.types import Ingestion
+from tests.ingest.bench import Bench
+
+_STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "replace", "unlink", "ftruncate", "mkdir")
+_OPEN_WRITES = os.O_CREAT | os.O_WRONLY
+_PWRITE = os.pwrite
+Fault = Callable[[str, tuple[object, ...]], None]
+
+
+class Died(BaseException):
+    """The process is gone: no handler of the code under test may run on it."""
+
+
+class Disk:
+    """Counts the steps below a folder; the one of number `fails_at` fails, and all after it do until it is mended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, fault: Fault):
+        self._patch, self._root, self._fault = monkeypatch, str(root), fault
+        self._lock = threading.Lock()
+        self.steps, self.fails_at = 0, 1 << 30
+
+    @contextmanager
+    def failing_at(self, step: int) -> Iterator[None]:
+        self.steps, self.fails_at = 0, step
+        with self._patch.context() as patch:
+            for name in _STEPS:
+                patch.setattr(os, name, self._wrap(name, getattr(os, name)))
+            yield
+
+    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            if self._changes_the_disk(name, arguments):
+                with self._lock:
+                    self.steps += 1
+                    failed = self.steps > self.fails_at
+                if failed:
+                    self._fault(name, arguments)
+            return real(*arguments, **options)
+
+        return step
+
+    def _changes_the_disk(self, name: str, arguments: tuple[object, ...]) -> bool:
+        target = arguments[0]
+        if isinstance(target, int):
+            target = os.readlink(f"/proc/self/fd/{target}")
+        if name == "open" and not (isinstance(arguments[1], int) and arguments[1] & _OPEN_WRITES):
+            return False
+        return str(target).startswith(self._root)
+
+
+def die(name: str, arguments: tuple[object, ...]) -> None:
+    raise Died
+
+
+def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
+    """Half of what was to be written is written."""
+    if name == "pwrite":
+        fd, data, offset = arguments
+        assert isinstance(fd, int)
+        assert isinstance(data, bytes | memoryview)
+        assert isinstance(offset, int)
+        _PWRITE(fd, data[: len(data) // 2], offset)
+    raise Died
+
+
+def run_full(name: str, arguments: tuple[object, ...]) -> None:
+    if name in ("pwrite", "mkdir", "fsync", "fdatasync"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def died(bench: Bench, begun: Ingestion) -> None:
+    """Until its job has come to the step, or to its end."""
+    async for _ in bench.jobs.watch(bench.ingest.get("clinic", begun.id).job.removeprefix("jobs/")):
+        pass
+    for entry in bench.jobs._entries.values():  # lest asyncio logs, when it forgets the task, that nobody asked for it
+        if entry.task and entry.task.done() and not entry.task.cancelled():
+            entry.task.exception()
