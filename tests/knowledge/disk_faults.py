@@ -1,15 +1,12 @@
 """Disks that fail: at a chosen step of what writes to them, and by losing their power.
 
-A step is a call that changes the disk. Of steps that look alike (the same call, from the same chain of functions) the
-first and the last are taken, and of the others some by a fixed seed; each kind of step of each kind of write is hit.
+A step is a call that changes the disk or syncs it. Of a write that is tried, each step is hit.
 """
 
 import errno
 import os
-import random
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -119,6 +116,7 @@ def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
 
 
 def run_full(name: str, arguments: tuple[object, ...]) -> None:
+    """A new file still gets its name; what is in it finds no room, nor does a folder or a link."""
     if name not in ("open", "rename", "unlink", "ftruncate", "rmdir"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -211,12 +209,6 @@ STATES = ("nothing", "removals", "names")
 _PWRITE = os.pwrite
 
 
-def worth_trying(kinds: list[tuple[str, ...]], only: frozenset[str] = ALL_STEPS) -> list[int]:
-    """The steps before which a write of these is to fail: those of the calls `only`, and the one behind the last."""
-    alike = defaultdict[tuple[str, ...], list[int]](list)
-    for step, kind in enumerate(kinds):
-        if kind[0] in only:
-            alike[kind].append(step)
-    chosen = {step for steps in alike.values() for step in (steps[0], steps[-1])}
-    others = sorted({step for steps in alike.values() for step in steps} - chosen)
-    return sorted([*chosen, *random.Random(0).sample(others, min(1, len(others))), len(kinds)])
+def steps_of(kinds: list[tuple[str, ...]], only: frozenset[str] = ALL_STEPS) -> list[int]:
+    """Each step of a write that is one of the calls `only`, and the one behind its last."""
+    return [*(step for step, kind in enumerate(kinds) if kind[0] in only), len(kinds)]

@@ -28,7 +28,7 @@ from tests.knowledge.disk_faults import (
     die,
     die_in_the_middle,
     run_full,
-    worth_trying,
+    steps_of,
 )
 from tests.knowledge.test_upgrade import WAS, version_1
 
@@ -130,27 +130,28 @@ def after(write: object, before: list[tuple[str, ...]]) -> list[list[tuple[str, 
     return [before]
 
 
-def steps_of(
+def rehearsed(
     prepared: Shelf, disk: Disk, write: Callable[[Shelf], None], only: frozenset[str] = ALL_STEPS
 ) -> list[int]:
-    """The steps before which a write is to fail, and the one behind its last."""
+    """Each step of a write, and the one behind its last."""
     shelf = prepared.copy("rehearsed")
     texts(shelf)  # what opening writes is no step
     with disk.failing_at(NEVER):
         write(shelf)
     shelf.library.close()
-    return worth_trying(disk.kinds, only)
+    return steps_of(disk.kinds, only)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("write", WRITES)
-def test_a_kill_or_a_power_cut_at_any_step_loses_nothing_acknowledged(
+def test_a_kill_at_each_step_and_a_power_cut_there_or_after_the_start_lose_nothing_acknowledged(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
+    """A cut at a step leaves one of STATES, by turns; each fourth comes after the start that follows the kill."""
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, die)
-    steps = steps_of(prepared, disk, write)
+    steps = rehearsed(prepared, disk, write)
     for at, step in enumerate(steps):
         shelf, acknowledged = prepared.copy(f"step{step}"), False
         before = texts(shelf)
@@ -185,13 +186,13 @@ def check_after_a_cut(root: Path, allowed: list[list[tuple[str, ...]]]) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("write", OF_ALL_STEPS)
-def test_a_kill_in_the_middle_of_a_write_loses_nothing_acknowledged(
+def test_a_kill_in_the_middle_of_each_write_loses_nothing_acknowledged(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, die_in_the_middle)
-    for step in steps_of(prepared, disk, write, frozenset({"pwrite"}))[:-1]:
+    for step in rehearsed(prepared, disk, write, frozenset({"pwrite"}))[:-1]:
         shelf = prepared.copy(f"step{step}")
         before = texts(shelf)
         with disk.failing_at(step), pytest.raises(Died):
@@ -217,13 +218,13 @@ def check_nothing_is_left_half(shelf: Shelf) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("write", OF_ALL_STEPS)
-def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
+def test_a_disk_that_fails_at_each_step_is_told_and_loses_nothing_acknowledged(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, break_down)
-    steps = steps_of(prepared, disk, write)
+    steps = rehearsed(prepared, disk, write)
     for step in steps:
         shelf, told = prepared.copy(f"step{step}"), False
         before = texts(shelf)
@@ -242,13 +243,13 @@ def test_a_disk_that_fails_at_any_step_is_told_and_loses_nothing_acknowledged(
 
 @pytest.mark.long
 @pytest.mark.parametrize("write", OF_ALL_STEPS)
-def test_a_full_disk_at_any_step_is_told_and_the_store_stays_usable(
+def test_a_full_disk_at_each_step_that_needs_room_is_told_and_the_store_stays_usable(
     make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, write: Callable[[Shelf], None]
 ) -> None:
     prepared = make_shelf()
     prepare(prepared, write)
     disk = Disk(monkeypatch, run_full)
-    for step in steps_of(prepared, disk, write, frozenset({"pwrite", "fsync", "fdatasync", "mkdir", "link"})):
+    for step in rehearsed(prepared, disk, write, frozenset({"pwrite", "fsync", "fdatasync", "mkdir", "link"})):
         shelf, done = prepared.copy(f"step{step}"), False
         before = texts(shelf)
         with disk.failing_at(step):
@@ -398,9 +399,10 @@ def test_readers_that_were_acknowledged_and_are_not_stored_are_told(tmp_path: Pa
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [die, die_in_the_middle, run_full])
-def test_an_upgrade_that_ends_at_any_step_goes_on_at_the_next_start(
+def test_an_upgrade_that_ends_at_the_first_step_of_each_kind_goes_on_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
+    """A kind is a call from the same chain of functions."""
     disk = Disk(monkeypatch, fault)
     with disk.failing_at(NEVER):
         open_libraries(version_1(tmp_path / "rehearsed"), WordEmbedder()).close()

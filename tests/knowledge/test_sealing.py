@@ -1,5 +1,5 @@
 """A seal beside everything else: nobody waits for it, and what is changed meanwhile holds from then on, also after a
-kill or a power cut at any step of either."""
+kill or a power cut at each step of either."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from appliance.knowledge.storage.store import Store
 from appliance.types import Document, Floats, NewDocument
 from tests.fakes import WordEmbedder
 from tests.knowledge.conftest import ALL, Shelf, new_document
-from tests.knowledge.disk_faults import NEVER, STATES, Died, Disk, Platter, die, die_in_the_middle, worth_trying
+from tests.knowledge.disk_faults import NEVER, STATES, Died, Disk, Platter, die, die_in_the_middle, steps_of
 from tests.knowledge.meanwhile import PATIENCE_SECONDS, Held, changing, in_another_thread
 
 CLOSED = frozenset({"role:admin"})
@@ -176,7 +176,7 @@ def recover(shelf: Shelf, allowed: Sequence[State], where: str) -> State:
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [die, die_in_the_middle])
-def test_a_kill_or_a_power_cut_at_any_step_of_a_seal_and_of_what_is_done_meanwhile(
+def test_a_kill_or_a_power_cut_at_each_step_of_a_seal_and_of_what_is_done_meanwhile(
     prepared: Shelf, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
     wanted = states(prepared)
@@ -195,7 +195,7 @@ def test_a_kill_or_a_power_cut_at_any_step_of_a_seal_and_of_what_is_done_meanwhi
     assert len(rehearsed.collection._store.manifest.segments) == 2
     rehearsed.library.close()
     only = frozenset({"pwrite"}) if fault is die_in_the_middle else frozenset(kind[0] for kind in disk.kinds)
-    steps = worth_trying(disk.kinds, only)
+    steps = steps_of(disk.kinds, only)
     assert len(steps) > 10
     for at, step in enumerate(steps):
         shelf = prepared.copy(f"step {step}")
