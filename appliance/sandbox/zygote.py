@@ -13,6 +13,7 @@ Control socket (SOCK_SEQPACKET, JSON messages):
 """
 
 import array
+import contextlib
 import gc
 import importlib
 import json
@@ -51,7 +52,7 @@ def main() -> None:
     limits = lockdown.Limits(memory_bytes, cpu_seconds)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon drains first, then closes the control socket
         signal.signal(ignored, signal.SIG_IGN)
-    os.nice(NICENESS)
+    _yield_to_serving()
     try:
         rights = lockdown.check()
         namespaces = lockdown.enter_namespaces()
@@ -82,6 +83,13 @@ def main() -> None:
         _run_child((subject, result, nowhere), lock, lambda: service.answer(0, request))
 
     _serve(control, child, prove)
+
+
+def _yield_to_serving() -> None:
+    """Lower the priority of this process and of its session, which kernels may weigh as one (sched(7), autogroups)."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
+        session.write(str(NICENESS))
 
 
 def _become_first_process(control: socket.socket, namespaces: Sequence[str]) -> None:

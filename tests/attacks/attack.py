@@ -11,6 +11,9 @@ from typing import Any
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
+NO_EFFECT = ctypes.create_string_buffer(1 << 13)
+"""At the same address in the parent, for what is tried on its memory: nothing happens where nothing stops that."""
+
 NUMBERS = {
     "x86_64": {
         "fork": 57, "vfork": 58, "clone": 56, "clone3": 435, "execveat": 322, "kill": 62, "tkill": 200,
@@ -25,8 +28,8 @@ NUMBERS = {
         "setpriority": 141, "prlimit64": 302, "sched_setaffinity": 203, "ioctl": 16, "fanotify_init": 300,
         "inotify_init1": 294, "openat2": 437, "linkat": 265, "mq_open": 240, "shmget": 29, "semget": 64,
         "move_pages": 279, "migrate_pages": 256, "landlock_restrict_self": 446, "ftruncate": 77, "fallocate": 285,
-        "splice": 275, "vmsplice": 278, "sendfile": 40, "copy_file_range": 326, "truncate": 76,
-        "inotify_add_watch": 254,
+        "splice": 275, "vmsplice": 278, "sendfile": 40, "copy_file_range": 326, "truncate": 76, "shmctl": 31,
+        "inotify_add_watch": 254, "fanotify_mark": 301, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     },
     "aarch64": {
         "clone": 220, "clone3": 435, "execveat": 281, "kill": 129, "tkill": 130, "rt_sigqueueinfo": 138,
@@ -41,15 +44,18 @@ NUMBERS = {
         "sched_setaffinity": 122, "ioctl": 29, "fanotify_init": 262, "inotify_init1": 26, "openat2": 437,
         "linkat": 37, "mq_open": 180, "shmget": 194, "semget": 190, "move_pages": 239, "migrate_pages": 238,
         "landlock_restrict_self": 446, "ftruncate": 46, "fallocate": 47, "splice": 76, "vmsplice": 75,
-        "sendfile": 71, "copy_file_range": 285, "truncate": 45,
-        "inotify_add_watch": 27,
+        "sendfile": 71, "copy_file_range": 285, "truncate": 45, "shmctl": 195,
+        "inotify_add_watch": 27, "fanotify_mark": 263, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     },
 }[platform.machine()]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What lies outside, for an attack to reach: a file with a secret, a folder that all may write to, servers."""
+    """What lies outside, for an attack to reach: a file with a secret, a folder that all may write to, servers.
+
+    parent_pid: of the zygote, as its children see it; set by itself.
+    """
 
     secret: str
     folder: str
@@ -58,21 +64,23 @@ class World:
     unix_path: str
     abstract_name: str
     victim_pid: int
+    parent_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
     """run: returns what it got where nothing stops it; raises OSError where something does.
 
-    kind: files, network, processes, privileges, kernel, code, resources or answers. denied_by: the layer
-    that says EPERM or EACCES to it where seccomp is away. slow: it waits for a limit of time.
+    kind: files, network, processes, privileges, kernel, code, resources or answers. walls: each of these stops it also
+    where the others of them are away, and without them all it succeeds, if all else stands; empty where only the daemon
+    stops it. slow: it waits for a limit of time.
     """
 
     name: str
     kind: str
     title: str
     run: Callable[[World], object]
-    denied_by: str
+    walls: tuple[str, ...]
     slow: bool
 
 
@@ -80,13 +88,13 @@ ATTACKS: dict[str, Attack] = {}
 
 
 def attack(
-    kind: str, title: str, denied_by: str = "landlock", slow: bool = False
+    kind: str, title: str, *walls: str, slow: bool = False
 ) -> Callable[[Callable[[World], object]], Callable[[World], object]]:
     """Declare an attack."""
 
     def declare(run: Callable[[World], object]) -> Callable[[World], object]:
         name = f"{kind}-{run.__name__.strip('_')}"
-        ATTACKS[name] = Attack(name, kind, title, run, denied_by, slow)
+        ATTACKS[name] = Attack(name, kind, title, run, walls, slow)
         return run
 
     return declare

@@ -35,4 +35,4 @@ class Hostile:
 
 
 def reader(settings: Mapping[str, int | str]) -> Hostile:
-    return Hostile(World(**settings))  # type: ignore[arg-type]
+    return Hostile(World(**{**settings, "parent_pid": os.getpid()}))  # type: ignore[arg-type]

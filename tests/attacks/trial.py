@@ -1,7 +1,7 @@
-"""An attack in a locked child, and what stopped it; with all layers, or with one taken away.
+"""An attack in a locked child, and how it ended; behind all walls, or with some taken away.
 
-A layer is taken away by a statement in the zygote of the trial, which replaces a function of `lockdown`: the product
-has no option for that.
+A wall is taken away by a statement in the zygote of the trial, which replaces a function of `lockdown`: the product has
+no option for that.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,64 +28,65 @@ IMPORTS = """import os, tests.attacks.parser, appliance.sandbox.services.documen
 from appliance.sandbox import lockdown, zygote"""
 # The kernel exempts root from much: a trial that root started goes on as nobody, after it imported what root may read.
 DROP = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); lockdown._prctl(lockdown.PR_SET_DUMPABLE, 1)"
-NOTHING = "NOTHING"
 TEMPORARY = (Path("/tmp"), Path("/dev/shm"), Path("/var/tmp"))
 
 REMOVALS = {
     "seccomp": "lockdown.seccomp = lambda: None",
     "landlock": "lockdown.landlock = lambda *_, **__: None",
-    "limits": "lockdown.limit = lambda *_: None",
+    "limits": """lockdown.limit, call = lambda *_: None, lockdown._call
+lockdown._call = lambda name, *rest: 0 if name == "close_range" else call(name, *rest)""",
     "namespaces": "lockdown.enter_namespaces = lambda: ()",
-    "privileges": "lockdown.drop_capabilities = lambda: None",
+    "privileges": """lockdown.drop_capabilities, prctl = lambda: None, lockdown._prctl
+lockdown._prctl = lambda option, value: None if option == lockdown.PR_SET_DUMPABLE else prctl(option, value)""",
 }
-_BY_ERROR = {
-    **dict.fromkeys(("ENOMEM", "EAGAIN", "EMFILE", "EFBIG"), "limits"),
-    **dict.fromkeys(("ENOENT", "ENETUNREACH", "ESRCH", "ENOSPC", "ECONNREFUSED", "EXDEV"), "namespaces"),
-    **dict.fromkeys(("ENOSYS", "EAFNOSUPPORT", "ENODEV", "EOPNOTSUPP", "EPROTONOSUPPORT", "EINVAL"), "kernel"),
-    "EBADF": "daemon",  # it closed the descriptor, or gave one that may only be read
-    "RecursionError": "interpreter",
+_BY_REASON = {
+    "FORBIDDEN_CALL": "SIGSYS",
+    "TOO_MUCH_MEMORY": "memory",
+    "TOO_MUCH_TEXT": "size",
+    "PARSER_FAILED": "form",
+    "CRASHED": "crash",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """stopped_by: a layer, "daemon", "kernel" (it lacks the call, or refuses it to all) or NOTHING. how: in a word."""
+    """how: the error that it met, how the daemon says that its child ended, or what it got."""
 
-    stopped_by: str
+    stopped: bool
     how: str
 
 
-def zygote(without: str = "") -> tuple[str, ...]:
-    """The command for a zygote, as an unprivileged user runs it, with a layer taken away."""
-    tamper = f"{REMOVALS[without]}\nzygote.attest = lambda *_: ()" if without else ""
-    program = f"{IMPORTS}\n{DROP if os.geteuid() == 0 else ''}\n{tamper}\nzygote.main()"
+def zygote(without: Collection[str] = ()) -> tuple[str, ...]:
+    """The command for a zygote, as an unprivileged user runs it, with walls taken away."""
+    tamper = [*(REMOVALS[wall] for wall in without), "zygote.attest = lambda *_: ()"] if without else []
+    program = "\n".join((IMPORTS, DROP if os.geteuid() == 0 else "", *tamper, "zygote.main()"))
     return (sys.executable, "-s", "-c", program)
 
 
-async def tried(extractor: LockedExtractor, attack: Attack, without: str = "") -> Outcome:
-    """Let a child attack. without: the layer that its zygote lacks."""
+async def tried(extractor: LockedExtractor, attack: Attack) -> Outcome:
+    """Let a child attack."""
     try:
         page = (await extract(extractor, attack.name.encode().ljust(8192, b"\0"))).pages[0]
     except DocumentRefused as refusal:
-        return _by_refusal(refusal, attack)
+        if refusal.file_reason == "SPUN":
+            return Outcome(True, "processor time" if "processor" in str(refusal) else "wall time")
+        return Outcome(True, _BY_REASON.get(refusal.file_reason, refusal.file_reason))
     how, _, said = page.partition(": ")
-    if how != "stopped":
-        return Outcome(NOTHING, said[:40])
-    if said in ("EPERM", "EACCES"):  # seccomp's refusals say EPERM, and come before any other
-        return Outcome(attack.denied_by if without == "seccomp" else "seccomp", said)
-    return Outcome(_BY_ERROR.get(said, NOTHING), said)
+    return Outcome(how == "stopped", said)
 
 
-def _by_refusal(refusal: DocumentRefused, attack: Attack) -> Outcome:
-    reason = refusal.file_reason
-    if reason == "FORBIDDEN_CALL":
-        return Outcome("seccomp", "SIGSYS")
-    if reason == "TOO_MUCH_MEMORY" or (reason == "CRASHED" and "memory" in attack.name):
-        return Outcome("limits", "of memory")
-    if reason == "SPUN" and "processor" in str(refusal):
-        return Outcome("limits", "of processor time")
-    hows = {"SPUN": "wall time", "TOO_MUCH_TEXT": "size of a result", "PARSER_FAILED": "form of a result"}
-    return Outcome("daemon", hows.get(reason, reason))
+def restore(folder: Path) -> None:
+    """Undo what attacks did where nothing stopped them. All files belong to whom the attackers run as."""
+    for place in TEMPORARY:
+        (place / "appliance-escaped").unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name not in ("secret", "present", "server"):
+            path.rmdir() if path.is_dir() else path.unlink()
+    for name, mode in (("secret", 0o666), ("present", 0o777)):
+        (folder / name).write_text("secret")
+        (folder / name).chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(folder / name, NOBODY, NOBODY)
 
 
 @contextlib.contextmanager
@@ -94,9 +95,7 @@ def outside() -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="attacked-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o777)
-        for file in ("secret", "present"):
-            (folder / file).write_text("secret")
-            (folder / file).chmod(0o666)
+        restore(folder)
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         udp.bind(("127.0.0.1", 0))
@@ -127,7 +126,7 @@ def outside() -> Iterator[World]:
             server.shutdown(socket.SHUT_RDWR)
 
 
-def extractor(world: World, without: str = "", wall_seconds: int = 5) -> LockedExtractor:
+def extractor(world: World, without: Collection[str] = (), wall_seconds: int = 5) -> LockedExtractor:
     """One of the attackers' parser."""
     return LockedExtractor(
         replace(LIMITS, parse_wall_seconds=wall_seconds), "tests.attacks.parser", asdict(world), zygote=zygote(without)

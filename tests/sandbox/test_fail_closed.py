@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -140,9 +141,27 @@ def test_status_has_the_walls_of_both_parts_and_the_older_proof() -> None:
     assert watch.walls(other, one) == Walls((seccomp, missing, spaces), early)
 
 
-def test_walls_are_not_told_where_one_part_has_not_proven_its_own() -> None:
-    proven = Walls((Wall("seccomp", True, True, "42 calls"),), datetime.now(UTC))
-    assert (watch.walls(proven, None), watch.walls(None, proven)) == (None, None)
+def test_status_says_where_one_part_has_not_proven_its_walls() -> None:
+    seccomp, now = Wall("seccomp", True, True, "42 calls"), datetime.now(UTC)
+    proven = Walls((seccomp,), now)
+    assert watch.walls(proven, None) == Walls((seccomp, Wall("around sticks", False, True, "not proven")), now)
+    assert watch.walls(None, proven) == Walls((seccomp, Wall("around documents", False, True, "not proven")), now)
+    assert watch.walls(None, None) is None
+
+
+async def test_a_zygote_that_is_starved_of_descriptors_ends_and_another_one_is_proven(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    extractor = LockedExtractor(LIMITS, "tests.sandbox.hostile", {})
+    await extractor.start()
+    family = zygotes()
+    for process in family:
+        process.rlimit(psutil.RLIMIT_NOFILE, (0, 0))
+    assert (await extract(extractor, b"harmless")).pages == ("harmless",)
+    assert set(zygotes()).isdisjoint(family)
+    assert extractor.walls
+    await extractor.close()
+    assert "Traceback" in capfd.readouterr().err  # of the zygote, which ended of it
 
 
 async def test_whoever_reads_untrusted_bytes_yields_the_processor_to_serving() -> None:
@@ -153,5 +172,7 @@ async def test_whoever_reads_untrusted_bytes_yields_the_processor_to_serving() -
     await until(lambda: len(zygotes()) > len(idle))
     lowered = min(19, psutil.Process().nice() + NICENESS)
     assert {process.nice() for process in zygotes()} == {lowered}
+    sessions = [Path(f"/proc/{process.pid}/autogroup") for process in zygotes()]  # not on each kernel
+    assert {path.read_text().split()[-1] for path in sessions if path.exists()} <= {str(NICENESS)}
     assert (await nap).pages == ("slept",)
     await extractor.close()
