@@ -233,7 +233,9 @@ class SomeRefused(Refused):
 class NotKept(Refused):
     reason = "NOT_KEPT"
     code = StatusCode.FAILED_PRECONDITION
-    remedy = "Bring the file again: ingest its source anew, or send it with `appliance ingest upload`."
+    remedy = (
+        "Release its newest refusal (`appliance ingest quarantine list`) if that has them; else bring the file again."
+    )
 
 
 class WrongState(Refused):
@@ -337,7 +339,9 @@ class Cancelled(ApplianceError):
 
 class NotApproved(Cancelled):
     reason = "NOT_APPROVED"
-    remedy = "Take it in or drop it, as the lines above say; its preview is dropped by itself after 7 days."
+    remedy = (
+        "Take it in or drop it, with the commands above; a preview that nobody approves goes by itself after 7 days."
+    )
 
 
 class Broken(ApplianceError):

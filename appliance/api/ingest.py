@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from appliance.access import roles
 from appliance.access.callers import Callers
 from appliance.api import messages, requests
 from appliance.api.interceptors import Context
@@ -121,7 +122,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         with suppress(NotFound):
             ingestion = self.ingest.get(caller.tenant, origin.ingestion) if origin else None
         return pb.GetLineageResponse(
-            document=messages.document(found),
+            document=messages.document(found, with_readers=caller.role in roles.WRITE),
             pipeline=found.pipeline,
             lineage=messages.lineage(origin) if origin else None,
             ingestion=messages.ingestion(ingestion) if ingestion else None,

@@ -293,6 +293,7 @@ def file_outcome(value: types.FileOutcome) -> ingest_pb2.FileOutcome:
         remedy=value.remedy,
         format=value.format,
         released=value.released,
+        kept=value.kept,
     )
 
 

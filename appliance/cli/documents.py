@@ -1,6 +1,6 @@
 """`appliance documents`: what is in a collection."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from appliance.types import Document, Ingestion, Lineage
 
 documents = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, trace and delete documents.")
+LEAST_DIGITS = 4
+"""Of an id that is not said to its end."""
+
 DocumentName = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="Its title or id in the collection, or its whole resource name.")
 ]
@@ -36,7 +39,7 @@ def list_documents(
     with session.connect() as client:
         found = list(client.documents(collection, condition, all_=all_))
     if session.json:
-        return output.show_json({"documents": found})
+        return output.show_json({"documents": [_told(item) for item in found]})
     rows = (
         (
             item.title,
@@ -81,7 +84,7 @@ def why(session: Session, document: DocumentName, collection: CollectionOption =
         session.line("ingest", "report", lineage.ingestion.removeprefix("ingestions/")) if ingestion and lineage else ""
     )
     if session.json:
-        return output.show_json({"document": found, "lineage": lineage, "ingestion": ingestion, "report": line})
+        return output.show_json({"document": _told(found), "lineage": lineage, "ingestion": ingestion, "report": line})
     return output.show_fields(pair for pair in _lineage_rows(found, lineage, ingestion, line) if pair[1])
 
 
@@ -122,19 +125,24 @@ def readers(
 
 
 def _resource_name(client: "Client", collection: str, document: str, *, all_: bool = False) -> str:
-    """The name of the document of that title or id. Raises NotFound; InvalidArgument where a title is not unique.
+    """The name of the document of that title or id, or of the one whose id begins so.
 
-    all_: for an administrator also one that it may not read.
+    all_: to change it: for an administrator also one that it may not read, and no beginning of an id will do.
+    Raises NotFound; InvalidArgument where there are several.
     """
     from appliance.errors import InvalidArgument, NotFound
 
     if document.startswith("collections/"):
         return document
-    found = [item for item in client.documents(collection, all_=all_) if document in (item.id, item.title)]
+    listed = list(client.documents(collection, all_=all_))
+    found = [item for item in listed if document in (item.id, item.title)]
+    if not found and not all_ and len(document) >= LEAST_DIGITS:
+        found = [item for item in listed if item.id.startswith(document)]
     if not found:
         raise NotFound(f"The collection {collection} holds no document {document!r}.")
     if len(found) > 1:
-        raise InvalidArgument.of("document", f"{len(found)} have this title; name one by its id: {found[0].id}, ….")
+        ids = f"{found[0].id}, {found[1].id}{', …' * (len(found) > 2)}"
+        raise InvalidArgument.of("document", f"{len(found)} have this title or begin so; name one by its id: {ids}.")
     return found[0].name
 
 
@@ -152,7 +160,8 @@ def _lineage_rows(
         ("passages", f"{document.passage_count} on {document.page_count} page{'s' * (document.page_count != 1)}"),
         ("file", f"sha256 {document.sha256}, {output.bytes_text(document.size_bytes)}"),
         ("source", document.source),
-        ("read by", f"{document.parser}, {document.pipeline}"),
+        ("parser", f"{document.parser}, {document.pipeline}"),
+        ("readers", ", ".join(sorted(document.readers))),
         ("taken in", output.time_text(document.create_time)),
     ]
     if lineage is None:
@@ -173,14 +182,23 @@ def _lineage_rows(
     ]
 
 
+def _told(document: "Document") -> "dict[str, Any]":
+    """For programs; without readers where the box does not say who they are, for somebody always is."""
+    from appliance.cli import output
+
+    told: dict[str, Any] = output.plain(document)
+    return told if told["readers"] else {name: value for name, value in told.items() if name != "readers"}
+
+
 def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json: bool) -> None:
     from appliance.cli import output
 
     if as_json:
         texts = [{"page": number, "text": text} for number, text in pages]
-        return output.show_json({"document": document, "pages": texts})
+        return output.show_json({"document": _told(document), "pages": texts})
     output.show_fields(
-        [
+        pair
+        for pair in [
             ("title", document.title),
             ("name", document.name),
             ("type", document.media_type),
@@ -192,6 +210,7 @@ def _show_one(document: "Document", pages: "Sequence[tuple[int, str]]", as_json:
             *((name, str(value)) for name, value in sorted(document.metadata.items())),
             ("taken in", output.time_text(document.create_time)),
         ]
+        if pair[1]
     )
     for number, text in pages:
         output.show(f"\n— page {number} of {document.page_count} —", "bold")

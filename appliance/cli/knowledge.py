@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli.evaluate import evaluate
-from appliance.cli.session import Session, Yes, command, complete_collection, complete_model, confirm
+from appliance.cli.session import (
+    CollectionOption,
+    Session,
+    Yes,
+    command,
+    complete_collection,
+    complete_model,
+    confirm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +62,7 @@ def create(session: Session, collection: CollectionName) -> None:
 
 
 @command(knowledge)
-def compact(session: Session, collection: CollectionName = "default") -> None:
+def compact(session: Session, collection: CollectionName = "", option: CollectionOption = "default") -> None:
     """Drop deleted documents from disk.
 
     What was written since the last time is sealed into a segment.
@@ -62,7 +70,7 @@ def compact(session: Session, collection: CollectionName = "default") -> None:
     from appliance.cli import output
 
     with session.connect() as client:
-        found = client.compact(collection)
+        found = client.compact(collection or option)
     return output.show_json(found) if session.json else _show([found])
 
 
@@ -84,12 +92,18 @@ def shred(session: Session, collection: CollectionName, yes: Yes = False) -> Non
 
 
 @command(knowledge)
-def verify(session: Session, collection: CollectionName = "default", no_wait: NoWait = False) -> None:
+def verify(
+    session: Session,
+    collection: CollectionName = "",
+    option: CollectionOption = "default",
+    no_wait: NoWait = False,
+) -> None:
     """Read and check every byte of a collection."""
     from appliance.cli import output, progress
     from appliance.errors import StoreDamaged
     from appliance.types import JobState
 
+    collection = collection or option
     with session.connect() as client:
         job = client.verify_collection(collection)
         if no_wait:
@@ -108,7 +122,8 @@ def verify(session: Session, collection: CollectionName = "default", no_wait: No
 @command(knowledge)
 def reembed(
     session: Session,
-    collection: CollectionName = "default",
+    collection: CollectionName = "",
+    option: CollectionOption = "default",
     model: Annotated[
         str,
         typer.Option("--model", "-m", help="An embedder; else the built-in one.", autocompletion=complete_model),
@@ -116,7 +131,7 @@ def reembed(
     no_wait: NoWait = False,
 ) -> None:
     """Make a collection's vectors anew by another embedder, while it serves."""
-    _run(session, lambda client: client.reembed_collection(collection, model), no_wait)
+    _run(session, lambda client: client.reembed_collection(collection or option, model), no_wait)
 
 
 @command(knowledge, "rotate-keys")

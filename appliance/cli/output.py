@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +22,7 @@ from appliance.types import Span
 JOINERS = "\N{SOFT HYPHEN}\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 PIPE_COLUMNS = 10_000  # no line is folded where no one sees a screen
+NAME_COLUMNS = 20
 
 
 def printable(text: str, newlines: bool = False) -> str:
@@ -80,14 +81,14 @@ def show(text: str = "", style: str = "") -> None:
 
 
 def show_marked(text: str, highlights: Iterable[tuple[int, int]]) -> None:
-    """A line with [start, end) ranges of it in bold."""
+    """Text with [start, end) ranges of it in bold."""
     shown = Text()
     at = 0
     for start, end in highlights:
-        shown.append(printable(text[at:start]))
-        shown.append(printable(text[start:end]), "bold")
+        shown.append(printable(text[at:start], newlines=True))
+        shown.append(printable(text[start:end], newlines=True), "bold")
         at = end
-    shown.append(printable(text[at:]))
+    shown.append(printable(text[at:], newlines=True))
     console().print(shown)
 
 
@@ -99,19 +100,35 @@ def note(text: str) -> None:
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns of printable cells; headings that begin with '#' are set flush right."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading.removeprefix("#"), justify="right" if heading.startswith("#") else "left")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console().print(table)
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    for place, heading in enumerate(headings):
+        label = heading.removeprefix("#")
+        longest = max((row[place].cell_len for row in cells), default=0) if place == 0 else 0
+        least = max(len(label), min(longest, NAME_COLUMNS))  # what a row is called stays in one piece, if it is short
+        justify: Literal["left", "right"] = "right" if heading.startswith("#") else "left"
+        table.add_column(label, justify=justify, min_width=least, overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    _show_grid(table)
 
 
 def show_fields(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in pairs:
         table.add_row(Text(name, style="dim"), Text(printable(value)))
-    console().print(table)
+    _show_grid(table)
+
+
+def _show_grid(table: Table) -> None:
+    """As wide as the terminal; rich fills each line up with spaces, which are left away."""
+    lines = console()
+    with lines.capture() as captured:
+        lines.print(table)
+    sys.stdout.write("".join(f"{line.rstrip(' ')}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
 
 
 def show_error(error: ApplianceError, as_json: bool) -> None:

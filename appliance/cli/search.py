@@ -1,5 +1,6 @@
 """`appliance search`: the passages that a question finds."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -9,6 +10,7 @@ from appliance.cli.session import CollectionOption, Session, command, complete_m
 if TYPE_CHECKING:
     from appliance.types import Found, Passage
 
+_SPACES = re.compile(r"\s+")
 FilterOption = Annotated[
     str, typer.Option("--filter", "-f", help='Only documents for which this holds: year >= 2020 AND source : "usb".')
 ]
@@ -88,5 +90,17 @@ def _show_passage(number: int, passage: "Passage") -> None:
     if passage.context or not passage.snippet.text:
         output.show((passage.context or passage.text).strip())
     else:
-        output.show_marked(passage.snippet.text, passage.snippet.highlights)
+        output.show_marked(in_lines(passage.snippet.text, passage.text), passage.snippet.highlights)
     output.show()
+
+
+def in_lines(snippet: str, passage: str) -> str:
+    """A snippet, each of whose spaces is for any white space of its passage, with a new line for those that hold an
+    empty one: no heading runs into its text. Every place in it stays where it is.
+    """
+    lines = _SPACES.sub(lambda run: "\n" if run[0].count("\n") > 1 else " ", passage)
+    inside = snippet.removeprefix("… ").removesuffix(" …")
+    begin, at = snippet.find(inside), lines.replace("\n", " ").find(inside)
+    if at < 0:
+        return snippet
+    return f"{snippet[:begin]}{lines[at : at + len(inside)]}{snippet[begin + len(inside) :]}"

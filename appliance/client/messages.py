@@ -292,6 +292,7 @@ def file_outcome(value: ingest_pb2.FileOutcome) -> types.FileOutcome:
         remedy=value.remedy,
         format=value.format,
         released=value.released,
+        kept=value.kept,
     )
 
 

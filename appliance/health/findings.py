@@ -118,7 +118,10 @@ INGEST_WAITING = Declared(
     code="INGEST_WAITING",
     severity=Severity.WARNING,
     title="{subject} waits for somebody to approve it",
-    remedy="Look at it (`appliance ingest preview`), then approve or cancel it.",
+    remedy=(
+        "Look at it (`appliance ingest show ID`), then approve it (`appliance ingest start ID`) or drop it"
+        " (`appliance ingest cancel ID`); a preview that nobody approves is dropped after 7 days."
+    ),
     visible_after_seconds=600.0,
     of_others="An ingestion of another tenant",
 )
@@ -126,7 +129,10 @@ INGEST_INTERRUPTED = Declared(
     code="INGEST_INTERRUPTED",
     severity=Severity.WARNING,
     title="{subject} stopped before its end",
-    remedy="Plug its source in again, or mend what the detail names and resume it; what was taken is kept.",
+    remedy=(
+        "Plug its source in again, or mend what the detail names and resume it (`appliance ingest resume ID`); what was"
+        " taken is kept."
+    ),
     of_others="An ingestion of another tenant",
 )
 SOURCE_NOT_WATCHED = Declared(

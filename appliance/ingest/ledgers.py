@@ -54,6 +54,7 @@ class Ledgers:
         """
         with durable.disk_errors(self._directory):
             durable.make_directory(self._directory)
+            durable.sync_directory(self._directory.parent)  # who made it may have been killed before that
             tenants = [folder for folder in sorted(self._directory.iterdir()) if (folder / "key").exists()]
         for folder in tenants:
             for left in [*folder.glob(f"{durable.NEW}*"), *folder.glob(f"*/{durable.NEW}*")]:

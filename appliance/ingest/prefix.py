@@ -11,9 +11,9 @@ _SHOWN = 3
 
 
 def whole_id(given: str, ids: Iterable[str], what: str) -> str:
-    """The one of `ids` that is `given`, or that alone begins so; `given` itself where none does. what: they are, plural.
+    """The one of `ids` that is `given`, or that alone begins so; `given` itself where none does. what: their plural.
 
-    Raises InvalidArgument (`name`) where several do.
+    Raises InvalidArgument (`name`) where several begin so.
     """
     found = sorted(one for one in ids if one.startswith(given)) if len(given) >= LEAST else []
     if given in found or not found:

@@ -1,8 +1,8 @@
 """Refused files of a tenant, over all its ingestions: listed, found by id, their bytes let go."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile, islice
 
 from appliance.errors import NotFound
@@ -13,6 +13,7 @@ from appliance.types import FileOutcome, FileState
 
 MAX_LISTED = 10_000
 LET_GO = "Its bytes are not kept any more."
+KEPT_AGAIN = "Its bytes are kept where it was refused again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,26 @@ class Refused:
     within: str = ""
 
 
-def newest_first(ledgers: Ledgers, tenant: str, after: str = "", limit: int = MAX_LISTED) -> tuple[FileOutcome, ...]:
+def newest_first(
+    ledgers: Ledgers, quarantine: Quarantine, tenant: str, after: str = "", limit: int = MAX_LISTED
+) -> tuple[FileOutcome, ...]:
     """From behind the file of id `after`, '': from the newest on. Raises StoreDamaged, KeyUnavailable."""
     last, _, number = after.rpartition("-")
     left = dropwhile(lambda ledger: last not in ("", ledger.ingestion.id), ledgers.of(tenant))
     files = (
-        one.item.outcome
+        told(one.item, held)
         for ledger in left
+        for held in [quarantine.sizes(tenant, ledger.ingestion.id)]
         for one in reversed(_of(ledgers, ledger))
         if ledger.ingestion.id != last or one.item.number < int(number)
     )
     return tuple(islice(files, limit))
+
+
+def told(item: Item, held: Container[int]) -> FileOutcome:
+    """With whether its bytes are kept. held: numbers of the files of its ingestion whose bytes are."""
+    kept = item.outcome.state is FileState.QUARANTINED and item.number in held
+    return replace(item.outcome, kept=kept)
 
 
 def find(ledgers: Ledgers, tenant: str, ids: Collection[str]) -> list[Refused]:
@@ -64,27 +74,43 @@ def purge(ledgers: Ledgers, quarantine: Quarantine, tenant: str, ids: Collection
 
 
 def shed(ledgers: Ledgers, quarantine: Quarantine, tenant: str, max_bytes: int) -> int:
-    """Let the oldest go while more is kept of a tenant's refused files; how many. Raises DiskFull, StoreDamaged."""
+    """Let bytes go that a newer refusal of the same file has as well, then the oldest while more is kept of a tenant's
+    refused files; how many. Raises DiskFull, StoreDamaged.
+    """
     kept: list[tuple[Refused, int]] = []
     for ledger in reversed(ledgers.of(tenant)):
         if sizes := quarantine.sizes(tenant, ledger.ingestion.id):
             kept += [(one, sizes[one.item.number]) for one in _of(ledgers, ledger) if one.item.number in sizes]
-    surplus = sum(size for _, size in kept) - max_bytes
+    newest = {_same(one): one for one, _ in kept}
+    again = [one for one, _ in kept if newest[_same(one)] is not one]
+    once = [(one, size) for one, size in kept if newest[_same(one)] is one]
+    surplus = sum(size for _, size in once) - max_bytes
     going: list[Refused] = []
-    for one, size in kept:
+    for one, size in once:
         if surplus <= 0:
             break
         surplus -= size
         going.append(one)
-    return sum(_let_go(quarantine, tenant, ledger, items) for ledger, items in _by_ledger(going))
+    return sum(
+        _let_go(quarantine, tenant, ledger, items, why)
+        for files, why in ((again, KEPT_AGAIN), (going, LET_GO))
+        for ledger, items in _by_ledger(files)
+    )
 
 
-def _let_go(quarantine: Quarantine, tenant: str, ledger: Ledger, items: Sequence[Item]) -> int:
+def _same(one: Refused) -> tuple[object, ...]:
+    """What the same bytes of the same place, refused again, have in common: to release either does the same."""
+    of, outcome = one.ledger.ingestion, one.item.outcome
+    return of.collection, of.readers, of.provenance, outcome.path, outcome.sha256
+
+
+def _let_go(quarantine: Quarantine, tenant: str, ledger: Ledger, items: Sequence[Item], why: str = LET_GO) -> int:
     held = quarantine.sizes(tenant, ledger.ingestion.id)
     going = [item for item in items if item.number in held]
     if going:
-        ledger.write(item.changed(detail=f"{item.outcome.detail} {LET_GO}".strip()) for item in going)
+        ledger.write(item.changed(detail=f"{item.outcome.detail} {why}".strip()) for item in going)
         quarantine.destroy(tenant, ledger.ingestion.id, [item.number for item in going])
+        quarantine.settle(tenant, ledger.ingestion.id)
     return len(going)
 
 

@@ -6,7 +6,7 @@ start ──▶ SCANNING ──▶ WAITING ──approve──▶ RUNNING ──
 """
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Protocol
@@ -25,6 +25,9 @@ from appliance.ports import Jobs, Libraries, Progress
 from appliance.types import FileState, Ingestion, IngestionState
 
 TEND_SECONDS, LONGEST_PAUSE_SECONDS = 3.0, 600.0
+PREVIEW_KEPT = timedelta(days=7)
+"""How long a preview waits for somebody to approve it."""
+
 _AT_WORK = (IngestionState.SCANNING, IngestionState.RUNNING)
 log = structlog.get_logger()
 
@@ -45,6 +48,12 @@ def next_state(now: Ingestion, plan: Plan) -> IngestionState:
     return IngestionState.WAITING if now.state is IngestionState.WAITING else IngestionState.SCANNING
 
 
+def is_abandoned(now: Ingestion, plan: Plan) -> bool:
+    """Whether it is an old preview of what somebody can ask for again: not of what a watch saw, nor of what is held."""
+    waits = now.state is IngestionState.WAITING and bool(plan.source) and not plan.automatic
+    return waits and now.create_time + PREVIEW_KEPT < datetime.now(UTC)
+
+
 class Runs:
     """Belongs to one event loop."""
 
@@ -63,13 +72,16 @@ class Runs:
                 self.begin(ledger)
 
     async def tend(self) -> None:
-        """Until cancelled: go on with what was approved and then interrupted, once its source is back. From one that is
-        interrupted again and again this keeps off for longer each time."""
+        """Until cancelled: go on with what was approved and then interrupted, once its source is back, and drop old
+        previews that nobody approved. From one that is interrupted again and again this keeps off for longer each time.
+        """
         tries: dict[str, tuple[float, float]] = {}  # by ingestion, when it may be tried next, and the pause after that
         while True:
             await asyncio.sleep(TEND_SECONDS)
             for ledger in self._ledgers.all():
                 now = ledger.ingestion
+                if is_abandoned(now, ledger.plan) and now.id not in self._working:
+                    await self._drop_preview(ledger)
                 if now.state is not IngestionState.INTERRUPTED or not now.approver or now.id in self._working:
                     continue
                 due_seconds, pause_seconds = tries.get(now.id, (0.0, TEND_SECONDS))
@@ -82,6 +94,15 @@ class Runs:
                         log.exception("ingest.not_resumed", ingestion=now.id, error=type(error).__name__)
                     tries[now.id] = (monotonic() + pause_seconds, min(2 * pause_seconds, LONGEST_PAUSE_SECONDS))
             tries = {key: value for key, value in tries.items() if value[0] + LONGEST_PAUSE_SECONDS > monotonic()}
+
+    async def _drop_preview(self, ledger: Ledger) -> None:
+        now = ledger.ingestion
+        try:
+            await self.end(ledger)
+        except ApplianceError as error:
+            log.warning("ingest.preview_not_dropped", ingestion=now.id, tenant=now.tenant, reason=error.reason)
+            return
+        log.info("ingest.preview_dropped", ingestion=now.id, tenant=now.tenant, waited_days=PREVIEW_KEPT.days)
 
     def stop(self) -> None:
         """The daemon ends: jobs that are cancelled from now on stop where they are, and the next start goes on."""
@@ -230,7 +251,8 @@ class Runs:
 
     def _committing(self, ledger: Ledger, judge: Judge) -> Commit:
         library = self._libraries.of(ledger.ingestion.tenant)
-        return Commit(ledger, library, judge, self._tools.quarantine, self._tools.max_bytes)
+        tools = self._tools
+        return Commit(ledger, library, judge, tools.quarantine, tools.max_bytes, tools.max_ratio)
 
     def _succeed(self, ledger: Ledger) -> None:
         """Then what is kept of refused files stays within its bounds, and what is kept of ingestions."""

@@ -93,7 +93,8 @@ class Ingest:
         self._uploads = Uploads(directory, keys, config.document_max_mib << 20)
         kept_bytes = config.quarantine_max_mib << 20
         shed = partial(refused.shed, self._ledgers, self._quarantine, max_bytes=kept_bytes)
-        self._tools = Tools(extractor, scanner, self._quarantine, config.document_max_mib << 20, measure, shed)
+        document_bytes, ratio = config.document_max_mib << 20, config.archive_max_ratio
+        self._tools = Tools(extractor, scanner, self._quarantine, document_bytes, ratio, measure, shed)
         self._runs = Runs(self._ledgers, self._tools, jobs, libraries, sources)
 
     # --- the life of the daemon
@@ -105,7 +106,8 @@ class Ingest:
         await self._runs.open()
 
     async def tend(self) -> None:
-        """Until cancelled: go on with what was approved and then interrupted, once its source is back."""
+        """Until cancelled: go on with what was approved and then interrupted, once its source is back, and drop old
+        previews that nobody approved."""
         await self._runs.tend()
 
     def stop(self) -> None:
@@ -208,7 +210,9 @@ class Ingest:
         Raises NotFound, StoreDamaged, KeyUnavailable.
         """
         number = int(after.rpartition("-")[2]) if after else -1
-        return tuple(item.outcome for item in self._ledgers.page(self._ledger(tenant, name), number, limit, states))
+        ledger = self._ledger(tenant, name)
+        held = self._quarantine.sizes(tenant, ledger.ingestion.id)
+        return tuple(refused.told(item, held) for item in self._ledgers.page(ledger, number, limit, states))
 
     async def approve(self, caller: Principal, name: str) -> Ingestion:
         """Let one that waits go on; of one that goes on already it is no news. One that still scans goes on after that.
@@ -265,7 +269,7 @@ class Ingest:
 
         Raises StoreDamaged, KeyUnavailable.
         """
-        return refused.newest_first(self._ledgers, tenant, after, limit)
+        return refused.newest_first(self._ledgers, self._quarantine, tenant, after, limit)
 
     async def release(
         self, caller: Principal, ids: Collection[str], readers: frozenset[str] | None = None

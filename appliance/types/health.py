@@ -57,7 +57,7 @@ class Walls:
 class Status:
     """The box at a glance, as a caller sees it: collections of its tenant, and documents that it may read.
 
-    walls: around what reads documents and around what reads sticks; None where those of one are not proven.
+    walls: around what reads documents and what reads sticks; None where none are proven, and nothing is read.
     """
 
     version: str

@@ -161,7 +161,7 @@ class Entry:
 class FileState(Enum):
     """FOUND: seen in the preview, to be taken. HELD: its bytes are in the box, encrypted. UNPACKED: a container whose
     members are files of their own. LEFT: not taken, for its source went away, the ingestion was ended before, or
-    something still wrote to it (then with a reason).
+    something still wrote to it or what it lies in was refused (then with a reason).
     """
 
     FOUND = "found"
@@ -182,6 +182,7 @@ class FileOutcome:
     """How one file stands. path: printable, with the deceiving parts escaped; a member's begins with its container's.
 
     id: unique in the box. remedy: what to do about a reason. released: whether an operator sent it on its way again.
+    kept: of a refused file that is listed: whether its bytes are in the box.
     """
 
     path: str
@@ -198,6 +199,7 @@ class FileOutcome:
     remedy: str = ""
     format: str = ""
     released: bool = False
+    kept: bool = False
 
 
 class IngestionState(Enum):

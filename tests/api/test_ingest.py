@@ -415,7 +415,11 @@ async def test_a_piece_at_a_wrong_place_is_told_the_right_one(served: Served) ->
     ("pieces", "error", "words"),
     [
         ((), InvalidArgument, "upload: must be named in the first piece"),
-        ((pb.UploadFileRequest(data=b"a"),), InvalidArgument, "upload: must be a name such as '7f3a', in full 'uploads/7f3a'"),
+        (
+            (pb.UploadFileRequest(data=b"a"),),
+            InvalidArgument,
+            "upload: must be a name such as '7f3a', in full 'uploads/7f3a'",
+        ),
         ((pb.UploadFileRequest(upload="uploads/ab"),), NotFound, "no upload ab"),
         (
             (pb.UploadFileRequest(upload="uploads/5e"), pb.UploadFileRequest(upload="uploads/ab", data=b"a")),

@@ -76,17 +76,49 @@ def test_the_next_command_names_the_box_where_it_was_named(
 def test_a_previewed_ingestion_is_approved_and_ends_with_the_files_that_failed(box: Box, cli: Cli) -> None:
     script(box, RUNNING, WAITING, ENDED)
     result = cli("ingest", "start", "7f")
-    assert result.exit_code == 0
-    assert "Succeeded: 4 files of stick RECORDS (serial 4C53) for the collection handbook." in result.stdout
-    assert [line.split() for line in result.stdout.splitlines()[1:4]] == [
-        ["committed", "2"],
-        ["duplicate", "1"],
-        ["quarantined", "1"],
+    assert result.stdout.splitlines()[:2] == [
+        "2 of 4 files taken into handbook: 1 known already, 1 refused.",
+        "From stick RECORDS (serial 4C53), for everyone.",
     ]
     assert "x.exe" in result.stdout
     assert "a.md" not in result.stdout
     assert "StartIngestion" not in methods(box)
     assert "ApproveIngestion" in methods(box)
+
+
+def test_where_files_were_refused_the_verb_says_so_and_ends_with_a_code_of_its_own(box: Box, cli: Cli) -> None:
+    script(box, RUNNING, ENDED)
+    for words in (("start", "/stick", "--yes"), ("watch", "7f"), ("resume", "7f"), ("quarantine", "release", "9a")):
+        result = cli("ingest", *words)
+        assert (result.exit_code, errors.SomeRefused.exit_code) == (8, 8)
+        assert "error: 1 of 4 files was refused." in result.stderr
+    told = cli("ingest", "start", "/stick", "--yes", "--json")
+    assert (told.exit_code, json.loads(told.stdout)["ingestion"]["state"]) == (8, "succeeded")
+    assert json.loads(told.stderr)["error"]["reason"] == "SOME_REFUSED"
+    assert cli("ingest", "show", "7f").exit_code == 0
+    script(box, RUNNING, ingestion(State.STATE_SUCCEEDED, counts={"committed": 3}))
+    assert cli("ingest", "start", "/stick", "--yes").exit_code == 0
+
+
+def test_many_refused_files_are_told_by_their_reasons_with_the_command_that_tells_of_each(box: Box, cli: Cli) -> None:
+    refused = [
+        pb.FileOutcome(path=f"{n}.exe", state=FileState.STATE_QUARANTINED, reason="UNKNOWN_TYPE", remedy="Save it.")
+        for n in range(2815)
+    ]
+    refused.append(pb.FileOutcome(path="x.pdf", state=FileState.STATE_QUARANTINED, reason="PDF_BROKEN"))
+    script(box, RUNNING, ingestion(State.STATE_SUCCEEDED, counts={"committed": 1, "quarantined": 2816}))
+    box.answers["ListFiles"] = answers.files(*refused)
+    shown = cli("ingest", "start", "/stick", "--yes").stdout
+    assert "1 of 2,817 files taken into handbook: 2,816 refused." in shown
+    assert [line.split()[:3] for line in shown.splitlines() if line.startswith(("UNKNOWN", "PDF"))] == [
+        ["UNKNOWN_TYPE", "2,815", "0.exe"],
+        ["PDF_BROKEN", "1", "x.pdf"],
+    ]
+    assert "Each of them: appliance ingest report 7f --format csv" in shown
+    box.answers["ListFiles"] = answers.files(*refused[:20])
+    shown = cli("ingest", "show", "7f").stdout
+    assert all(f"{n}.exe" in shown for n in range(20))
+    assert "Each of them" not in shown
 
 
 def test_with_yes_a_source_is_taken_in_without_a_stop(box: Box, cli: Cli) -> None:
@@ -102,8 +134,24 @@ def test_without_yes_a_source_is_previewed_and_somebody_asked(box: Box, cli: Cli
     script(box, SCANNING, WAITING, ENDED)
     box.answers["ApproveIngestion"] = lambda request, context: pb.ApproveIngestionResponse(ingestion=RUNNING)
     result = cli("ingest", "start", "/media/stick", input="y\n")
+    assert result.stdout.index("Preview of") < result.stdout.index("2 of 4 files taken")
+
+
+@pytest.mark.parametrize("verb", ["start", "preview"])
+def test_where_there_is_nothing_to_take_in_nobody_is_asked_and_nothing_waits(box: Box, cli: Cli, verb: str) -> None:
+    script(box, SCANNING, WAITING)
+    box.answers["ListFiles"] = answers.files(FILES[2])
+    box.answers["CancelIngestion"] = lambda request, context: pb.CancelIngestionResponse(
+        ingestion=ingestion(State.STATE_CANCELLED)
+    )
+    result = cli("ingest", verb, "/media/stick")
     assert result.exit_code == 0
-    assert result.stdout.index("Preview of") < result.stdout.index("Succeeded: 4 files")
+    assert "There is nothing to take in." in result.stdout
+    assert "Take it in" not in result.stdout + result.stderr
+    assert "CancelIngestion" in methods(box)
+    assert json.loads(cli("ingest", verb, "/media/stick", "--json").stdout)["next"] == ""
+    box.answers["ListFiles"] = answers.files(*FILES[2:])
+    assert cli("ingest", "start", "/media/stick").exit_code == errors.SomeRefused.exit_code
 
 
 @pytest.mark.parametrize("said", ["n\n", ""])
@@ -111,7 +159,10 @@ def test_where_nobody_agrees_nothing_is_approved_and_it_waits(box: Box, cli: Cli
     script(box, SCANNING, WAITING)
     result = cli("ingest", "start", "/media/stick", input=said)
     assert result.exit_code == 130
-    assert "appliance ingest cancel 7f" in result.stderr
+    assert "Take it in: appliance ingest start 7f" in result.stdout
+    assert "Drop it:    appliance ingest cancel 7f" in result.stdout
+    assert "error: Nothing was taken in: ingestions/7f waits." in result.stderr
+    assert "Nothing to do" not in result.stderr
     assert "ApproveIngestion" not in methods(box)
 
 
@@ -121,7 +172,7 @@ def test_a_relative_path_is_sent_absolute_also_where_it_is_a_bare_word(
     (tmp_path / "7f").mkdir()
     monkeypatch.chdir(tmp_path)
     script(box, RUNNING, ENDED)
-    assert cli("ingest", "start", "7f", "--yes").exit_code == 0
+    cli("ingest", "start", "7f", "--yes")
     assert box.calls[0].request.source == str(tmp_path / "7f")
 
 
@@ -171,7 +222,9 @@ def test_readers_are_said_before_the_preview_and_not_after_it(box: Box, cli: Cli
 
 def test_one_that_waits_says_how_it_is_approved(box: Box, cli: Cli) -> None:
     script(box, RUNNING, WAITING)
-    assert "waits until somebody approves it: appliance ingest start 7f" in cli("ingest", "watch", "7f").stdout
+    for verb in ("watch", "show"):
+        shown = cli("ingest", verb, "7f").stdout
+        assert "Take it in: appliance ingest start 7f\nDrop it:    appliance ingest cancel 7f" in shown
 
 
 def test_what_another_person_must_approve_says_so(box: Box, cli: Cli) -> None:
@@ -190,7 +243,7 @@ def test_one_that_fails_says_what_was_kept_and_fails_as_its_job_did(box: Box, cl
     script(box, RUNNING, ingestion(State.STATE_FAILED, problem="No space is left."), job=failed)
     result = cli("ingest", "start", "/stick", "--yes")
     assert result.exit_code == errors.DiskFull.exit_code
-    assert "What was committed is kept." in result.stdout
+    assert "Failed: 0 of 0 files taken into handbook. What was taken is kept." in result.stdout
     assert "error: No space is left." in result.stderr
 
 
@@ -228,7 +281,7 @@ def test_ctrl_c_leaves_it_at_work_and_says_how_to_come_back(
 def test_a_job_that_the_box_has_forgotten_is_no_reason_to_stop_watching(box: Box, cli: Cli) -> None:
     script(box, RUNNING, RUNNING, ENDED)
     box.answers["WatchJob"] = refusal(errors.NotFound("There is no job."))
-    assert "Succeeded" in cli("ingest", "watch", "7f").stdout
+    assert "2 of 4 files taken" in cli("ingest", "watch", "7f").stdout
 
 
 def test_a_cancelled_one_keeps_what_was_committed(box: Box, cli: Cli) -> None:
@@ -266,9 +319,37 @@ def test_refused_files_are_listed_with_reason_and_remedy(box: Box, cli: Cli) -> 
     assert (file["id"], file["remedy"]) == ("9a", "Save it without.")
 
 
+def test_a_file_that_was_refused_again_and_again_is_listed_once_and_whether_its_bytes_are_kept(
+    box: Box, cli: Cli
+) -> None:
+    def refused(file: str, path: str, sha256: str, kept: bool = False, released: bool = False) -> pb.FileOutcome:
+        state = FileState.STATE_QUARANTINED
+        return pb.FileOutcome(id=file, path=path, sha256=sha256, state=state, kept=kept, released=released)
+
+    every = (
+        refused("cccccccccccccccc-2", "x.pdf", "ab", kept=True),
+        refused("cccccccccccccccc-1", "x.pdf", "cd"),
+        refused("bbbbbbbbbbbbbbbb-1", "x.pdf", "ab", released=True),
+        refused("aaaaaaaaaaaaaaaa-1", "y.pdf", "ab"),
+    )
+    box.answers["ListQuarantine"] = lambda request, context: pb.ListQuarantineResponse(files=every)
+    result = cli("ingest", "quarantine", "list")
+    lines = [line.split("  ") for line in result.stdout.splitlines()[1:]]
+    assert [[word.strip() for word in line if word][:3] for line in lines] == [
+        ["cccccccc-2", "x.pdf", "kept"],
+        ["cccccccc-1", "x.pdf", "not kept"],
+        ["aaaaaaaa-1", "y.pdf", "not kept"],
+    ]
+    assert "1 older refusal of the same: --all" in result.stderr
+    found = json.loads(cli("ingest", "quarantine", "list", "--json", "--all").stdout)["files"]
+    assert [file["id"][0] for file in found] == ["c", "c", "b", "a"]
+    assert [file["kept"] for file in found] == [True, False, False, False]
+    assert "not kept, released" in cli("ingest", "quarantine", "list", "--all").stdout
+
+
 def test_released_files_go_on_their_way_for_the_readers_that_are_named(box: Box, cli: Cli) -> None:
     script(box, RUNNING, ENDED)
-    assert cli("ingest", "quarantine", "release", "9a", "9b", "--reader", "group:hr").exit_code == 0
+    cli("ingest", "quarantine", "release", "9a", "9b", "--reader", "group:hr")
     assert (list(box.calls[0].request.ids), list(box.calls[0].request.readers)) == (["9a", "9b"], ["group:hr"])
 
 

@@ -14,7 +14,7 @@ from appliance.gen.v1 import knowledge_pb2
 from tests.box import Box, refusal
 from tests.cli import answers
 from tests.cli.answers import Cli
-from tests.cli.ingesting import ENDED, RUNNING, STICK, Uploads, methods, script
+from tests.cli.ingesting import ENDED, RUNNING, STICK, State, Uploads, ingestion, methods, script
 
 # --- reports
 
@@ -80,9 +80,9 @@ def test_a_file_is_sent_in_pieces_with_its_hash_and_taken_in(box: Box, cli: Cli,
     script(box, RUNNING, ENDED)
     uploads = Uploads(box)
     result = cli("ingest", "upload", str(tmp_path / "long.pdf"), "-c", "handbook")
-    assert (result.exit_code, bytes(uploads.kept)) == (0, content)
+    assert (result.exit_code, bytes(uploads.kept)) == (errors.SomeRefused.exit_code, content)
     assert uploads.sizes == [256 << 10, 256 << 10, len(content) - (512 << 10), 0]
-    assert "Succeeded" in result.stdout
+    assert "2 of 4 files taken into handbook" in result.stdout
     created = box.calls[0].request
     assert (created.path, created.collection) == ("long.pdf", "collections/handbook")
     assert created.size_bytes == len(content)
@@ -97,6 +97,20 @@ def test_several_uploads_are_one_document_of_json(box: Box, cli: Cli, tmp_path: 
     assert [one["ingestion"]["id"] for one in json.loads(result.stdout)["uploads"]] == ["7f", "7f"]
 
 
+def test_one_code_tells_of_all_uploads_and_one_that_failed_comes_first(box: Box, cli: Cli, tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("One.")
+    files = (str(tmp_path / "a.md"), str(tmp_path / "b.md"))
+    script(box, RUNNING, ENDED)
+    Uploads(box)
+    result = cli("ingest", "upload", *files)
+    assert (result.exit_code, "2 of 8 files were refused." in result.stderr) == (8, True)
+    assert "a.md: 2 of 4 files taken into handbook: 1 known already, 1 refused.\n" in result.stdout
+    assert (result.stdout.count("UNKNOWN_TYPE"), "whole story" in result.stdout) == (2, False)
+    script(box, RUNNING, ENDED, ingestion(State.STATE_INTERRUPTED, problem="It went away."))
+    assert cli("ingest", "upload", *files).exit_code == errors.SourceGone.exit_code
+
+
 def test_an_upload_that_breaks_off_goes_on_where_the_box_has_it(box: Box, cli: Cli, tmp_path: Path) -> None:
     content = b"0123456789abcdef" * (40 << 10)
     (tmp_path / "long.pdf").write_bytes(content)
@@ -107,7 +121,7 @@ def test_an_upload_that_breaks_off_goes_on_where_the_box_has_it(box: Box, cli: C
     assert len(uploads.kept) == 256 << 10
     assert f"appliance ingest upload {tmp_path}/long.pdf --resume 5e" in broken.stderr
     assert "appliance ingest uploads cancel 5e" in broken.stderr
-    assert cli("ingest", "upload", str(tmp_path / "long.pdf"), "--resume", "5e").exit_code == 0
+    cli("ingest", "upload", str(tmp_path / "long.pdf"), "--resume", "5e")
     assert bytes(uploads.kept) == content
     assert methods(box).count("CreateUpload") == 1
 
@@ -242,19 +256,49 @@ def test_a_watched_folder_has_its_settings(box: Box, cli: Cli) -> None:
 
 def test_devices_and_signers_are_let_in_and_out(box: Box, cli: Cli) -> None:
     box.answers |= {
+        "ListSources": lambda request, context: pb.ListSourcesResponse(),
         "UnwatchSource": lambda request, context: pb.UnwatchSourceResponse(),
         "AllowDevice": lambda request, context: pb.AllowDeviceResponse(),
         "TrustSigner": lambda request, context: pb.TrustSignerResponse(),
     }
     for words in ("unwatch drop", "allow 4C53", "forbid 4C53", f"trust records {'ab' * 32}", "distrust records"):
         assert cli("ingest", "sources", *words.split()).exit_code == 0
-    assert [call.request for call in box.calls] == [
+    assert [call.request for call in box.calls if call.method != "ListSources"] == [
         pb.UnwatchSourceRequest(name="sources/drop"),
         pb.AllowDeviceRequest(serial="4C53", allowed=True),
         pb.AllowDeviceRequest(serial="4C53", allowed=False),
         pb.TrustSignerRequest(signer="records", public_key="ab" * 32),
         pb.TrustSignerRequest(signer="records"),
     ]
+
+
+def test_a_serial_number_of_no_stick_that_is_plugged_in_is_allowed_with_a_word_of_that(box: Box, cli: Cli) -> None:
+    stick = pb.Source(name="sources/usb-4c53", provenance=STICK, state=pb.Source.STATE_REFUSED)
+    box.answers |= {
+        "ListSources": lambda request, context: pb.ListSourcesResponse(sources=[stick]),
+        "AllowDevice": lambda request, context: pb.AllowDeviceResponse(),
+    }
+    assert "No stick of that number is plugged in" in cli("ingest", "sources", "allow", "../x").stderr
+    for words in (("allow", "4C53"), ("forbid", "../x")):
+        assert cli("ingest", "sources", *words).stderr == ""
+
+
+def test_what_a_watch_finds_is_told_how_to_be_approved(box: Box, cli: Cli) -> None:
+    source = pb.Source(name="sources/drop", provenance=STICK, state=pb.Source.STATE_READY)
+    box.answers["WatchSource"] = lambda request, context: pb.WatchSourceResponse(source=source)
+    shown = cli("ingest", "sources", "watch", "/srv/drop").stdout
+    assert "See what waits: appliance ingest list" in shown
+    assert "Take it in:     appliance ingest start INGESTION" in shown
+
+
+def test_a_link_in_a_folder_that_is_to_be_signed_is_named_with_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    cli("ingest", "keygen", str(tmp_path / "key.pem"))
+    (tmp_path / "stick").mkdir()
+    (tmp_path / "stick" / "way").symlink_to("/etc")
+    result = cli("ingest", "sign", str(tmp_path / "stick"), "--key", str(tmp_path / "key.pem"))
+    assert result.exit_code == 3
+    assert f"error: {tmp_path}/stick/way is a link, a pipe or a device" in result.stderr
+    assert "remedy: Put a file that can be read in its place" in result.stderr
 
 
 def test_a_stick_is_signed_without_a_box(cli: Cli, tmp_path: Path) -> None:
@@ -286,6 +330,11 @@ def test_a_document_says_why_it_is_there(box: Box, cli: Cli) -> None:
         assert words in shown
     told = json.loads(cli("documents", "why", answers.DOCUMENT, "--json").stdout)
     assert (told["lineage"]["serial"], told["document"]["pipeline"]) == ("4C53", "ingest-3")
+    assert "readers" not in told["document"]  # there are some, and who asked is not told whom
+    document.readers.append("everyone")
+    found.document.CopyFrom(document)
+    assert json.loads(cli("documents", "why", answers.DOCUMENT, "--json").stdout)["document"]["readers"] == ["everyone"]
+    assert "readers      everyone" in cli("documents", "why", answers.DOCUMENT).stdout
 
 
 def test_a_document_of_no_ingestion_says_so(box: Box, cli: Cli) -> None:

@@ -54,6 +54,14 @@ def test_a_whole_collection_is_said_to_be_whole(box: Box, cli: Cli) -> None:
     assert "seg/9f" not in result.stdout
 
 
+def test_a_collection_is_named_behind_the_verb_or_by_the_option_that_all_verbs_have(box: Box, cli: Cli) -> None:
+    running(box, "VerifyCollection", knowledge_pb2.VerifyCollectionResponse)
+    for words in (("handbook",), ("-c", "handbook"), ("handbook", "-c", "other"), ()):
+        box.calls.clear()
+        assert cli("knowledge", "verify", *words).exit_code == 0
+        assert box.calls[0].request.name == f"collections/{'handbook' if words else 'default'}"
+
+
 def test_damage_is_shown_by_file_and_fails(box: Box, cli: Cli) -> None:
     damage = {"error_reason": StoreDamaged.reason, "error_message": "1 of the collection's files is damaged."}
     running(box, "VerifyCollection", knowledge_pb2.VerifyCollectionResponse, state=job_pb2.Job.STATE_FAILED, **damage)
@@ -165,6 +173,24 @@ def test_an_older_state_is_accepted_by_those_who_say_so(box: Box, cli: Cli) -> N
     assert box.calls == []
     assert "handbook" in cli("knowledge", "accept-rollback", "handbook", "--yes").stdout
     assert box.calls[-1].request.name == "collections/handbook"
+
+
+def test_a_document_is_shown_by_a_beginning_of_its_id_that_is_its_own_and_deleted_by_all_of_it(
+    box: Box, cli: Cli
+) -> None:
+    found = [
+        knowledge_pb2.Document(name=f"collections/default/documents/{name}", title=title, create_time=answers.STAMP)
+        for name, title in (("d5b79510", "a.md"), ("d5b7ffff", "b.md"), ("9c00ffff", "d5b795"))
+    ]
+    box.answers["ListDocuments"] = lambda request, context: knowledge_pb2.ListDocumentsResponse(documents=found)
+    box.answers["GetDocument"] = lambda request, context: knowledge_pb2.GetDocumentResponse(document=found[0])
+    for words, name in (("d5b7951", "d5b79510"), ("d5b795", "9c00ffff")):  # a title goes first
+        assert cli("documents", "show", words).exit_code == 0
+        assert box.calls[-1].request.name == f"collections/default/documents/{name}"
+    several = cli("documents", "show", "d5b7")
+    assert (several.exit_code, "d5b79510, d5b7ffff" in several.stderr) == (3, True)
+    assert cli("documents", "show", "9c0").exit_code == 4
+    assert cli("documents", "delete", "d5b7951", "--yes").exit_code == 4
 
 
 def test_documents_that_may_not_be_read_are_named_to_be_deleted_and_not_to_be_shown(box: Box, cli: Cli) -> None:

@@ -1,3 +1,6 @@
+import io
+import re
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -78,3 +81,28 @@ class Unknown:
 
 def test_a_value_with_a_name_of_its_own_keeps_it() -> None:
     assert output.plain(Unknown("x")) == {"name": "x"}
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_no_line_of_a_table_ends_in_spaces_where_no_one_sees_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_table(("id", "why"), [("1", "word " * 50), ("2", "")])
+    output.show_fields([("name", "x"), ("a longer name", "y" * 300)])
+    assert [line for line in capsys.readouterr().out.splitlines() if line != line.rstrip()] == []
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_loses_nothing_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    sha256 = "ab" * 32
+    output.show_table(("ingestion", "sha256", "why"), [("7f3a7f3a-12", sha256, "word " * 30)])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 60
+    assert lines[1].startswith("7f3a7f3a-12  ")
+    assert sum(line.count("ab") for line in lines) == 32
+    assert sum(line.count("word") for line in lines) == 30

@@ -6,6 +6,7 @@ import pytest
 
 from appliance import errors
 from appliance.cli import chat, demo
+from appliance.cli.search import in_lines
 from appliance.client import Client
 from appliance.gen.v1 import inference_pb2, ingest_pb2, job_pb2, knowledge_pb2
 from appliance.types import Finish, Message, Speaker, Text
@@ -109,6 +110,23 @@ def test_search_shows_where_each_passage_stands(box: Box, cli: Cli) -> None:
     assert (passage["document"], passage["page"], passage["start"]) == (answers.DOCUMENT, 3, 10)
     box.answers["Search"] = lambda request, context: knowledge_pb2.SearchResponse()
     assert "Nothing was found." in cli("search", "badges").stdout
+
+
+def test_a_heading_does_not_run_into_its_text_and_the_words_that_are_marked_stay_so() -> None:
+    passage = "Badges\n \nBadges expire\nafter 90 days.\n\nNew ones are at the desk."
+    shown = in_lines("Badges Badges expire after 90 days. New ones are at the desk.", passage)
+    assert shown == "Badges\nBadges expire after 90 days.\nNew ones are at the desk."
+    assert in_lines("… expire after 90 days. New …", passage) == "… expire after 90 days.\nNew …"
+    assert in_lines("of another passage", passage) == "of another passage"
+    assert in_lines("", "") == ""
+
+
+def test_search_shows_a_heading_on_a_line_of_its_own(box: Box, cli: Cli) -> None:
+    passage = answers.passage()
+    passage.text = "Badges\n\nBadges expire."
+    passage.snippet.text = "Badges Badges expire."
+    box.answers["Search"] = lambda request, context: knowledge_pb2.SearchResponse(passages=[passage])
+    assert "\nBadges\nBadges expire.\n" in cli("search", "badges").stdout
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

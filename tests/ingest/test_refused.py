@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import DiskFull, DocumentRefused, Forbidden, InvalidArgument, NotFound, QueueFull, SecondPerson
+from appliance.errors import (
+    DiskFull,
+    DocumentRefused,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    NotKept,
+    QueueFull,
+    SecondPerson,
+)
 from appliance.ingest import work
 from appliance.types import Extracted, FileOutcome, FileState, IngestionState, Principal, Role
 from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, PlainExtractor, ends
@@ -23,15 +32,46 @@ async def test_refusals_of_all_ingestions_are_listed_newest_first(bench: Bench) 
     bench.stick.files = {"d.exe": b"MZ"}
     await bench.run()
     assert [one.path for one in bench.ingest.quarantined("clinic")] == ["d.exe", "b.txt", "a.txt"]
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert [one.path for one in bench.ingest.quarantined("clinic")] == ["d.exe", "b.txt", "a.txt"]
+
+
+async def test_a_listing_says_of_which_refused_files_the_bytes_are_kept(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__exe="MZ", c__txt="One.")
+    done, files = await bench.run()
+    assert {path: one.kept for path, one in files.items()} == {"a.txt": True, "b.exe": False, "c.txt": False}
+    assert [(one.path, one.kept) for one in bench.ingest.quarantined("clinic")] == [("b.exe", False), ("a.txt", True)]
+    await bench.ingest.purge(OPERATOR, all_=True)
+    assert not any(one.kept for one in (*bench.ingest.quarantined("clinic"), *bench.files(done).values()))
+
+
+async def test_the_same_bytes_refused_again_are_kept_once_and_the_newest_can_be_released(bench: Bench) -> None:
+    bench.write(a__txt="no text")
+    _, first = await bench.run()
+    bench.write(b__txt="no text")  # another file with these bytes
+    done, second = await bench.run()
+    assert len(bench.held()) == 2
+    assert [one.kept for one in bench.ingest.quarantined("clinic")] == [True, True, False]
+    [old] = [one for one in bench.ingest.quarantined("clinic") if not one.kept]
+    assert (old.id, old.detail.endswith("Its bytes are kept where it was refused again.")) == (first["a.txt"].id, True)
+    with pytest.raises(NotKept):
+        await bench.ingest.release(OPERATOR, [old.id])
+    await bench.wait(await bench.ingest.release(OPERATOR, [second["a.txt"].id]))
+    assert done.counts[FileState.QUARANTINED] == 2
+
+
+async def test_the_same_bytes_for_other_readers_are_kept_for_each(bench: Bench) -> None:
+    bench.write(a__txt="no text")
+    await bench.run()
+    await bench.run(readers=frozenset({"role:admin"}))
+    assert len(bench.held()) == 2
 
 
 async def test_a_file_that_is_released_is_read_anew_from_the_box_and_where_it_came_from_stays(bench: Bench) -> None:
     bench.write(a__txt="no text", b__txt="no text")
     first, files = await bench.run()
     bench.extractor = _Mended()
-    await bench.power_cut()
+    await bench.restart_daemon()
     bench.stick.goes_after = 0
     released = await bench.ingest.release(OPERATOR, [files["a.txt"].id])
     done = await bench.wait(released)
@@ -49,7 +89,7 @@ async def test_a_member_that_is_released_keeps_the_archive_that_it_lay_in_howeve
         [refused] = [one for one in files.values() if one.state is FileState.QUARANTINED]
         files = bench.files(await bench.wait(await bench.ingest.release(OPERATOR, [refused.id])))
     bench.extractor = _Mended()
-    await bench.power_cut()
+    await bench.restart_daemon()
     [refused] = files.values()
     await bench.wait(await bench.ingest.release(OPERATOR, [refused.id]))
     [document] = bench.library.documents("handbook", EVERYBODY)
@@ -77,7 +117,7 @@ async def test_what_cannot_be_released_is_named(bench: Bench) -> None:
     _, files = await bench.run()
     _, others = await bench.run()
     for ids, error in (
-        ([files["b.exe"].id], InvalidArgument),
+        ([files["b.exe"].id], NotKept),
         ([files["a.txt"].id, others["a.txt"].id], InvalidArgument),
         ([], InvalidArgument),
         ([files["c.txt"].id], NotFound),
@@ -89,6 +129,18 @@ async def test_what_cannot_be_released_is_named(bench: Bench) -> None:
     with pytest.raises(NotFound):
         await bench.ingest.release(RIVAL, [files["a.txt"].id])
     assert len(bench.ingest.list("clinic")) == 2
+
+
+async def test_files_are_named_by_the_beginning_of_their_ingestions_id_where_it_is_of_one_alone(bench: Bench) -> None:
+    bench.write(a__txt="no text", b__txt="no text ")
+    bench.stick.files["b.txt"] = b"no text"
+    done, files = await bench.run()
+    short = f"{done.id[:4]}-{files['a.txt'].id.rpartition('-')[2]}"
+    assert await bench.ingest.purge(OPERATOR, [short, files["a.txt"].id]) == 1
+    assert len(bench.held()) == 1
+    for ids in ([f"{done.id[:3]}-0"], [f"{done.id}0-0"], ["-0"]):
+        with pytest.raises(NotFound):
+            await bench.ingest.purge(OPERATOR, ids)
 
 
 async def test_a_release_needs_a_second_person_where_an_ingestion_does(tmp_path: Path) -> None:
@@ -174,9 +226,9 @@ async def test_who_may_not_read_a_refused_file_does_not_release_it_to_himself(be
     with pytest.raises(Forbidden):
         await bench.ingest.release(OPERATOR, ids, frozenset({"user:olga"}))
     assert [one.id for one in bench.ingest.list("clinic")] == [first.id]
-    assert (await bench.ingest.release(OPERATOR, ids)).readers == secret
     for caller in (SECOND, Principal("clinic", "root", Role.ADMIN), Principal("clinic", "h", Role.OPERATOR, secret)):
         assert (await bench.ingest.release(caller, ids, EVERYBODY)).readers == EVERYBODY
+    assert (await bench.ingest.release(OPERATOR, ids)).readers == secret
 
 
 async def test_what_is_stored_for_others_is_kept_to_be_released_once_that_was_changed(bench: Bench) -> None:

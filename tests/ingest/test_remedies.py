@@ -45,7 +45,16 @@ def text(node: ast.expr | None) -> str:
 
 def test_every_reason_for_which_a_file_is_refused_has_a_remedy() -> None:
     reasons = {reason for source in SOURCES for reason, _ in refusals(source)}
-    of_each_part = {"SPUN", "OCR_TOO_SLOW", "NOT_SIGNED", "LINK", "CROSS_LINKED", "MALWARE", "WRITTEN_TO", "NOT_SCANNED"}
+    of_each_part = {
+        "SPUN",
+        "OCR_TOO_SLOW",
+        "NOT_SIGNED",
+        "LINK",
+        "CROSS_LINKED",
+        "MALWARE",
+        "WRITTEN_TO",
+        "NOT_SCANNED",
+    }
     assert of_each_part <= reasons
     assert {"CRASHED", "TOO_MANY_MEMBERS", "TOO_MUCH_MEMORY", "TOO_MANY_FILES"} <= reasons
     assert reasons <= REMEDIES.keys()

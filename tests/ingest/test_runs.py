@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from appliance.ingest import runs
 from appliance.ingest.ledger import Plan
 from appliance.types import (
     FileState,
+    Ingestion,
     IngestionState,
     JobState,
+    Provenance,
+    SourceKind,
 )
 from tests.ingest.bench import (
     EVERYBODY,
@@ -187,12 +191,14 @@ async def test_a_tenants_flood_pushes_out_its_own_oldest_alone(tmp_path: Path) -
     bench = Bench(tmp_path, config=replace(LIMITS, ingestions_kept=2))
     theirs = await bench.start(caller=RIVAL)
     await bench.wait(theirs, "rival")
-    bench.write(a__txt="no text")
-    mine = [(await bench.run())[0] for _ in range(4)]
+    mine = []
+    for name in "abcd":
+        bench.stick.files = {f"{name}.txt": b"no text"}
+        mine.append((await bench.run())[0])
     assert [one.id for one in bench.ingest.list("clinic")] == [mine[3].id, mine[2].id]
     assert [one.id for one in bench.ingest.list("rival")] == [theirs.id]
     assert len(bench.held()) == 2
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert len(bench.ingest.list("clinic")) == 2
 
 
@@ -313,3 +319,35 @@ async def test_files_are_told_in_pages_that_nothing_shifts(bench: Bench) -> None
     assert told == whole
     bad = bench.ingest.files("clinic", done.name, (FileState.QUARANTINED,), whole[2], 9)
     assert [one.path for one in bad] == ["c.exe"]
+
+
+# --- previews that nobody approves -----------------------------------------------------------------------------------
+
+
+async def test_a_preview_that_nobody_approves_goes_after_its_days(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "TEND_SECONDS", 0.01)
+    bench.write(a__txt="One.")
+    waiting, _ = await bench.run(approve=False)
+    tending = asyncio.create_task(bench.ingest.tend())
+    await asyncio.sleep(0.1)
+    assert bench.ingest.get("clinic", waiting.name).state is IngestionState.WAITING
+    monkeypatch.setattr(runs, "PREVIEW_KEPT", timedelta(0))
+    await until(lambda: bench.ingest.get("clinic", waiting.name).state is IngestionState.CANCELLED)
+    tending.cancel()
+    assert (bench.ingest.unended(), bench.titles()) == ([], [])
+    assert ends(bench.files(waiting)) == {"a.txt": "left"}
+
+
+def test_what_a_watch_saw_and_what_came_here_waits_for_as_long_as_it_takes() -> None:
+    old = datetime.now(UTC) - runs.PREVIEW_KEPT - timedelta(seconds=1)
+    origin = Provenance(SourceKind.FOLDER, "/srv/drop")
+    waits = Ingestion("7f", "clinic", "handbook", EVERYBODY, origin, "olga", IngestionState.WAITING, old)
+    preview = Plan("sources/usb", listed=True)
+    assert runs.is_abandoned(waits, preview)
+    assert not runs.is_abandoned(waits, replace(preview, automatic=True))
+    assert not runs.is_abandoned(waits, replace(preview, source=""))  # sent or released: held, and all there is of it
+    assert not runs.is_abandoned(replace(waits, create_time=old + timedelta(seconds=60)), preview)
+    for state in set(IngestionState) - {IngestionState.WAITING}:
+        assert not runs.is_abandoned(replace(waits, state=state), preview)

@@ -50,7 +50,7 @@ async def test_a_file_comes_in_pieces_and_is_taken(bench: Bench) -> None:
 async def test_an_upload_goes_on_where_it_broke_off_also_after_a_restart(bench: Bench) -> None:
     upload = await begin(bench)
     await bench.ingest.append(OPERATOR, upload, 0, TEXT[:10])
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert bench.ingest.upload_size(OPERATOR, upload) == 10
     assert await bench.ingest.append(OPERATOR, upload, 4, TEXT[4:20]) == 20, "what is there is passed over"
     assert await bench.ingest.append(OPERATOR, upload, 0, TEXT[:5]) == 20
@@ -196,7 +196,7 @@ async def test_uploads_that_nobody_goes_on_with_are_gone_at_the_next_start(
     upload = await begin(bench)
     path = bench.config.data_dir / "ingest" / "clinic" / "uploads" / upload
     os.utime(path, (1, 1))
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert not path.exists()
 
 
@@ -220,7 +220,7 @@ async def test_uploads_are_listed_to_their_tenant_with_who_and_how_much_also_aft
     assert before <= listed[0].create_time <= listed[1].create_time <= datetime.now(UTC)
     assert bench.ingest.uploads(RIVAL.tenant) == ()
     os.utime(path_of(bench, first), (time.time() - 60, time.time() - 60))
-    await bench.power_cut()
+    await bench.restart_daemon()
     again = bench.ingest.uploads("clinic")
     assert [replace(one, update_time=before) for one in again] == [replace(one, update_time=before) for one in listed]
     assert again[0].update_time < before
@@ -233,7 +233,7 @@ async def test_a_cancelled_upload_leaves_nothing_whoever_of_the_tenant_cancels_i
     mine, other = await begin(bench), await begin(bench, "other.txt")
     await bench.ingest.append(OPERATOR, mine, 0, TEXT)
     if restarted:
-        await bench.power_cut()
+        await bench.restart_daemon()
     await bench.ingest.cancel_upload(SECOND, mine)
     assert not path_of(bench, mine).exists()
     assert [one.id for one in bench.ingest.uploads("clinic")] == [other]
@@ -257,7 +257,7 @@ async def test_an_upload_of_another_tenant_is_not_cancelled_nor_a_file_that_is_n
 async def test_a_damaged_upload_is_listed_and_can_be_cancelled(bench: Bench) -> None:
     upload = await begin(bench)
     path_of(bench, upload).write_bytes(b"noise" * 100)
-    await bench.power_cut()
+    await bench.restart_daemon()
     [one] = bench.ingest.uploads("clinic")
     assert (one.id, one.path, one.user, one.size_bytes) == (upload, "", "", 500)
     await bench.ingest.cancel_upload(OPERATOR, upload)

@@ -18,7 +18,10 @@ ingest = typer.Typer(
     help="Take documents in from sticks, shares, folders and this machine; see what became of each file.",
 )
 IngestionName = Annotated[
-    str, typer.Argument(metavar="INGESTION", help="An ingestion, such as 7f3a.", autocompletion=complete_ingestion)
+    str,
+    typer.Argument(
+        metavar="INGESTION", help="An ingestion's id, or its first digits: 7f3a.", autocompletion=complete_ingestion
+    ),
 ]
 ReaderOption = Annotated[
     list[str],
@@ -51,7 +54,28 @@ def follow(session: Session, client: "Client", ingestion: "Ingestion") -> "Inges
     return ingestion
 
 
-def raise_failure(client: "Client", ingestion: "Ingestion") -> None:
+def raise_failure(client: "Client", *ingestions: "Ingestion") -> None:
+    """Raises the error that one stopped with, if any did, and SomeRefused where they are done but for files."""
+    from appliance.types import FileState, IngestionState
+
+    for ingestion in ingestions:
+        raise_stop(client, ingestion)
+    counts = [ingestion.counts for ingestion in ingestions if ingestion.state is IngestionState.SUCCEEDED]
+    refused = sum(one.get(FileState.QUARANTINED, 0) for one in counts)
+    require_none_refused(refused, sum(sum(one.values()) for one in counts))
+
+
+def require_none_refused(refused: int, files: int) -> None:
+    """Raises SomeRefused."""
+    from appliance.errors import SomeRefused
+
+    if refused:
+        raise SomeRefused(
+            f"{refused:,} of {files:,} file{'s' * (files != 1)} {'was' if refused == 1 else 'were'} refused."
+        )
+
+
+def raise_stop(client: "Client", ingestion: "Ingestion") -> None:
     """Raises the error that an ingestion stopped with, if it did."""
     from appliance.cli import progress
     from appliance.errors import Broken, Cancelled, NotFound, SourceGone

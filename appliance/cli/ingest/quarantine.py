@@ -15,27 +15,36 @@ ingest.add_typer(quarantine, name="quarantine")
 
 
 @command(quarantine, "list")
-def list_files(session: Session) -> None:
-    """List refused files of all ingestions, newest first."""
+def list_files(
+    session: Session,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also older refusals of the same bytes of the same name.")
+    ] = False,
+) -> None:
+    """List refused files of all ingestions, newest first, each once. Those whose bytes are kept can be released."""
     from appliance.cli import output
+    from appliance.cli.ingest.shown import short
 
     with session.connect() as client:
-        found = list(client.quarantine())
+        every = list(client.quarantine())
+    once = {(file.path, file.sha256): file for file in reversed(every)}
+    found = every if all_ else [file for file in every if once[file.path, file.sha256] is file]
     if session.json:
         return output.show_json({"files": found})
     rows = (
         (
-            file.id,
+            f"{short(file.id.rpartition('-')[0])}-{file.id.rpartition('-')[2]}",
             file.path,
+            ("kept" if file.kept else "not kept") + (", released" if file.released else ""),
             file.reason,
             f"{file.detail} {file.remedy}".strip(),
-            file.ingestion.removeprefix("ingestions/"),
-            "released" if file.released else "",
-            output.time_text(file.time),
         )
         for file in found
     )
-    return output.show_table(("id", "file", "reason", "why, and what to do", "ingestion", "", "refused"), rows)
+    output.show_table(("id", "file", "bytes", "reason", "why, and what to do"), rows)
+    if older := len(every) - len(found):
+        output.note(f"{older:,} older refusal{'s' * (older != 1)} of the same: --all")
+    return None
 
 
 @command(quarantine)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from appliance.cli.ingest.group import IngestionName, ingest
-from appliance.cli.ingest.taking import finish
+from appliance.cli.ingest.taking import finish, show_ways
 from appliance.cli.session import Session, command
 
 
@@ -55,8 +55,11 @@ def show(
     shown.show_one(found)
     if files:
         output.show()
-        (shown.show_files if all_ else shown.show_failed)(files)
-    return None
+        if all_:
+            shown.show_files(files)
+        else:
+            shown.show_failed(files, session.line(*shown.every_file(found)))
+    return show_ways(session, found)
 
 
 @command(ingest)

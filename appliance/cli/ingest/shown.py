@@ -7,7 +7,18 @@ from typing import Any
 from appliance.cli import output
 from appliance.types import FileOutcome, FileState, Ingestion, IngestionState, Provenance, SourceKind
 
-ALWAYS = (FileState.COMMITTED, FileState.DUPLICATE, FileState.QUARANTINED)
+OTHERWISE = {
+    FileState.DUPLICATE: "known already",
+    FileState.UNPACKED: "unpacked",
+    FileState.QUARANTINED: "refused",
+    FileState.LEFT: "left",
+}
+"""What became of files that are not in the collection now through this ingestion, in words."""
+
+MAX_LINES = 20
+"""Of files that failed; of more than that each reason has a line."""
+
+SHORT_DIGITS = 8
 MAX_ROWS = 100
 """A stick may have a million files; a terminal shows the first, the report has all."""
 
@@ -26,8 +37,13 @@ def place(provenance: Provenance) -> str:
     return f"{words}, signed by {provenance.signer}" if provenance.signer else words
 
 
-def show_preview(ingestion: Ingestion, files: Sequence[FileOutcome], next_line: str) -> None:
-    """What is in a source, by format; what is known; what would be refused and why; and how to go on."""
+def every_file(ingestion: Ingestion) -> tuple[str, ...]:
+    """The verb that tells of each file."""
+    return "ingest", "report", ingestion.id, "--format", "csv"
+
+
+def show_preview(ingestion: Ingestion, files: Sequence[FileOutcome], each_line: str) -> None:
+    """What is in a source, by format; what is known; what would be refused and why."""
     wanted = [file for file in files if file.state is FileState.FOUND]
     refused = [file for file in files if file.state is FileState.QUARANTINED]
     known = sum(file.state is FileState.DUPLICATE for file in files)
@@ -47,9 +63,9 @@ def show_preview(ingestion: Ingestion, files: Sequence[FileOutcome], next_line: 
         output.show_table(("format", "#files", "#size"), rows)
     if refused:
         output.show("\nWould be refused", "bold")
-        show_failed(refused)
-    if ingestion.state is IngestionState.WAITING:
-        output.show(f"\nTake it in: {next_line}", "bold")
+        show_failed(refused, each_line)
+    if not wanted:
+        output.show("\nThere is nothing to take in.")
 
 
 def preview_document(ingestion: Ingestion, files: Sequence[FileOutcome], next_line: str) -> dict[str, Any]:
@@ -60,7 +76,7 @@ def preview_document(ingestion: Ingestion, files: Sequence[FileOutcome], next_li
         "formats": [{"format": name, "files": count, "size_bytes": size} for name, count, size in by_format(wanted)],
         "duplicates": [file for file in files if file.state is FileState.DUPLICATE],
         "refused": [file for file in files if file.state is FileState.QUARANTINED],
-        "next": next_line,
+        "next": next_line if wanted else "",
     }
 
 
@@ -73,25 +89,54 @@ def by_format(files: Iterable[FileOutcome]) -> list[tuple[str, int, int]]:
     return [(name, counts[name], size) for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def show_summary(ingestion: Ingestion, failed: Sequence[FileOutcome], report_line: str = "") -> None:
-    """Counts by outcome, and each file that failed with its reason."""
-    total = sum(ingestion.counts.values())
-    kept = "" if ingestion.state is IngestionState.SUCCEEDED else " What was committed is kept."
-    what = f"{counted(total)} of {place(ingestion.provenance)} for the collection {ingestion.collection}"
-    output.show(f"{ingestion.state.value.capitalize()}: {what}.{kept}")
-    states = [state for state in FileState if ingestion.counts.get(state, 0) or state in ALWAYS]
-    output.show_fields((state.value, str(ingestion.counts.get(state, 0))) for state in states)
+def show_summary(
+    ingestion: Ingestion, failed: Sequence[FileOutcome], report_line: str = "", each_line: str = ""
+) -> None:
+    """What happened, in one line, then the files that failed with their reasons."""
+    output.show(headline(ingestion), "bold")
+    output.show(f"From {place(ingestion.provenance)}, for {', '.join(sorted(ingestion.readers))}.")
     if failed:
         output.show()
-        show_failed(failed)
+        show_failed(failed, each_line)
     if report_line:
         output.show(f"\nThe whole story: {report_line}")
 
 
-def show_failed(files: Sequence[FileOutcome]) -> None:
-    """Files with why they were not taken, and what to do about it."""
-    rows = ((file.path, file.reason or file.state.value, f"{file.detail} {file.remedy}".strip()) for file in files)
-    _show_some(("file", "reason", "why, and what to do"), list(rows))
+def headline(ingestion: Ingestion) -> str:
+    """'1 of 2,817 files taken into handbook: 2,816 refused.'"""
+    counts, total = ingestion.counts, sum(ingestion.counts.values())
+    taken = f"{counts.get(FileState.COMMITTED, 0):,} of {counted(total)} taken into {ingestion.collection}"
+    others = ", ".join(f"{counts[state]:,} {words}" for state, words in OTHERWISE.items() if counts.get(state))
+    line = f"{taken}: {others}." if others else f"{taken}."
+    if ingestion.state is IngestionState.SUCCEEDED:
+        return line
+    return f"{ingestion.state.value.capitalize()}: {line} What was taken is kept."
+
+
+def show_failed(files: Sequence[FileOutcome], each_line: str = "") -> None:
+    """Files with why they were not taken, and what to do about it; of many each reason, and what lists them all."""
+    if len(files) > MAX_LINES:
+        _show_reasons(files)
+        if each_line:
+            output.show(f"\nEach of them: {each_line}")
+        return
+    rows = ((file.path, _reason(file), f"{file.detail} {file.remedy}".strip()) for file in files)
+    output.show_table(("file", "reason", "why, and what to do"), rows)
+
+
+def _show_reasons(files: Sequence[FileOutcome]) -> None:
+    counts, first = Counter(map(_reason, files)), dict[str, FileOutcome]()
+    for file in files:
+        first.setdefault(_reason(file), file)
+    rows = (
+        (reason, f"{count:,}", first[reason].path, f"{first[reason].detail} {first[reason].remedy}".strip())
+        for reason, count in counts.most_common()
+    )
+    output.show_table(("reason", "#files", "such as", "why, and what to do"), rows)
+
+
+def _reason(file: FileOutcome) -> str:
+    return file.reason or file.state.value
 
 
 def show_files(files: Sequence[FileOutcome]) -> None:
@@ -104,20 +149,23 @@ def show_files(files: Sequence[FileOutcome]) -> None:
 def show_ingestions(found: Iterable[Ingestion]) -> None:
     rows = (
         (
-            item.id,
+            short(item.id),
             item.state.value,
             item.collection,
-            place(item.provenance),
             str(sum(item.counts.values())),
             str(item.counts.get(FileState.COMMITTED, 0)),
             str(item.counts.get(FileState.QUARANTINED, 0)),
-            item.operator,
             output.time_text(item.create_time),
+            place(item.provenance),
         )
         for item in found
     )
-    headings = ("ingestion", "state", "collection", "from", "#files", "#committed", "#refused", "by", "started")
-    output.show_table(headings, rows)
+    output.show_table(("ingestion", "state", "into", "#files", "#taken", "#refused", "started", "from"), rows)
+
+
+def short(ingestion: str) -> str:
+    """As much of an ingestion's id as people need to name it."""
+    return ingestion[:SHORT_DIGITS]
 
 
 def show_one(item: Ingestion) -> None:
@@ -138,7 +186,7 @@ def show_one(item: Ingestion) -> None:
 
 
 def counted(files: int) -> str:
-    return f"{files} file{'s' * (files != 1)}"
+    return f"{files:,} file{'s' * (files != 1)}"
 
 
 def _show_some(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -78,8 +78,11 @@ def watch(
         found = client.watch_source(source_of(client, place), wanted, share=share)
     if session.json:
         return output.show_json(found)
-    ends = "are taken in" if approve else "wait for an operator's word"
-    return output.show(f"{found.name} is watched: files for {collection} {ends}.")
+    if approve:
+        return output.show(f"{found.name} is watched: files for {collection} are taken in.")
+    output.show(f"{found.name} is watched: files for {collection} wait until somebody approves them.")
+    output.show(f"See what waits: {session.line('ingest', 'list')}")
+    return output.show(f"Take it in:     {session.line('ingest', 'start')} INGESTION")
 
 
 @command(sources)
@@ -126,10 +129,15 @@ def _set_allowed(session: Session, serial: str, *, allowed: bool) -> None:
     from appliance.cli import output
 
     with session.connect() as client:
+        is_there = any(source.provenance.serial == serial for source in client.sources())
         client.allow_device(serial, allowed=allowed)
     if session.json:
-        return output.show_json({"serial": serial, "allowed": allowed})
-    return output.show(f"Sticks of serial number {serial} {'may come in' if allowed else 'are refused'} from now on.")
+        return output.show_json({"serial": serial, "allowed": allowed, "plugged_in": is_there})
+    output.show(f"Sticks of serial number {serial} {'may come in' if allowed else 'are refused'} from now on.")
+    if allowed and not is_there:
+        listed = session.line("ingest", "sources", "list")
+        output.note(f"No stick of that number is plugged in now; if it should be, compare it: {listed}")
+    return None
 
 
 def _set_trust(session: Session, name: str, key: str) -> None:

@@ -1,12 +1,13 @@
 """`appliance ingest preview` and `start`: what brings documents in from where the box can read them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.ingest.group import ReaderOption, follow, ingest, raise_failure
+from appliance.cli.ingest.group import ReaderOption, follow, ingest, raise_failure, raise_stop, require_none_refused
 from appliance.cli.session import CollectionOption, Session, Yes, command
 
 if TYPE_CHECKING:
@@ -29,10 +30,15 @@ def preview(
     """Look at a source and take nothing in: what is there, what is known already, what would be refused and why.
 
     A path is of the box, in the folders of its option `ingest_roots`; `upload` sends from elsewhere.
+
+    What was previewed waits for `start`, or for `cancel`; after 7 days it is dropped.
     """
     with session.connect() as client:
         found = _begun(session, client, source, collection, reader)
-        _show_preview(session, client, follow(session, client, found))
+        found, files = _previewed(client, follow(session, client, found))
+    _show_preview(session, found, files)
+    if not session.json:
+        show_ways(session, found)
 
 
 @command(ingest)
@@ -63,8 +69,10 @@ def start(
         elif yes:
             found = _begun(session, client, what, collection, reader, approve=True)
         else:
-            found = _begun(session, client, what, collection, reader)
-            found = _ask(session, client, follow(session, client, found))
+            found = follow(session, client, _begun(session, client, what, collection, reader))
+            if not _ask(session, client, found):
+                return
+            found = client.approve_ingestion(found.id)
         finish(session, client, found, no_wait)
 
 
@@ -98,23 +106,43 @@ def show_end(session: Session, ingestion: "Ingestion", failed: "list[FileOutcome
     from appliance.types import IngestionState
 
     if ingestion.state is IngestionState.WAITING:
-        line = session.line("ingest", "start", ingestion.id)
-        return output.show(f"{ingestion.name} waits until somebody approves it: {line}")
+        output.show(f"{ingestion.name} waits until somebody approves it.")
+        return show_ways(session, ingestion)
     if ingestion.state in (IngestionState.SCANNING, IngestionState.RUNNING):
         return output.show(f"Started {ingestion.name}. Follow it: {session.line('ingest', 'watch', ingestion.id)}")
     report = session.line("ingest", "report", ingestion.id, "--format", "html", "--output", f"{ingestion.id}.html")
-    return shown.show_summary(ingestion, failed, report)
+    return shown.show_summary(ingestion, failed, report, session.line(*shown.every_file(ingestion)))
 
 
-def _show_preview(session: Session, client: "Client", ingestion: "Ingestion") -> None:
+def show_ways(session: Session, ingestion: "Ingestion") -> None:
+    """How to go on with one that waits, as two commands."""
+    from appliance.cli import output
+    from appliance.types import IngestionState
+
+    if ingestion.state is IngestionState.WAITING:
+        where = output.note if session.json else output.show
+        where(f"\nTake it in: {session.line('ingest', 'start', ingestion.id)}")
+        where(f"Drop it:    {session.line('ingest', 'cancel', ingestion.id)}")
+
+
+def _previewed(client: "Client", ingestion: "Ingestion") -> "tuple[Ingestion, list[FileOutcome]]":
+    """With its files; one that has nothing to take in is dropped, and waits for nobody."""
+    from appliance.types import FileState, IngestionState
+
+    raise_stop(client, ingestion)
+    files = list(client.files(ingestion.id))
+    if ingestion.state is IngestionState.WAITING and not any(file.state is FileState.FOUND for file in files):
+        ingestion = client.cancel_ingestion(ingestion.id)
+    return ingestion, files
+
+
+def _show_preview(session: Session, ingestion: "Ingestion", files: "list[FileOutcome]") -> None:
     from appliance.cli import output
     from appliance.cli.ingest import shown
 
-    raise_failure(client, ingestion)
-    files, line = list(client.files(ingestion.id)), session.line("ingest", "start", ingestion.id)
     if session.json:
-        return output.show_json(shown.preview_document(ingestion, files, line))
-    return shown.show_preview(ingestion, files, line)
+        return output.show_json(shown.preview_document(ingestion, files, session.line("ingest", "start", ingestion.id)))
+    return shown.show_preview(ingestion, files, session.line(*shown.every_file(ingestion)))
 
 
 def _begun(
@@ -134,38 +162,42 @@ def _begun(
         raise
 
 
-def _ask(session: Session, client: "Client", ingestion: "Ingestion") -> "Ingestion":
-    """Show a preview and take it in, if somebody says so."""
-    from appliance.cli import output
-    from appliance.cli.ingest import shown
-    from appliance.errors import Cancelled
+def _ask(session: Session, client: "Client", ingestion: "Ingestion") -> bool:
+    """Show a preview; whether to take it in. Nobody is asked where there is nothing to take.
 
-    raise_failure(client, ingestion)
-    if not session.json:
-        shown.show_preview(ingestion, list(client.files(ingestion.id)), session.line("ingest", "start", ingestion.id))
+    Raises NotApproved; SomeRefused where that is for what was refused.
+    """
+    from appliance.cli import output
+    from appliance.errors import NotApproved
+    from appliance.types import FileState, IngestionState
+
+    ingestion, files = _previewed(client, ingestion)
+    waits = ingestion.state is IngestionState.WAITING
+    if not session.json or not waits:
+        _show_preview(session, ingestion, files)
+    if not waits:
+        require_none_refused(sum(file.state is FileState.QUARANTINED for file in files), len(files))
+        return False
     try:
         if typer.confirm("Take it in?", err=True):
-            return client.approve_ingestion(ingestion.id)
+            return True
     except typer.Abort:
         output.note("Nobody could be asked; --yes answers.")
-    output.note(f"It waits. Drop it: {session.line('ingest', 'cancel', ingestion.id)}")
-    raise Cancelled(f"Nothing was taken in: {ingestion.name} waits.")
+    show_ways(session, ingestion)
+    raise NotApproved(f"Nothing was taken in: {ingestion.name} waits.")
 
 
 def _ingestion(client: "Client", what: str) -> "Ingestion | None":
     """The ingestion of that name; None where it must be a place to take files from."""
-    from appliance.errors import ApplianceError
+    from appliance.errors import NotFound
 
     if what.startswith("ingestions/"):
         return client.ingestion(what)
-    if "/" in what or Path(what).exists():
+    if not set(what) <= set("0123456789abcdef") or Path(what).exists():
         return None
-    try:
+    with suppress(NotFound):
         return client.ingestion(what)
-    except ApplianceError as error:
-        if error.reason in ("NOT_FOUND", "INVALID_ARGUMENT"):
-            return None
-        raise
+    return None
 
 
 def source_of(client: "Client", what: str) -> str:

@@ -14,7 +14,7 @@ from appliance.cli.session import CollectionOption, Session, command
 
 if TYPE_CHECKING:
     from appliance.client import Client
-    from appliance.types import Ingestion
+    from appliance.types import FileOutcome, Ingestion
 
 uploads = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Files that are on their way to the box: list, cancel."
@@ -52,15 +52,14 @@ def upload(
                 refused.append(error)
                 continue
             if not session.json:
-                show_end(session, *sent[-1])
+                _show_sent(session, name, *sent[-1], alone=files == [file])
         if session.json:
             output.show_json({"uploads": [{"ingestion": ingestion, "failed": failed} for ingestion, failed in sent]})
         if refused:
             raise refused[0]
         if not sent:
             raise NotFound(f"There is no file in {files[0]}.")
-        for ingestion, _ in sent:
-            raise_failure(client, ingestion)
+        raise_failure(client, *(ingestion for ingestion, _ in sent))
 
 
 @command(uploads, "list")
@@ -101,6 +100,20 @@ def cancel(
     if session.json:
         return output.show_json({"cancelled": names})
     return output.show(f"Cancelled {len(names)} upload{'s' * (len(names) != 1)}: nothing of it is kept.")
+
+
+def _show_sent(
+    session: Session, name: str, ingestion: "Ingestion", failed: "list[FileOutcome]", *, alone: bool
+) -> None:
+    """What became of a file; of one of several that is done in a line, with why it was refused if it was."""
+    from appliance.cli import output
+    from appliance.cli.ingest import shown
+    from appliance.types import IngestionState
+
+    if alone or ingestion.state is not IngestionState.SUCCEEDED:
+        return show_end(session, ingestion, failed)
+    output.show(f"{name}: {shown.headline(ingestion)}")
+    return shown.show_failed(failed, session.line(*shown.every_file(ingestion))) if failed else None
 
 
 def _named(files: list[Path]) -> Iterator[tuple[Path, str]]:

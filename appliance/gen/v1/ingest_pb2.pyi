@@ -825,6 +825,7 @@ class FileOutcome(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """below the source; control and bidirectional characters escaped"""
     state: Global___FileOutcome.State.ValueType
@@ -840,6 +841,8 @@ class FileOutcome(_message.Message):
     remedy: _builtins.str
     format: _builtins.str
     released: _builtins.bool
+    kept: _builtins.bool
+    """of a refused file: its bytes are in the box, and it can be released"""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -858,10 +861,11 @@ class FileOutcome(_message.Message):
         remedy: _builtins.str = ...,
         format: _builtins.str = ...,
         released: _builtins.bool = ...,
+        kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "document", b"document", "format", b"format", "id", b"id", "ingestion", b"ingestion", "path", b"path", "reason", b"reason", "released", b"released", "remedy", b"remedy", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "document", b"document", "format", b"format", "id", b"id", "ingestion", b"ingestion", "kept", b"kept", "path", b"path", "reason", b"reason", "released", b"released", "remedy", b"remedy", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,10 +71,8 @@ class Roots:
         own = os.stat(self._own)
         around = (folder for folder in (place, *place.parents) if os.path.exists(folder))
         if any(os.path.samestat(os.stat(folder), own) for folder in around):
-            raise SourceRefused(
-                f"{_shown(asked)} lies in the box's own data directory, which is not read. Send the files with"
-                f" `appliance ingest upload`, or copy them to {IMPORTS}/{tenant} in it."
-            )
+            why = f"{_shown(asked)} lies in the box's own data directory, which is not read"
+            raise SourceRefused(f"{why}. {self._other_ways(tenant)}")
 
     def _may(self, tenant: str, place: Path) -> bool:
         """Whether the innermost named folders around a place are everyone's, or this tenant's."""
@@ -85,13 +83,17 @@ class Roots:
     def _outside(self, tenant: str, asked: Path, place: Path) -> SourceRefused:
         leads = f", where {_shown(asked)} leads" if place != asked else ""
         named = ", ".join(str(folder) for _, folder in self._named if self._may(tenant, folder)) or "none"
+        return SourceRefused(
+            f"Nothing is taken from {_shown(place)}{leads}: it is in none of the folders that the option"
+            f" `ingest_roots` gives you ({named}). {self._other_ways(tenant)}"
+        )
+
+    def _other_ways(self, tenant: str) -> str:
         imports = self._own / IMPORTS / tenant
         with suppress(OSError):  # it is there for who does as he is told
             imports.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return SourceRefused(
-            f"Nothing is taken from {_shown(place)}{leads}: it is in none of the folders that the option"
-            f" `ingest_roots` gives you ({named}). Send the files with `appliance ingest upload`, or copy them to"
-            f" {IMPORTS}/{tenant} in the data directory."
+        return (
+            f"Send the files with `appliance ingest upload`, or copy them to {IMPORTS}/{tenant} in the data directory."
         )
 
 

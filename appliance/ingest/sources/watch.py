@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import structlog
 
 from appliance.errors import ApplianceError, DocumentRefused
+from appliance.ingest import durable
 from appliance.ingest.memfd import new_memfd
 from appliance.ingest.sources.book import Watched
 from appliance.ingest.sources.devices import Devices
@@ -91,7 +92,7 @@ class Taken:
 
     def __init__(self, path: Path, secret: bytes) -> None:
         """secret: from which the place's key follows; it lies elsewhere."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_directory(path.parent)
         content = path.read_bytes() if path.exists() else b""
         self._path, self._is_there = path, path.exists()
         self._key = hmac.digest(secret, path.name.encode(), "sha256")

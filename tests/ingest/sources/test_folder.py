@@ -2,7 +2,7 @@ import fcntl
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -280,6 +280,54 @@ def test_a_file_that_grows_while_it_is_read_is_not_taken(
     monkeypatch.setattr(os, "read", read_beside_a_writer)
     with pytest.raises(DocumentRefused) as refused:
         take(path, memfd)
+    assert refused.value.file_reason == "CHANGED"
+
+
+@pytest.mark.parametrize("keeps_its_date", [False, True])
+def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_not_taken(
+    tmp_path: Path, memfd: int, keeps_its_date: bool
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * 3 * MIB)
+    os.utime(path, ns=(0, 0))
+    status = path.stat()
+
+    def rewrite() -> None:
+        """At the same size; the kernel's clock ticks in steps, so until it shows."""
+        while path.stat().st_ctime_ns == status.st_ctime_ns or path.stat().st_mtime_ns == status.st_mtime_ns:
+            with path.open("r+b") as file:
+                file.write(b"2" * 3 * MIB)
+        while keeps_its_date and path.stat().st_mtime_ns != status.st_mtime_ns:
+            os.utime(path, ns=(0, 0))
+
+    with path.open("rb") as file, pytest.raises(DocumentRefused) as refused:
+        snapshot(file.fileno(), memfd, 4 * MIB, rewrite_once(rewrite))
+    assert refused.value.file_reason == "CHANGED"
+    assert path.stat().st_size == status.st_size
+
+
+def rewrite_once(rewrite: Callable[[], None]) -> Callable[[], None]:
+    """Behind the first piece that is read."""
+    left = [rewrite]
+    return lambda: left.pop()() if left else None
+
+
+@pytest.mark.parametrize("change", ["rewritten", "another", "dated back"])
+def test_a_file_that_is_another_than_was_seen_is_not_taken(tmp_path: Path, memfd: int, change: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * 100)
+    os.utime(path, ns=(0, 0))
+    (found,) = walk(tmp_path)
+    while path.stat().st_ctime_ns == found.changed_ns:
+        if change == "another":
+            (tmp_path / "new").write_bytes(b"2" * 100)
+            (tmp_path / "new").replace(path)
+        else:
+            path.write_bytes(b"2" * 100)
+        if change != "rewritten":
+            os.utime(path, ns=(0, 0))
+    with path.open("rb") as file, pytest.raises(DocumentRefused) as refused:
+        snapshot(file.fileno(), memfd, MIB, found=found)
     assert refused.value.file_reason == "CHANGED"
 
 

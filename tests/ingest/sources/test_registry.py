@@ -60,7 +60,7 @@ async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     await contents(await place.sources.open("acme", str(tmp_path)))
     with pytest.raises(SourceRefused):
         await place.sources.open("acme", str(tmp_path / "noise.img"))
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(SourceRefused):
         await place.sources.open("acme", str(tmp_path / "data"))
     assert os.listdir("/proc/self/fd") == before
 

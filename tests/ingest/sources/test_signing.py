@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from appliance.errors import AlreadyExists, InvalidArgument
+from appliance.errors import AlreadyExists, InvalidArgument, SigningRefused
 from appliance.ingest import signing
 from appliance.ingest.signing import MANIFEST, SIGNATURE
 
@@ -70,11 +70,11 @@ def test_a_manifest_of_another_form_is_refused(content: bytes) -> None:
 async def test_what_no_box_would_take_is_not_signed(folder: Path, tmp_path: Path) -> None:
     signing.make_key(tmp_path / "key.pem")
     (folder / "link").symlink_to("/etc/passwd")
-    with pytest.raises(InvalidArgument, match="link"):
+    with pytest.raises(SigningRefused, match="link is a link"):
         await signing.sign_folder(folder, tmp_path / "key.pem")
     (folder / "link").unlink()
     os.mkfifo(folder / "pipe")
-    with pytest.raises(InvalidArgument, match="pipe"):
+    with pytest.raises(SigningRefused, match="pipe is a link, a pipe"):
         await signing.sign_folder(folder, tmp_path / "key.pem")
     assert not (folder / MANIFEST).exists()
 
