@@ -1,18 +1,21 @@
 """Texts to vectors, and pairs of texts to scores, by onnxruntime on the CPU. Nothing else imports onnxruntime."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from appliance.errors import ModelDamaged, ModelUnsupported
 from appliance.types import Floats, Ints
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 it keeps a record of each session and sends it to its maker
+import onnxruntime  # reads that once, as it is imported
 
 MAX_TOKENS = 256
 MAX_CHARACTERS = 32_768  # what is cut off unread anyway must not be tokenized: that takes 600 bytes a token

@@ -1,5 +1,8 @@
 """The embedder on the real model, where its package is installed."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,3 +114,16 @@ def test_a_file_that_is_no_model_is_refused_as_damaged(files: minilm.EmbedderFil
     broken.write_bytes(files.onnx.read_bytes()[:1000])
     with pytest.raises(ModelDamaged):
         OnnxEmbedder(broken, files.tokenizer)
+
+
+def test_a_session_leaves_no_record_for_the_makers_of_onnxruntime(files: minilm.EmbedderFiles, tmp_path: Path) -> None:
+    """In a process of its own: what it would keep before it sends it lies below the home directory."""
+    script = (
+        "import sys; from pathlib import Path; from appliance.infer.onnx import OnnxEmbedder;"
+        " OnnxEmbedder(*map(Path, sys.argv[1:])).embed(['What leaves the building?'])"
+    )
+    silent = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"}  # with these it would keep none by itself
+    others = {name: value for name, value in os.environ.items() if name not in silent and not name.startswith("XDG_")}
+    command = [sys.executable, "-c", script, str(files.onnx), str(files.tokenizer)]
+    subprocess.run(command, env={**others, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []
