@@ -84,7 +84,7 @@ class Config:
     sheet_max_cells: int = option(2_000_000, "Most cells of one workbook.", minimum=1)
     archive_max_members: int = option(10_000, "Most files in one container.", minimum=1)
     archive_max_mib: int = option(256, "What the files in one container unpack to at most.", minimum=1)
-    archive_max_ratio: int = option(200, "How many times its packed size a container may unpack to.", minimum=2)
+    archive_max_ratio: int = option(200, "How many times its size a container unpacks to, over all levels.", minimum=2)
     ingest_approval: str = option(
         "operator", "Whose word lets previewed files in: operator, or second: of another person than who started."
     )

@@ -263,13 +263,18 @@ class Library(Protocol):
         Raises NotFound (also of what it replaces), DocumentRefused (no text), DiskFull, StoreDamaged.
         """
 
-    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+    def add_all(
+        self, collection: str, documents: Sequence[NewDocument], stop: Callable[[], bool] = ...
+    ) -> tuple[Document | DocumentRefused, ...]:
         """As `add` for each in order, but embedded together, below queries, and written at once: many small documents
         cost what one large one does. One that is refused has its refusal in its place, and the others are added.
 
         In place of a document of which one of the same bytes and pipeline was there before stands that one; two such
         in `documents` are both added. When it returns all survive power loss; when it raises none stays, nor after a
-        crash some of them. Raises as `add`, but DocumentRefused; RequestTooLarge for more than 4 GiB.
+        crash some of them. stop: asked before each batch that is embedded, and before they are written; once it says so
+        none is added.
+
+        Raises as `add`, but DocumentRefused; RequestTooLarge for more than 4 GiB; Cancelled.
         """
 
     def set_readers(

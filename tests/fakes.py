@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.errors import AlreadyExists, DocumentRefused, NoChatModel, NotFound
+from appliance.errors import AlreadyExists, Cancelled, DocumentRefused, NoChatModel, NotFound
 from appliance.knowledge.chunk import pieces
 from appliance.knowledge.search import view
 from appliance.knowledge.search.retrieve import Retriever
@@ -190,7 +190,11 @@ class MemoryLibrary:
         held.pop(document.replaces, None)
         return made
 
-    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+    def add_all(
+        self, collection: str, documents: Sequence[NewDocument], stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Document | DocumentRefused, ...]:
+        if stop():
+            raise Cancelled("It was cancelled.")
         added: list[Document | DocumentRefused] = []
         for document in documents:
             try:

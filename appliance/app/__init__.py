@@ -165,10 +165,10 @@ class App:
         await asyncio.to_thread(self.libraries.open_all)
 
     async def _prove_sandbox(self) -> None:
-        with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
-            await self.volumes.start()
+        for locked in (self.extractor, self.volumes):
+            with suppress(SandboxUnavailable):  # _watch_parts tells of it; ingest refuses by itself
+                await locked.start()
         with suppress(SandboxUnavailable):
-            await self.extractor.start()
             if self.config.ocr_languages and (fault := await ocr_fault(self.extractor)):
                 self.monitor.raise_(findings.OCR_UNAVAILABLE, "tesseract", fault)
 

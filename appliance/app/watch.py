@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from appliance.config import Config
 from appliance.health import findings
-from appliance.types import EngineStats, Ingestion, IngestionState, ModelState, Walls
+from appliance.types import EngineStats, Ingestion, IngestionState, ModelState, Wall, Walls
 
 if TYPE_CHECKING:
     from appliance.app import App
@@ -39,16 +39,16 @@ def tell(app: "App") -> None:
     app.monitor.set_of_tenants(findings.STORE_DAMAGED, damaged)
 
 
-def walls(*parts: Walls | None) -> Walls | None:
-    """The walls around all parts and the time of the oldest proof; None where those of one part are not proven.
+def walls(documents: Walls | None, sticks: Walls | None) -> Walls | None:
+    """Those around what reads documents and what reads sticks, with the time of the older proof; None where none are.
 
-    One that is the same around each is told once.
+    What is the same around both is told once; where one has no proven walls, a wall that does not stand says so.
     """
-    proven = [part for part in parts if part]
-    if len(proven) < len(parts):
-        return None
-    layers = dict.fromkeys(wall for part in proven for wall in part.layers)
-    return Walls(tuple(layers), min(part.proof_time for part in proven))
+    parts = {"documents": documents, "sticks": sticks}
+    proven = [part for part in parts.values() if part]
+    unproven = (Wall(f"around {name}", False, True, "not proven") for name, part in parts.items() if not part)
+    layers = dict.fromkeys((*(wall for part in proven for wall in part.layers), *unproven))
+    return Walls(tuple(layers), min(part.proof_time for part in proven)) if proven else None
 
 
 def _stock_attention(config: Config, engines: Mapping[str, EngineStats]) -> dict[str, str]:

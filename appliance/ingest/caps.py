@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+NO_BOMB_BYTES = 1 << 20
+"""What unpacks to less than this is no bomb, however small it was packed."""
+
 Settings = Mapping[str, int | str]
 """Caps as they travel to the extract zygote: a flat JSON object."""
 
@@ -31,3 +34,8 @@ class Caps:
     def settings(self) -> Settings:
         """For the zygote."""
         return asdict(self)
+
+
+def is_bomb(packed_bytes: int, unpacked_bytes: int, ratio: int) -> bool:
+    """Whether a container unpacks to more than its size accounts for."""
+    return unpacked_bytes > max(ratio * packed_bytes, NO_BOMB_BYTES)

@@ -141,6 +141,13 @@ def left_unfinished(item: Item) -> Item:
     return item.changed(state=FileState.LEFT, reason=reason, detail=WRITTEN_TO, remedy=remedy_for(reason))
 
 
+def left_within(item: Item, outer: Item) -> Item:
+    """What was still to be read in a container that is refused. It is open still."""
+    reason = outer.outcome.reason
+    why = f"It lies in {outer.outcome.path}, which was refused."
+    return item.changed(state=FileState.LEFT, reason=reason, detail=why, remedy=remedy_for(reason))
+
+
 def ended(item: Item) -> Item:
     """It has come to its end, now."""
     return item.changed(time=datetime.now(UTC))

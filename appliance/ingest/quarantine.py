@@ -47,7 +47,9 @@ class Quarantine:
         durable.write_file(path, _sealed(memfd, cipher, wrapped, context))
 
     def settle(self, tenant: str, ingestion: str) -> None:
-        """What is held of an ingestion will be found after a power cut. Raises StoreDamaged."""
+        """What is held of an ingestion, and nothing that was destroyed, will be found after a power cut. Raises
+        StoreDamaged.
+        """
         folder = self._folder(tenant, ingestion)
         if folder.is_dir():
             with durable.disk_errors(folder):

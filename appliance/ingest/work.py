@@ -22,7 +22,7 @@ from pathlib import PurePath
 from time import monotonic
 from typing import Any, TypeVar
 
-from appliance.errors import ApplianceError, DocumentRefused, SourceGone
+from appliance.errors import ApplianceError, DocumentRefused, NotFound, SourceGone, StoreDamaged
 from appliance.ingest.commit import Commit, Read
 from appliance.ingest.formats import FORMATS
 from appliance.ingest.judge import Judge, left_unfinished, refused
@@ -105,6 +105,7 @@ class Turns:
 class Tools:
     """What the work on all ingestions shares. Belongs to one event loop.
 
+    max_bytes: of a document. max_ratio: how many times its size a file may unpack to.
     shed: lets the oldest refused files of a tenant go where too much is kept of them; blocks.
     """
 
@@ -112,6 +113,7 @@ class Tools:
     scanner: Scanner | None
     quarantine: Quarantine
     max_bytes: int
+    max_ratio: int
     measure: Measure
     shed: Callable[[str], object] = lambda tenant: None
     unpacking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -142,7 +144,8 @@ class Work:
 
     async def run(self, source: OpenSource | None, missing: ApplianceError | None = None) -> None:
         """Take every file that is open. source: None where it is not there; what is held goes on all the same, and
-        then, where files are left that could not be copied, this raises `missing`.
+        then, where files are left that could not be copied, this raises `missing`. When it is cancelled no file is
+        begun any more, and what is being embedded comes to nothing; what is being written is written.
 
         Raises SourceGone where the source goes away, and at once NotFound (the collection),
         ScannerUnavailable, SandboxUnavailable, DiskFull, StoreDamaged, KeyUnavailable.
@@ -154,6 +157,9 @@ class Work:
         try:
             await self._take_all()
             await copying
+        except asyncio.CancelledError:
+            self._commit.stop()
+            raise
         finally:
             begun = [copying, self._committing, *(entry.task for entry in self._line)]
             tasks = [task for task in begun if task]
@@ -278,11 +284,18 @@ class Work:
             return Read(looked)
         began = monotonic()
         async with self._tools.copies:
+            if end := self._commit.end_of(item):
+                return Read(end)
             known = await to_its_end(asyncio.to_thread(self._judge.known, item))
             if known:
                 return Read(known)
             ingestion = self._ledger.ingestion
-            memfd = await _opened(partial(self._tools.quarantine.open, ingestion.tenant, ingestion.id, item.number))
+            try:
+                memfd = await _opened(partial(self._tools.quarantine.open, ingestion.tenant, ingestion.id, item.number))
+            except (NotFound, StoreDamaged):
+                if end := self._commit.end_of(item):  # and its bytes are being destroyed
+                    return Read(end)
+                raise
             try:
                 if self._tools.scanner and (malware := await self._tools.scanner.scan(memfd)):
                     raise DocumentRefused(f"MALWARE:{malware}", "The virus scanner found malware in it.")

@@ -213,11 +213,14 @@ class Collection:
             raise added
         return added
 
-    def add_all(self, new: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+    def add_all(
+        self, new: Sequence[NewDocument], stop: intake.Stop = intake.never
+    ) -> tuple[Document | DocumentRefused, ...]:
         """In the same instant, embedded together and written at once. In the place of a document of which a like one
         was there before stands that one; what a document replaces is gone in the same instant.
 
-        Raises InvalidArgument, NotFound (of what is replaced), EmbedderChanged, Broken, DiskFull, RequestTooLarge.
+        Raises InvalidArgument, NotFound (of what is replaced), EmbedderChanged, Broken, DiskFull, RequestTooLarge;
+        Cancelled once `stop` says so.
         """
         for one in new:
             self._check_replaced(one.replaces)
@@ -227,8 +230,10 @@ class Collection:
                 return tuple(filter(None, present))
         while True:
             embedder = self._embedder(background=True)
-            prepared = [self._encoded(one) for one in intake.to_entries(self.name, new, embedder, self._overlap_tokens)]
+            entries = intake.to_entries(self.name, new, embedder, self._overlap_tokens, stop)
+            prepared = [self._encoded(one) for one in entries]
             with self._writing:
+                intake.check_wanted(stop)
                 self._check_alive()
                 if self._store.manifest.embedder != embedder.identity:
                     continue

@@ -3,21 +3,21 @@
 import math
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
 import numpy as np
 
-from appliance.errors import Broken, DocumentRefused, InvalidArgument
+from appliance.errors import Broken, Cancelled, DocumentRefused, InvalidArgument
 from appliance.knowledge import chunk
 from appliance.knowledge.storage.record import Entry, to_stored_precision
 from appliance.ports import Embedder
 from appliance.types import Document, Floats, MetadataValue, NewDocument
 
-EMBEDDED_TEXTS = 256
-"""At once: many batches of an embedder's, of like length each, and so few that several who embed take turns."""
+EMBEDDED_TEXTS = 64
+"""At once, of like length: batches of an embedder's, and so few that who embed take turns, and stop soon."""
 
 MAX_READERS = 10_000
 MAX_READER_CHARACTERS = 200
@@ -28,16 +28,34 @@ METADATA_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+Stop = Callable[[], bool]
+"""Whether nobody waits for it any more."""
+
+
+def never() -> bool:
+    """Of what goes on to its end."""
+    return False
+
+
+def check_wanted(stop: Stop) -> None:
+    """Raises Cancelled."""
+    if stop():
+        raise Cancelled("It was cancelled while it was read.")
+
+
 def to_entries(
-    collection: str, new: Iterable[NewDocument], embedder: Embedder, overlap_tokens: int = 0
+    collection: str, new: Iterable[NewDocument], embedder: Embedder, overlap_tokens: int = 0, stop: Stop = never
 ) -> list[Entry | DocumentRefused]:
     """Chunk, and embed all together; in place of what is no document stands its refusal.
 
-    Raises InvalidArgument, Broken where a vector is not of numbers.
+    Raises InvalidArgument, Cancelled, Broken where a vector is not of numbers.
     """
-    found = [_to_entry(collection, one, embedder, overlap_tokens) for one in new]
+    found = []
+    for one in new:
+        check_wanted(stop)
+        found.append(_to_entry(collection, one, embedder, overlap_tokens))
     entries = [one for one in found if isinstance(one, Entry)]
-    vectors = embedded([text for entry in entries for text in entry.searched()], embedder)
+    vectors = embedded([text for entry in entries for text in entry.searched()], embedder, stop)
     borders = np.cumsum([0, *(len(entry.pieces) for entry in entries)])
     parts = (vectors[start:end] for start, end in pairwise(borders))
     return [replace(one, vectors=next(parts)) if isinstance(one, Entry) else one for one in found]
@@ -71,16 +89,21 @@ def _to_entry(collection: str, new: NewDocument, embedder: Embedder, overlap_tok
     return Entry(document, new.pages, pieces, none, new.replaces, new.blocks)
 
 
-def embedded(texts: Sequence[str], embedder: Embedder) -> Floats:
-    """Vectors as they are stored, float32 [len(texts), dimension]. Raises Broken where one is not of numbers."""
-    found = [np.zeros((0, embedder.dimension), np.float32)]
+def embedded(texts: Sequence[str], embedder: Embedder, stop: Stop = never) -> Floats:
+    """Vectors as they are stored, float32 [len(texts), dimension]. Raises Cancelled; Broken where one is not of
+    numbers.
+    """
+    found = np.zeros((len(texts), embedder.dimension), np.float32)
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     for start in range(0, len(texts), EMBEDDED_TEXTS):
-        some = texts[start : start + EMBEDDED_TEXTS]
+        check_wanted(stop)
+        places = by_length[start : start + EMBEDDED_TEXTS]
+        some = [texts[place] for place in places]
         vectors = to_stored_precision(embedder.embed(some))
         if vectors.shape != (len(some), embedder.dimension) or not np.isfinite(vectors).all():
             raise Broken("The embedder gave a vector with a value that is no number, or of another dimension.")
-        found.append(vectors)
-    return np.concatenate(found)
+        found[places] = vectors
+    return found
 
 
 def checked_readers(readers: frozenset[str]) -> frozenset[str]:

@@ -26,6 +26,7 @@ from appliance.errors import (
 from appliance.knowledge.collection import Collection
 from appliance.knowledge.embedders import Embedders
 from appliance.knowledge.folders import Folders
+from appliance.knowledge.intake import Stop, never
 from appliance.knowledge.storage import durable, key, shred, store
 from appliance.knowledge.storage.durable import Pace
 from appliance.knowledge.storage.mark import Mark, MarkFile
@@ -293,9 +294,11 @@ class Library:
         with self._using(collection) as opened:
             return opened.add(document)
 
-    def add_all(self, collection: str, documents: Sequence[NewDocument]) -> tuple[Document | DocumentRefused, ...]:
+    def add_all(
+        self, collection: str, documents: Sequence[NewDocument], stop: Stop = never
+    ) -> tuple[Document | DocumentRefused, ...]:
         with self._using(collection) as opened:
-            return opened.add_all(documents)
+            return opened.add_all(documents, stop)
 
     def set_readers(
         self, collection: str, document: str, readers: frozenset[str], groups: frozenset[str] | None

@@ -228,8 +228,8 @@ class Bench:
         self.tenant_keys.before_destroy(self.ingest.retire)
         self.library.before_delete = partial(self.ingest.before_delete, "clinic")
 
-    async def power_cut(self) -> None:
-        """End the daemon where it stands, and start another."""
+    async def restart_daemon(self) -> None:
+        """End the daemon in good order, and start another."""
         self.ingest.stop()
         await self.jobs.stop()
         self.restart()

@@ -1,10 +1,12 @@
-"""Faults at every step that changes the disk: a kill, a kill in the middle of a write, a disk that is full.
+"""Faults at every step that changes the disk: a kill, also in the middle of a write, a power cut, a disk that is full.
 
-A step is a call that writes, syncs, makes, renames or removes a file.
+A step is a call that writes, syncs, makes, renames or removes a file. A kill loses nothing that was written, a power
+cut what was not synced (`Platter`).
 """
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from appliance.ingest.quarantine import HEADER_BYTES
 from appliance.types import Ingestion
 from tests.ingest.bench import Bench
+from tests.knowledge.disk_faults import STATES, Platter
 
 _STEPS = ("open", "pwrite", "fsync", "fdatasync", "rename", "replace", "unlink", "ftruncate", "mkdir")
 _OPEN_WRITES = os.O_CREAT | os.O_WRONLY
 _PWRITE = os.pwrite
+_KEY = slice(16, HEADER_BYTES)  # of a held file, behind its magic, version and size
 Fault = Callable[[str, tuple[object, ...]], None]
 
 
@@ -75,6 +80,39 @@ def die_in_the_middle(name: str, arguments: tuple[object, ...]) -> None:
         assert isinstance(offset, int)
         _PWRITE(fd, data[: len(data) // 2], offset)
     raise Died
+
+
+ALL = "all"
+DEATHS = [(die, ALL), (die_in_the_middle, ALL), *((die, state) for state in STATES)]
+"""A fault, and what the disk holds after it: all that was written, or what a power cut leaves."""
+
+
+@contextmanager
+def dying_at(step: int, bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Fault, left: str) -> Iterator[None]:
+    """What the context does to the bench's folder ends at a step, or with the context; what is left is there after it.
+
+    left: one of DEATHS. The context stops the bench, as no process outlives it.
+    """
+    folder = bench.config.data_dir
+    disk = Disk(monkeypatch, folder / "ingest", fault)
+    if left == ALL:
+        with disk.failing_at(step):
+            yield
+        return
+    platter = Platter(folder)
+    try:
+        with platter.watching(monkeypatch), disk.failing_at(step):
+            yield
+        after = platter.left(folder.with_name("after"), left)
+        shutil.rmtree(folder)
+        after.rename(folder)
+    finally:
+        platter.close()
+
+
+def come_back(bench: Bench) -> list[Path]:
+    """Copies in the quarantine whose keys are there still, be they of files that were destroyed."""
+    return [path for path in bench.held() if any(path.read_bytes()[_KEY])]
 
 
 def run_full(name: str, arguments: tuple[object, ...]) -> None:

@@ -1,4 +1,5 @@
-"""A kill, and a full disk, at every step that changes the disk: nothing that was acknowledged is lost or there twice.
+"""A kill, a power cut, and a full disk, at every step that changes the disk: nothing that was acknowledged is lost or
+there twice.
 
 Steps (faults.py) are those from the start of an ingestion to its end. After one fails the process does nothing more;
 then a new one starts on what the disk holds, and the ingestion goes on by itself.
@@ -12,7 +13,7 @@ import pytest
 from appliance.errors import ApplianceError
 from appliance.types import FileState, Ingestion, IngestionState
 from tests.ingest.bench import OPERATOR, Bench, ends
-from tests.ingest.faults import Died, Disk, Fault, die, die_in_the_middle, died, run_full
+from tests.ingest.faults import DEATHS, Died, Disk, Fault, come_back, die, died, dying_at, run_full
 
 EXPECTED = {
     "a.txt": "committed",
@@ -23,6 +24,9 @@ EXPECTED = {
     "c.eml/z.txt": "committed",
     "d.txt": "duplicate",
 }
+
+
+NEVER = 1 << 30
 
 
 def bench_of(folder: Path) -> Bench:
@@ -59,29 +63,69 @@ async def count_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return disk.steps
 
 
-@pytest.mark.parametrize("fault", [die, die_in_the_middle])
+@pytest.mark.parametrize(("fault", "left"), DEATHS)
 @pytest.mark.long
-async def test_a_kill_at_any_step_loses_nothing_and_commits_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+async def test_a_kill_or_a_power_cut_at_any_step_loses_nothing_and_commits_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, left: str
 ) -> None:
     steps = await count_steps(tmp_path / "count", monkeypatch)
     assert steps > 60
-    for step in range(steps):
-        bench = bench_of(tmp_path / str(step))
-        disk = Disk(monkeypatch, bench.config.data_dir / "ingest", fault)
-        told: dict[str, FileState] = {}
-        with disk.failing_at(step):
-            begun = await begin(bench)
-            if begun:
-                await died(bench, begun)
-                told = {path: one.state for path, one in bench.files(begun).items() if one.time}
-            bench.ingest.stop()
-            await bench.jobs.stop()
-        bench.restart()
+    for step in range(steps + 1):
+        await check_death(bench_of(tmp_path / str(step)), monkeypatch, step, fault, left)
+
+
+@pytest.mark.parametrize(("fault", "left"), DEATHS)
+async def test_what_was_told_at_its_end_outlives_a_kill_and_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, left: str
+) -> None:
+    await check_death(bench_of(tmp_path), monkeypatch, NEVER, fault, left)
+
+
+async def test_a_folder_that_a_killed_daemon_made_and_did_not_sync_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_of(tmp_path)
+    with dying_at(NEVER, bench, monkeypatch, die, "nothing"):
+        (bench.config.data_dir / "ingest").mkdir()
         await bench.ingest.open()
-        for path, state in told.items():
-            assert bench.files(existing(bench, begun))[path].state is state, f"step {step}: what was told is not so"
-        await check_whole(bench, next(iter(bench.ingest.list("clinic")), None))
+        begun = await bench.start()
+        await bench.wait(begun)
+        bench.ingest.stop()
+        await bench.jobs.stop()
+    bench.restart()
+    await bench.ingest.open()
+    await check_whole(bench, begun)
+
+
+@pytest.mark.parametrize(("fault", "left"), DEATHS)
+async def test_a_copy_that_was_purged_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, left: str
+) -> None:
+    bench = bench_of(tmp_path)
+    await bench.run()
+    with dying_at(NEVER, bench, monkeypatch, fault, left):
+        assert await bench.ingest.purge(OPERATOR, all_=True) == 1
+    assert bench.held() == []
+
+
+async def check_death(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, fault: Fault, left: str) -> None:
+    told: dict[str, FileState] = {}
+    has_ended = False
+    with dying_at(step, bench, monkeypatch, fault, left):
+        begun = await begin(bench)
+        if begun:
+            await died(bench, begun)
+            told = {path: one.state for path, one in bench.files(begun).items() if one.time}
+            has_ended = existing(bench, begun).state.ended
+        bench.ingest.stop()
+        await bench.jobs.stop()
+    if has_ended:
+        assert len(come_back(bench)) <= 1, f"step {step}: the key of a copy that was destroyed has come back"
+    bench.restart()
+    await bench.ingest.open()
+    for path, state in told.items():
+        assert bench.files(existing(bench, begun))[path].state is state, f"step {step}: what was told is not so"
+    await check_whole(bench, next(iter(bench.ingest.list("clinic")), None))
 
 
 def existing(bench: Bench, begun: Ingestion | None) -> Ingestion:

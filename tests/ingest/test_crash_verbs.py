@@ -1,5 +1,5 @@
-"""A kill at every step of a release, of an upload's end and of what a watch takes: nothing that was acknowledged is
-lost, nothing is there twice, and neither a byte in the clear nor a copy that nobody knows is left.
+"""A kill and a power cut at every step of a release, of an upload's end and of what a watch takes: nothing that was
+acknowledged is lost, nothing is there twice, and neither a byte in the clear nor a copy that nobody knows is left.
 
 Whoever was told nothing does it again, as clients and watches do.
 """
@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, NotFound
 from appliance.ingest.sources import Watcher
 from appliance.types import Extracted, FileState, IngestionState, Watch
 from tests.ingest.bench import EVERYBODY, OPERATOR, Bench, PlainExtractor
-from tests.ingest.faults import Died, Disk, Fault, die, die_in_the_middle, died
+from tests.ingest.faults import DEATHS, Died, Disk, Fault, die, died, dying_at
 from tests.ingest.sources.places import MIB, Place
 
 SECRET = b"s" * 32
@@ -158,25 +158,24 @@ async def acknowledged(trial: Trial) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", [die, die_in_the_middle])
+@pytest.mark.parametrize(("fault", "left"), DEATHS)
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.long
-async def test_a_kill_at_any_step_loses_nothing_doubles_nothing_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, fault: Fault
+async def test_a_kill_or_a_power_cut_at_any_step_loses_nothing_doubles_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, fault: Fault, left: str
 ) -> None:
     steps = await count_steps(make, tmp_path / "count", monkeypatch)
     assert steps > 20
     for step in range(steps):
         trial = await make(tmp_path / str(step))
         bench = trial.bench
-        disk = Disk(monkeypatch, bench.config.data_dir / "ingest", fault)
-        with disk.failing_at(step):
+        with dying_at(step, bench, monkeypatch, fault, left):
             was_told = await acknowledged(trial)
             await all_ended(bench)
+            before = told_states(bench)
             bench.ingest.stop()
             await bench.jobs.stop()
         assert MARK.encode() not in bench.bytes_on_disk(), f"step {step}"
-        before = told_states(bench)
         bench.restart()
         await bench.ingest.open()
         for one, files in before.items():

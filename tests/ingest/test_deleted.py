@@ -49,7 +49,7 @@ async def test_a_document_that_was_deleted_before_its_ledger_knew_of_it_does_not
     stopped = await stopped_after_the_commit(bench, monkeypatch)
     delete(bench, "a.txt")
     if restarts:
-        await bench.power_cut()
+        await bench.restart_daemon()
     done = await bench.wait(await bench.ingest.resume(OPERATOR, stopped.name))
     assert ends(bench.files(done)) == {"a.txt": "committed", "b.txt": "committed"}
     assert (bench.titles(), bench.held()) == (["b.txt"], [])
@@ -61,7 +61,7 @@ async def test_the_attachments_of_a_mail_that_was_deleted_so_are_taken_all_the_s
     bench.write(a__eml="Hello.\nx.txt=One.")
     stopped = await stopped_after_the_commit(bench, monkeypatch)
     delete(bench, "a.eml")
-    await bench.power_cut()
+    await bench.restart_daemon()
     done = await bench.wait(await bench.ingest.resume(OPERATOR, stopped.name))
     assert ends(bench.files(done)) == {"a.eml": "committed", "a.eml/x.txt": "committed"}
     assert bench.titles() == ["a.eml/x.txt"]

@@ -110,7 +110,7 @@ async def test_all_that_is_known_of_an_ingestion_is_known_after_a_restart(bench:
     bench.write(a__txt="One.", b__exe="MZ", c__zip="d.txt=Two.")
     done, files = await bench.run()
     waiting, previewed = await bench.run(approve=False)
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert bench.ingest.list("clinic") == (
         replace(waiting, job=bench.ingest.get("clinic", waiting.id).job),
         replace(done, job=bench.ingest.get("clinic", done.id).job),
@@ -130,7 +130,7 @@ async def test_one_that_was_worked_on_goes_on_after_a_restart_without_the_stick_
     await until(lambda: all(one.state is FileState.HELD for one in bench.files(begun).values()))
     bench.extractor = PlainExtractor()
     bench.stick.goes_after = 0
-    await bench.power_cut()
+    await bench.restart_daemon()
     done = await bench.wait(begun)
     assert (done.state, bench.titles(), bench.held()) == (IngestionState.SUCCEEDED, ["a.txt", "b.txt"], [])
 
@@ -141,7 +141,7 @@ async def test_a_copy_that_no_ledger_knows_is_destroyed_at_the_start(bench: Benc
     [kept] = bench.held()
     (kept.parent / "77").write_bytes(kept.read_bytes())
     (kept.parents[2] / "0123456789abcdef").mkdir()
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert bench.held() == [kept]
     assert [path.name for path in kept.parents[2].iterdir() if path.is_dir()] == [done.id]
 
@@ -163,6 +163,6 @@ async def test_a_ledger_that_lost_its_first_record_is_named_and_the_others_open(
     second, _ = await bench.run()
     path = bench.config.data_dir / "ingest" / "clinic" / first.id / "log"
     path.write_bytes(path.read_bytes()[: HEADER_BYTES + 5])
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert [one.id for one in bench.ingest.list("clinic")] == [second.id]
     assert list(bench.ingest.damaged()) == [("clinic", first.name)]

@@ -177,7 +177,7 @@ async def test_ingestions_survive_a_rotation_while_they_are_worked_on(tmp_path: 
     bench.library.before_add = rotate
     done, files = await bench.run()
     assert done.state is IngestionState.SUCCEEDED
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert bench.files(done) == files
     released = await bench.wait(await bench.ingest.release(OPERATOR, [files["b.txt"].id]))
     assert ends(bench.files(released)) == {"b.txt": "quarantined EMPTY"}
@@ -203,7 +203,7 @@ async def test_a_damaged_ledger_is_named_and_the_others_are_there(tmp_path: Path
     path = bench.config.data_dir / "ingest" / "clinic" / bad.id / "log"
     raw = path.read_bytes()
     path.write_bytes(raw[:200] + b"?" + raw[201:])
-    await bench.power_cut()
+    await bench.restart_daemon()
     assert [one.id for one in bench.ingest.list("clinic")] == [good.id]
     [(place, why)] = bench.ingest.damaged().items()
     assert place == ("clinic", bad.name)

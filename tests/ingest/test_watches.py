@@ -106,7 +106,7 @@ async def test_what_a_watch_found_is_begun_whole_or_not_at_all(bench: Bench, mon
             "clinic", Source("usb", STICK, SourceState.READY, watch=WATCH), WATCH, [Found("a.txt", 6)]
         )
     monkeypatch.setattr(SealedLog, "append", real)
-    await bench.power_cut()
+    await bench.restart_daemon()
     for one in bench.ingest.list("clinic"):
         await bench.wait(one)
     assert set(bench.titles()) <= {"a.txt"}
@@ -163,7 +163,7 @@ async def test_what_waited_for_an_operator_is_left_where_it_was_written_to_meanw
     bench.write(a__txt="One.", b__txt="Two.")
     waiting = await take(bench, Watch("handbook", EVERYBODY))
     bench.write(a__txt="One, and more.")
-    await bench.power_cut()
+    await bench.restart_daemon()
     await bench.ingest.approve(OPERATOR, waiting.name)
     done = await bench.wait(waiting)
     assert ends(bench.files(done)) == {"a.txt": "left WRITTEN_TO", "b.txt": "committed"}

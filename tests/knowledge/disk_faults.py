@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -162,8 +162,9 @@ class Platter:
             self._hold(path)
             if path.is_dir():
                 self._names[number] = {one.name: one.inode() for one in os.scandir(descriptor)}
-                for one in os.scandir(descriptor):
-                    self._hold(path / one.name)
+                for name in self._names[number]:
+                    with suppress(FileNotFoundError):  # another thread has removed it
+                        self._hold(path / name)
             else:
                 self._content[number] = path.read_bytes()
 

@@ -3,7 +3,7 @@
 import re
 
 from appliance.errors import DocumentRefused
-from appliance.ingest.caps import Caps
+from appliance.ingest.caps import Caps, is_bomb
 from appliance.ingest.extract.reading import Content, Member
 
 # Why a member was left out.
@@ -13,9 +13,6 @@ LINK, DEVICE = "MEMBER_LINK", "MEMBER_DEVICE"
 ENCRYPTED, BROKEN, METHOD = "MEMBER_ENCRYPTED", "MEMBER_BROKEN", "MEMBER_METHOD"
 DUPLICATE = "MEMBER_DUPLICATE"  # a member before it has the same name
 UNNAMED = "MEMBER_UNNAMED"  # a single compressed file that does not say its name
-
-NO_BOMB_BYTES = 1 << 20
-"""What unpacks to less than this is no bomb, however small it was packed."""
 
 _PATH_BYTES, _PART_BYTES = 1024, 255
 _SHOWN_CHARACTERS = 200
@@ -57,7 +54,7 @@ def check_count(count: int, caps: Caps) -> None:
 
 def check_sizes(packed_bytes: int, unpacked_bytes: int, caps: Caps) -> None:
     """Raises DocumentRefused: ZIP_BOMB, ARCHIVE_TOO_LARGE."""
-    if unpacked_bytes > max(caps.ratio * packed_bytes, NO_BOMB_BYTES):
+    if is_bomb(packed_bytes, unpacked_bytes, caps.ratio):
         raise DocumentRefused("ZIP_BOMB", f"It unpacks to more than {caps.ratio} times its size, as bombs do.")
     if unpacked_bytes > caps.member_bytes:
         problem = f"It unpacks to more than {caps.member_bytes >> 20} MiB (`archive_max_mib`)."

@@ -11,6 +11,7 @@ from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
 from tests import container_files as made
 from tests.reads import members, reason
+from tests.zip_quine import quine
 
 
 def problems(data: bytes) -> dict[str, str]:
@@ -35,6 +36,10 @@ def test_a_member_that_is_a_container_is_just_a_member() -> None:
         ("inner.zip", inner, ""),
         ("more.docx", inner, ""),
     ]
+
+
+def test_an_archive_that_holds_itself_is_a_member_of_itself() -> None:
+    assert members(quine(), ".zip") == [("r/r.zip", quine(), "")]
 
 
 def test_an_archive_that_was_streamed_is_read() -> None:
