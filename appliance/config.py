@@ -76,8 +76,8 @@ class Config:
     )
     ocr_cpu_seconds: int = option(
         600,
-        "Processor time for a document's pictures beyond parse_cpu_seconds, 30 of it before any text is found; pages"
-        " after that are left out. No file holds its place for longer than twice that and parse_wall_seconds.",
+        "Processor time for a document's pictures beyond parse_cpu_seconds, half of it before any text is found;"
+        " pages after that are left out. No file holds its place for longer than twice that and parse_wall_seconds.",
         minimum=1,
     )
     image_max_megapixels: int = option(100, "Largest picture that is decoded.", minimum=1)

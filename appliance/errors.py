@@ -23,6 +23,7 @@ ApplianceError
 │   ├── AdapterMismatch      made for another base model
 │   ├── DocumentRefused      one file; its reason is its own (`PDF_ENCRYPTED`)
 │   ├── SomeRefused          an ingestion that is done, but for some of its files
+│   │   └── LeftOut           what lies in a folder that is sent, and cannot be sent
 │   ├── NotKept              a refused file whose bytes the box has no more
 │   ├── WrongState           an ingestion that waits, works or has ended, where it must not
 │   ├── SourceRefused        a stick that is not allowed or may not be mounted, a path outside `ingest_roots`
@@ -228,6 +229,11 @@ class SomeRefused(Refused):
     code = StatusCode.FAILED_PRECONDITION
     remedy = "See each file's reason and remedy: `appliance ingest show INGESTION`."
     exit_code = 8
+
+
+class LeftOut(SomeRefused):
+    reason = "LEFT_OUT"
+    remedy = "Each is named above: send what a link stands for by a path of its own."
 
 
 class NotKept(Refused):

@@ -48,6 +48,23 @@ def circular_pdf() -> bytes:
     return assemble([b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[2 0 R 2 0 R]/Count 2>>"], b"/Root 1 0 R")
 
 
+def half_broken_pdf(text: str) -> bytes:
+    """A page of text, and one that is none."""
+    content = _text(60, 700, 12, text)
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R/Resources<</Font<</F1 3 0 R>>>>>>"
+    return assemble(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[5 0 R 6 0 R]/Count 2>>",
+            b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
+            b"<</Length %d>>stream\n%s\nendstream" % (len(content), content),
+            page,
+            b"[]",
+        ],
+        b"/Root 1 0 R",
+    )
+
+
 def unreferenced_pdf() -> bytes:
     """Text in a file whose cross-reference table is lost: what a careful reader still reads."""
     whole = text_pdf()

@@ -25,7 +25,7 @@ from appliance.cli.session import Address, DataDirOrEnvironment, Json, Timeout
 
 EXIT_CODES = """Exit codes, stable for ever: 0 done; 1 broken, or health is critical; 2 usage; 3 refused: trying again
 will not help; 4 not found; 5 not allowed; 6 busy or unreachable: try again; 7 damaged data or keys; 8 done, but some
-files were refused; 130 cancelled."""
+files were refused or left; 130 cancelled."""
 
 app = typer.Typer(
     name="appliance",

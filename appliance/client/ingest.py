@@ -146,12 +146,24 @@ class IngestCalls(Calls):
         """Send the rest of a file, from where the box has it durably; again after it broke off: it goes on there.
 
         file: open for reading, at its beginning. sent: told how many of its bytes are on their way.
-        Raises InvalidArgument where the whole is not the file that was begun: the upload is dropped then.
+        Raises InvalidArgument where the whole is not the file that was begun: the upload is dropped then; OSError where
+        the file cannot be read: it stays.
         """
         asked = ingest_pb2.GetUploadRequest(upload=named("uploads", upload))
         durable = int(self._call(self._ingest.GetUpload, asked).size_bytes)
-        pieces = _pieces(asked.upload, file, durable, sent or _ignore)
-        return convert.ingestion(self._call(self._ingest.UploadFile, pieces, WORK_SECONDS).ingestion)
+        faults: list[OSError] = []
+
+        def pieces() -> Iterator[ingest_pb2.UploadFileRequest]:
+            try:
+                yield from _pieces(asked.upload, file, durable, sent or _ignore)
+            except OSError as error:  # gRPC would not say which: the stream ends, and it is raised here
+                faults.append(error)
+
+        try:
+            return convert.ingestion(self._call(self._ingest.UploadFile, pieces(), WORK_SECONDS).ingestion)
+        finally:
+            if faults:
+                raise faults[0]
 
     # --- quarantine
 

@@ -4,8 +4,8 @@ Between the two a crash may come: the files are read again then, and found to be
 the quarantine before the container's end is in the ledger, both in the ledger at once.
 
 What is unpacked of a file of a source is counted over all levels. One container too many, or one that holds itself,
-ends them all: the outermost is refused, in place of having been unpacked, and what was still to be read of it is LEFT,
-its bytes destroyed. Documents that were committed before stay: they are sound, and were told of.
+ends all that it lies in: the outermost is refused, in place of having been unpacked, and what was still to be read of
+it is LEFT, its bytes destroyed. Documents that were committed before stay: they are sound, and were told of.
 """
 
 import hashlib
@@ -70,6 +70,7 @@ class Commit:
         self._items = {item.number: item for item in ledger.items()}
         self._next = max(self._items, default=-1) + 1
         self._roots: dict[int, tuple[int, int]] = {}
+        self._members: dict[int, list[int]] = {}
         for item in self._items.values():
             self._count(item)
 
@@ -187,14 +188,18 @@ class Commit:
             around.append(item)
         return around
 
+    def _within(self, number: int) -> Iterator[Item]:
+        for member in self._members.get(number, ()):
+            yield self._items[member]
+            yield from self._within(member)
+
     def _refuse_outermost(self, container: Item, refusal: DocumentRefused, batch: _Batch) -> None:
-        """What only was unpacked, that is: a mail whose words were committed stays, and what it carries is refused."""
-        around = self._around(container)
-        unpacked = (one for one in reversed(around) if one.outcome.state is FileState.UNPACKED)
+        """What only was unpacked, that is: a mail whose words were committed stays, and what else it carries does."""
+        unpacked = (one for one in reversed(self._around(container)) if one.outcome.state is FileState.UNPACKED)
         outer = refused(next(unpacked, container), refusal)
         waiting = {item.number for _, item, _ in batch.waiting} | batch.ended.keys()
-        for item in self._items.values():
-            if item.is_open and item.number not in waiting and self._around(item)[-1].number == around[-1].number:
+        for item in self._within(outer.number):
+            if item.is_open and item.number not in waiting:
                 batch.ended[item.number] = left_within(item, outer)
         batch.ended[outer.number] = outer
 
@@ -243,6 +248,7 @@ class Commit:
             root = self._around(item)[-1].number
             count, size_bytes = self._roots.get(root, (0, 0))
             self._roots[root] = count + 1, size_bytes + item.outcome.size_bytes
+            self._members.setdefault(item.container, []).append(item.number)
 
     def _container(self, item: Item) -> str:
         return self._items[item.container].outcome.path if item.container >= 0 else item.within

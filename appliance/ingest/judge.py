@@ -51,11 +51,12 @@ class Judge:
         is_read: what lies in the file is at hand; without that, one that holds others must be read all the same, for
         these may not have come as far. Raises NotFound, StoreDamaged.
         """
-        if item.outcome.state is FileState.HELD and item.outcome.document:  # and deleted, before a crash that hid it
-            return item.changed(state=FileState.COMMITTED) if is_read else None
         ingestion = self._ledger.ingestion
         found = self._library.find(ingestion.collection, item.outcome.sha256, PIPELINE)
-        if found is None:
+        if found is None:  # only now: what is deleted is noted in the ledger first
+            noted = self._ledger.item(item.number).outcome
+            if noted.state is FileState.HELD and noted.document:  # committed and deleted, before a crash that hid it
+                return item.changed(state=FileState.COMMITTED, document=noted.document) if is_read else None
             return self._deleted(item)
         if ATTACHMENTS in found.metadata and not is_read:
             return None

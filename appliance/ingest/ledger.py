@@ -130,11 +130,25 @@ class Ledger:
         with self._lock:
             return replace(self._ingestion, **self._tallies.fields()) if self._items is not None else self._ingestion
 
+    @property
+    def write_time(self) -> datetime:
+        """When anything was written of it last; now, where it is gone."""
+        try:
+            return datetime.fromtimestamp((self.folder / "log").stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return datetime.now(UTC)
+
     def items(self) -> Sequence[Item]:
         """Every file, by number. Raises StoreDamaged, KeyUnavailable."""
         with self._lock:
             self._load()
             return tuple((self._items or {}).values())
+
+    def item(self, number: int) -> Item:
+        """One file as it is now. Raises StoreDamaged, KeyUnavailable."""
+        with self._lock:
+            self._load()
+            return (self._items or {})[number]
 
     def page(self, after: int, limit: int, states: Collection[FileState] = ()) -> list[Item]:
         """Files in family order (see `family_order`) from behind the one of number `after`, -1: from the first on; of

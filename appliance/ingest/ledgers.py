@@ -15,7 +15,7 @@ from threading import RLock
 
 import structlog
 
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, NotFound, StoreDamaged
 from appliance.ingest import durable
 from appliance.ingest.keys import IngestKeys
 from appliance.ingest.ledger import Item, Ledger, Plan
@@ -63,8 +63,7 @@ class Ledgers:
                 try:
                     self._find(folder.name, one)
                 except ApplianceError as error:
-                    log.error("ingest.ledger_unreadable", tenant=folder.name, ingestion=one.name, reason=error.reason)
-                    self._damaged[folder.name, f"ingestions/{one.name}"] = str(error)
+                    self.note_damaged(folder.name, one.name, error)
         return tuple(folder.name for folder in tenants)
 
     def create(self, ingestion: Ingestion, plan: Plan, items: Sequence[Item] = ()) -> Ledger:
@@ -124,6 +123,12 @@ class Ledgers:
         with self._lock:
             return dict(self._damaged)
 
+    def note_damaged(self, tenant: str, ingestion: str, error: ApplianceError) -> None:
+        """Have one that cannot be read be told by `damaged`."""
+        log.error("ingest.ledger_unreadable", tenant=tenant, ingestion=ingestion, reason=error.reason)
+        with self._lock:
+            self._damaged[tenant, f"ingestions/{ingestion}"] = str(error)
+
     def sweep(self, ledger: Ledger) -> None:
         """Destroy copies that an unfinished step left; nothing works on it meanwhile. Raises StoreDamaged."""
         tenant, ingestion = ledger.ingestion.tenant, ledger.ingestion.id
@@ -132,8 +137,8 @@ class Ledgers:
             self._quarantine.destroy(tenant, ingestion, held.keys() - wanted)
 
     def prune(self, tenant: str) -> None:
-        """Forget the ended ones that are too many or too old; whoever asks for others does not wait for it. Raises
-        DiskFull, StoreDamaged.
+        """Forget the ended ones that are too many or too old, but for those that cannot be read, see `damaged`; whoever
+        asks for others does not wait for it. Raises DiskFull, StoreDamaged.
         """
         with self._taking:
             ended = [one for one in self.of(tenant) if one.ingestion.state.ended]
@@ -145,8 +150,7 @@ class Ledgers:
             ]
             if not going:
                 return
-            self._remember(tenant, going)
-            for one in going:
+            for one in self._remember(tenant, going):
                 with self._lock:
                     self._loaded.pop(one.ingestion.id, None)
                     del self._ledgers[tenant][one.ingestion.id]
@@ -244,14 +248,22 @@ class Ledgers:
         durable.destroy(folder / "log", max(HEADER_BYTES, HELD_HEADER_BYTES))
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _remember(self, tenant: str, going: Iterable[Ledger]) -> None:
-        """Which files were taken outlives the ingestions that took them."""
+    def _remember(self, tenant: str, going: Sequence[Ledger]) -> Sequence[Ledger]:
+        """Which files were taken outlives the ingestions that took them: those of which it does now."""
         remembered = {collection: list(digests) for collection, digests in self._remembered(tenant).items()}
-        for ledger in reversed(list(going)):
+        whole: list[Ledger] = []
+        for ledger in reversed(going):
             collection = ledger.ingestion.collection
-            remembered[collection] = list(_taken(remembered.get(collection, ()), [ledger.items()]))[-MAX_TAKEN:]
+            try:
+                items = ledger.items()
+            except StoreDamaged as error:
+                self.note_damaged(tenant, ledger.ingestion.id, error)
+                continue
+            remembered[collection] = list(_taken(remembered.get(collection, ()), [items]))[-MAX_TAKEN:]
+            whole.append(ledger)
         records = (json.dumps([name, "".join(digests)]).encode() for name, digests in remembered.items())
         SealedLog.create(self._directory / tenant / "taken", self._keys, tenant, _TAKEN, *records)
+        return whole
 
     def _remembered(self, tenant: str) -> dict[str, Sequence[str]]:
         path = self._directory / tenant / "taken"

@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import dropwhile, islice
 
-from appliance.errors import NotFound
+from appliance.errors import Forbidden, NotFound, StoreDamaged
 from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.ledgers import Ledgers
 from appliance.ingest.quarantine import Quarantine
-from appliance.types import FileOutcome, FileState
+from appliance.types import FileOutcome, FileState, Ingestion, Principal, Role
 
 MAX_LISTED = 10_000
 LET_GO = "Its bytes are not kept any more."
@@ -64,6 +64,13 @@ def find(ledgers: Ledgers, tenant: str, ids: Collection[str]) -> list[Refused]:
     return list(found.values())
 
 
+def require_reader(caller: Principal, old: Ingestion, readers: frozenset[str]) -> None:
+    """Raises Forbidden: refused files of others may be tried again, but not be made one's own to read."""
+    own = caller.role is Role.ADMIN or caller.user == old.operator or caller.groups & old.readers
+    if readers != old.readers and not own:
+        raise Forbidden("They were for others: for other readers an administrator, or one of these, may release them.")
+
+
 def purge(ledgers: Ledgers, quarantine: Quarantine, tenant: str, ids: Collection[str] | None) -> int:
     """Destroy what is kept of these, None: of all; how many had any. Raises NotFound, DiskFull, StoreDamaged."""
     if ids is None:
@@ -75,12 +82,15 @@ def purge(ledgers: Ledgers, quarantine: Quarantine, tenant: str, ids: Collection
 
 def shed(ledgers: Ledgers, quarantine: Quarantine, tenant: str, max_bytes: int) -> int:
     """Let bytes go that a newer refusal of the same file has as well, then the oldest while more is kept of a tenant's
-    refused files; how many. Raises DiskFull, StoreDamaged.
+    refused files; how many. What a ledger holds that cannot be read stays. Raises DiskFull, StoreDamaged.
     """
     kept: list[tuple[Refused, int]] = []
     for ledger in reversed(ledgers.of(tenant)):
-        if sizes := quarantine.sizes(tenant, ledger.ingestion.id):
+        sizes = quarantine.sizes(tenant, ledger.ingestion.id)
+        try:
             kept += [(one, sizes[one.item.number]) for one in _of(ledgers, ledger) if one.item.number in sizes]
+        except StoreDamaged as error:
+            ledgers.note_damaged(tenant, ledger.ingestion.id, error)
     newest = {_same(one): one for one, _ in kept}
     again = [one for one, _ in kept if newest[_same(one)] is not one]
     once = [(one, size) for one, size in kept if newest[_same(one)] is one]

@@ -93,7 +93,7 @@ REMEDIES: Mapping[str, str] = {
     "OTHER_DEVICE": "Ingest the other file system as a source of its own.",
     "OWN_DATA": _NOTHING,
     "READERS_DIFFER": "Change the stored document's readers, or delete it, then release this one.",
-    "WRITTEN_TO": "Nothing to do: its watch takes it when nothing writes to it any more.",
+    "WRITTEN_TO": "Its watch takes it when its size or times have changed; if they will not, ingest it by hand.",
     "DELETED_BEFORE": "If it shall be there again, ingest the source by hand.",
 }
 

@@ -26,7 +26,7 @@ from appliance.types import FileState, Ingestion, IngestionState
 
 TEND_SECONDS, LONGEST_PAUSE_SECONDS = 3.0, 600.0
 PREVIEW_KEPT = timedelta(days=7)
-"""How long a preview waits for somebody to approve it."""
+"""How long a preview waits for somebody to approve it, from when its ledger was written last."""
 
 _AT_WORK = (IngestionState.SCANNING, IngestionState.RUNNING)
 log = structlog.get_logger()
@@ -51,7 +51,11 @@ def next_state(now: Ingestion, plan: Plan) -> IngestionState:
 def is_abandoned(now: Ingestion, plan: Plan) -> bool:
     """Whether it is an old preview of what somebody can ask for again: not of what a watch saw, nor of what is held."""
     waits = now.state is IngestionState.WAITING and bool(plan.source) and not plan.automatic
-    return waits and now.create_time + PREVIEW_KEPT < datetime.now(UTC)
+    return waits and _is_old(now.create_time)
+
+
+def _is_old(time: datetime) -> bool:
+    return time + PREVIEW_KEPT < datetime.now(UTC)
 
 
 class Runs:
@@ -80,7 +84,7 @@ class Runs:
             await asyncio.sleep(TEND_SECONDS)
             for ledger in self._ledgers.all():
                 now = ledger.ingestion
-                if is_abandoned(now, ledger.plan) and now.id not in self._working:
+                if is_abandoned(now, ledger.plan) and _is_old(ledger.write_time) and now.id not in self._working:
                     await self._drop_preview(ledger)
                 if now.state is not IngestionState.INTERRUPTED or not now.approver or now.id in self._working:
                     continue
@@ -98,7 +102,7 @@ class Runs:
     async def _drop_preview(self, ledger: Ledger) -> None:
         now = ledger.ingestion
         try:
-            await self.end(ledger)
+            await self.end(ledger, f"Nobody approved it for {PREVIEW_KEPT.days} days. Begin it again.")
         except ApplianceError as error:
             log.warning("ingest.preview_not_dropped", ingestion=now.id, tenant=now.tenant, reason=error.reason)
             return
@@ -144,6 +148,9 @@ class Runs:
                 if source:
                     await source.close()
                 raise
+            if source and now.id in self._working:  # who resumed it beside this has opened his own
+                await source.close()
+                return ledger.ingestion
             return self.begin(ledger, source)
 
         return await to_its_end(write_and_begin())
@@ -158,21 +165,21 @@ class Runs:
         if not ledger.ingestion.state.ended:
             await self.end(ledger)
 
-    async def end(self, ledger: Ledger) -> None:
-        """What is open is LEFT; copies in the box are destroyed. No news of one that has ended.
+    async def end(self, ledger: Ledger, problem: str = "") -> None:
+        """What is open is LEFT; copies in the box are destroyed. No news of one that has ended. problem: why it ends,
+        where nobody asked for it.
 
         Raises DiskFull, StoreDamaged.
         """
-        await to_its_end(asyncio.to_thread(self._leave, ledger))
+        await to_its_end(asyncio.to_thread(self._leave, ledger, problem))
 
-    def _leave(self, ledger: Ledger) -> None:
-        now = ledger.ingestion
+    def _leave(self, ledger: Ledger, problem: str) -> None:
         left = [ended(item.changed(state=FileState.LEFT)) for item in ledger.items() if item.is_open]
         try:
-            ledger.close(left, state=IngestionState.CANCELLED, problem="", end_time=datetime.now(UTC))
+            ledger.close(left, state=IngestionState.CANCELLED, problem=problem, end_time=datetime.now(UTC))
         except WrongState:
             return
-        self._tools.quarantine.destroy(now.tenant, now.id, [item.number for item in left])
+        self._ledgers.sweep(ledger)  # also of copies that a full disk kept out of the ledger
 
     # --- what a job does
 

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,6 @@ from appliance.config import Config
 from appliance.errors import (
     AlreadyExists,
     ApplianceError,
-    Forbidden,
     InvalidArgument,
     NotFound,
     NotKept,
@@ -334,7 +333,7 @@ class Ingest:
     async def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
         """How many bytes of the file are durable in the box now. What is there already is passed over.
 
-        Raises NotFound, InvalidArgument (`offset`: past what is there), UploadTooLarge, DiskFull.
+        Raises NotFound, InvalidArgument (`offset`: past what is there), UploadTooLarge (it is dropped then), DiskFull.
         """
         return await to_its_end(asyncio.to_thread(self._uploads.append, caller, upload, offset, data))
 
@@ -347,7 +346,10 @@ class Ingest:
         return self._uploads.list(tenant)
 
     async def cancel_upload(self, caller: Principal, upload: str) -> None:
-        """Destroy what came of a file, whoever of the tenant sends it. Raises NotFound, StoreDamaged."""
+        """Destroy what came of a file, whoever of the tenant sends it; the first digits of its id will do (prefix.py).
+
+        Raises NotFound, InvalidArgument (several begin so), StoreDamaged.
+        """
         await to_its_end(asyncio.to_thread(self._uploads.cancel, caller.tenant, upload))
         log.info("ingest.upload_cancelled", upload=upload, tenant=caller.tenant, operator=str(caller))
 
@@ -407,7 +409,7 @@ class Ingest:
             if one.item.number not in held:
                 raise NotKept(f"The bytes of {one.item.outcome.id} ({one.item.outcome.path}) are not kept.")
         wanted = readers or old.readers
-        _require_reader(caller, old, wanted)
+        refused.require_reader(caller, old, wanted)
         made = self._held_ingestion(caller, old.collection, wanted, old.provenance)
 
         def hold() -> Iterator[Item]:
@@ -419,7 +421,8 @@ class Ingest:
                     os.close(memfd)
 
         ledger = self._create_held(caller, made, hold)
-        files[0].ledger.write(one.item.changed(released=True) for one in files)
+        with _begun_all_the_same(made):
+            files[0].ledger.write(one.item.changed(released=True) for one in files)
         return ledger
 
     def _finish(self, caller: Principal, upload: str, sha256: str) -> Ledger:
@@ -432,7 +435,8 @@ class Ingest:
             ledger = self._create_held(caller, made, lambda: [self._hold(made, 0, file, memfd)])
         finally:
             os.close(memfd)
-        self._uploads.drop(caller.tenant, upload)
+        with _begun_all_the_same(made):
+            self._uploads.drop(caller.tenant, upload)
         return ledger
 
     def _held_ingestion(
@@ -465,15 +469,17 @@ class Ingest:
         return item.changed(state=FileState.HELD, sha256=old.sha256, reason="", detail="", remedy="")
 
 
+@contextmanager
+def _begun_all_the_same(made: Ingestion) -> Iterator[None]:
+    """What fails now is no reason not to work on an ingestion that is there."""
+    try:
+        yield
+    except ApplianceError as error:
+        log.warning("ingest.origin_not_told", ingestion=made.id, tenant=made.tenant, reason=error.reason)
+
+
 def _plan(caller: Principal, source: str) -> Plan:
     return Plan(source, groups=caller.groups, administers=caller.role is Role.ADMIN)
-
-
-def _require_reader(caller: Principal, old: Ingestion, readers: frozenset[str]) -> None:
-    """Raises Forbidden: refused files of others may be tried again, but not be made one's own to read."""
-    own = caller.role is Role.ADMIN or caller.user == old.operator or caller.groups & old.readers
-    if readers != old.readers and not own:
-        raise Forbidden("They were for others: for other readers an administrator, or one of these, may release them.")
 
 
 def _ingestion(

@@ -104,13 +104,14 @@ class Uploads:
         return self._find(caller, upload).size_bytes
 
     def append(self, caller: Principal, upload: str, offset: int, data: bytes) -> int:
-        """The size then. Raises NotFound, InvalidArgument, UploadTooLarge, DiskFull."""
+        """The size then. Raises NotFound, InvalidArgument, UploadTooLarge (it is dropped then), DiskFull."""
         found = self._find(caller, upload)
         with found.lock:
             self._require_open(caller, upload, found)
             if not 0 <= offset <= found.size_bytes:
                 raise InvalidArgument.of("offset", f"must be at most {found.size_bytes}: so many bytes are here.")
             if offset + len(data) > self._max_bytes:
+                self.drop(caller.tenant, upload)
                 raise UploadTooLarge.of(self._max_bytes)
             if fresh := data[found.size_bytes - offset :]:
                 found.log.append(fresh)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from itertools import islice
 from pathlib import PurePath
@@ -56,7 +57,7 @@ LONG_CHARACTERS = 2 * BATCH_CHARACTERS
 """Of a batch that a long document is in."""
 
 TENANTS_AT_ONCE = 8
-"""Whose batches are being committed, and as many whose long ones are; those of others wait."""
+"""Whose batches are being committed in one lane; those of others wait."""
 
 CHANGED_SINCE = "It is another than in the preview: it was taken as it is now."
 T = TypeVar("T")
@@ -64,25 +65,33 @@ Measure = Callable[[FileOutcome, float], None]
 """Is told of each file that has come to its end, and how many seconds it took to read."""
 
 
+class Lane(Enum):
+    """LONG: takes more than a batch takes. ARCHIVE: embeds nothing, and others wait to unpack theirs."""
+
+    SHORT = "short"
+    LONG = "long"
+    ARCHIVE = "archive"
+
+
 class Turns:
-    """One commit at a time of each tenant, and a long one beside it, in threads of their own: the embedder takes a few
-    passages of each by turns, so that a long document holds up no other tenant's, nor its own tenant's others. Of two
-    that touch the same, one waits for the other: each judges what the one before has left.
+    """One commit at a time of each tenant in each lane, in threads of its own: the embedder takes a few passages of
+    each by turns, so that a long document holds up no other tenant's, nor its own tenant's others. Of two that touch
+    the same, one waits for the other: each judges what the one before has left.
 
     Belongs to one event loop.
     """
 
     def __init__(self) -> None:
-        self._threads = {is_long: ThreadPoolExecutor(TENANTS_AT_ONCE, "ingest-commit") for is_long in (False, True)}
-        self._lanes: dict[tuple[str, bool], asyncio.Lock] = {}
+        self._threads = {lane: ThreadPoolExecutor(TENANTS_AT_ONCE, "ingest-commit") for lane in Lane}
+        self._lanes: dict[tuple[str, Lane], asyncio.Lock] = {}
         self._touched: set[tuple[str, str, str]] = set()
         self._freed = asyncio.Condition()
 
-    async def run(self, tenant: str, touches: Collection[tuple[str, str]], is_long: bool, commit: Callable[[], T]) -> T:
+    async def run(self, tenant: str, touches: Collection[tuple[str, str]], lane: Lane, commit: Callable[[], T]) -> T:
         """What `commit` gives, once it is its turn; to its end, however often cancelled. touches: of the tenant."""
-        lane = self._lanes.setdefault((tenant, is_long), asyncio.Lock())
-        async with self._alone({(tenant, *one) for one in touches}), lane:
-            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads[is_long], commit))
+        turn = self._lanes.setdefault((tenant, lane), asyncio.Lock())
+        async with self._alone({(tenant, *one) for one in touches}), turn:
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads[lane], commit))
 
     @asynccontextmanager
     async def _alone(self, touches: set[tuple[str, str, str]]) -> AsyncIterator[None]:
@@ -258,8 +267,11 @@ class Work:
 
     async def _take_first(self) -> None:
         """The first of the line is read, and joins the batch."""
+        is_archive = _is_archive(self._line[0].item)
+        if is_archive:
+            await self._commit_now()  # first, for others wait while this one unpacks
         first = self._line[0]
-        async with self._tools.unpacking if _is_archive(first.item) else nullcontext():
+        async with self._tools.unpacking if is_archive else nullcontext():
             first.task = first.task or asyncio.create_task(self._read(first.item))
             await self._commit_until(first.task)
             await self._take(first.task.result())
@@ -342,7 +354,7 @@ class Work:
 
     async def _commit_in_turn(self, reads: Sequence[Read]) -> list[Item]:
         tenant, touches, commit = self._ledger.ingestion.tenant, self._commit.touches(reads), self._commit.commit
-        ends, members = await self._tools.turns.run(tenant, touches, _is_long(reads), partial(commit, reads))
+        ends, members = await self._tools.turns.run(tenant, touches, _lane(reads), partial(commit, reads))
         self._done += len(ends)
         self._progress.update(self._done, self._total + len(members), ends[-1].outcome.path)
         for item, read in zip(ends, reads, strict=True):
@@ -355,10 +367,11 @@ class Work:
         return members
 
 
-def _is_long(reads: Sequence[Read]) -> bool:
-    """Whether it takes more than a batch takes: for a long document, or an archive of many files."""
+def _lane(reads: Sequence[Read]) -> Lane:
+    if any(_is_archive(one.item) and one.extracted and one.extracted.members for one in reads):
+        return Lane.ARCHIVE  # the only one of its batch
     members = sum(len(one.extracted.members) for one in reads if one.extracted)
-    return _characters(reads) > LONG_CHARACTERS or members > BATCH_FILES
+    return Lane.LONG if _characters(reads) > LONG_CHARACTERS or members > BATCH_FILES else Lane.SHORT
 
 
 def _characters(reads: Iterable[Read]) -> int:

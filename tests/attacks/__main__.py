@@ -93,14 +93,15 @@ def judged(found: Found, lacks: Removed) -> list[str]:
 def main() -> None:
     """Exits 1 where something failed."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    before, found = left_behind(), {}
+    found = {}
     with outside() as world:
+        before = left_behind(world)
         lacks = lacking(asyncio.run(walls_of(world)))
         for removed, attacks in trials().items():
             found[removed] = asyncio.run(outcomes(world, removed, attacks))
             if not removed:
                 changed = sorted(path.name for path in Path(world.folder).iterdir())
-                left = left_behind() - before
+                left = left_behind(world) - before
     show(found)
     show_exceptions(found)
     failed = judged(found, lacks)

@@ -11,8 +11,11 @@ from tests.attacks.attack import World, attack
 
 
 class _Exploit:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
     def __reduce__(self) -> tuple[object, ...]:
-        return os.system, ("touch /tmp/appliance-escaped",)
+        return os.system, (f"touch {self._world.folder}/escaped",)
 
 
 def _answer(*frames: bytes) -> NoReturn:
@@ -26,13 +29,13 @@ def _header(**fields: object) -> bytes:
 
 @attack("answers", "a pickle in place of a result")
 def pickled(world: World) -> object:
-    os.write(1, pickle.dumps(_Exploit()))
+    os.write(1, pickle.dumps(_Exploit(world)))
     os._exit(0)
 
 
 @attack("answers", "a pickle as the header")
 def pickled_header(world: World) -> object:
-    return _answer(pickle.dumps(_Exploit()))
+    return _answer(pickle.dumps(_Exploit(world)))
 
 
 @attack("answers", "noise")

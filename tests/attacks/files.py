@@ -74,10 +74,11 @@ def write(world: World) -> object:
 
 @attack("files", "write to /tmp and /dev/shm", "seccomp", "landlock", "namespaces")
 def write_temporary(world: World) -> object:
+    name = f"{os.path.basename(world.folder)}-escaped"
     for folder in ("/tmp", "/dev/shm", "/var/tmp"):
         last = OSError()
         try:
-            return open(f"{folder}/appliance-escaped", "w").write("x")
+            return open(f"{folder}/{name}", "w").write("x")
         except OSError as error:
             last = error
     raise last

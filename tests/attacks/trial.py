@@ -78,7 +78,7 @@ async def tried(extractor: LockedExtractor, attack: Attack) -> Outcome:
 def restore(folder: Path) -> None:
     """Undo what attacks did where nothing stopped them. All files belong to whom the attackers run as."""
     for place in TEMPORARY:
-        (place / "appliance-escaped").unlink(missing_ok=True)
+        (place / f"{folder.name}-escaped").unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name not in ("secret", "present", "server"):
             path.rmdir() if path.is_dir() else path.unlink()
@@ -133,13 +133,16 @@ def extractor(world: World, without: Collection[str] = (), wall_seconds: int = 5
     )
 
 
-def left_behind() -> frozenset[str]:
-    """Files in places that all may write to which an attack made, or which belong to whom it ran as."""
-    files = (path for folder in TEMPORARY for path in folder.glob("*"))
-    return frozenset(str(path) for path in files if "escaped" in path.name or _is_nobodys(path))
+def left_behind(world: World) -> frozenset[str]:
+    """Files in places that all may write to which an attack made, or which belong to whom it ran as; those of another
+    trial that runs at the same time are not of this one."""
+    files = (path for place in TEMPORARY for path in place.glob("*"))
+    return frozenset(str(path) for path in files if _is_of_attacks(path, Path(world.folder).name))
 
 
-def _is_nobodys(path: Path) -> bool:
+def _is_of_attacks(path: Path, trial: str) -> bool:
+    if path.name.startswith("attacked-"):
+        return path.name.startswith(f"{trial}-")
     try:
         return path.lstat().st_uid == NOBODY
     except FileNotFoundError:

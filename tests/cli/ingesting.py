@@ -91,4 +91,6 @@ class Uploads:
             if piece.sha256:
                 assert piece.sha256 == hashlib.sha256(self.kept).hexdigest()
                 return pb.UploadFileResponse(size_bytes=len(self.kept), ingestion=RUNNING)
+        if not self.sizes:
+            return refusal(errors.InvalidArgument.of("upload", "must be named in the first piece."))(None, context)
         return pb.UploadFileResponse(size_bytes=len(self.kept))

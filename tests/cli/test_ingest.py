@@ -185,6 +185,13 @@ def test_a_source_of_the_box_is_named_without_its_prefix(box: Box, cli: Cli) -> 
     assert next(call.request.source for call in box.calls if call.method == "StartIngestion") == "sources/usb-4c53"
 
 
+@pytest.mark.parametrize("verb", [("ingest", "start"), ("ingest", "preview"), ("ingest", "sources", "watch")])
+def test_a_path_that_is_no_utf_8_is_told_so_and_nothing_starts(box: Box, cli: Cli, verb: tuple[str, ...]) -> None:
+    result = cli(*verb, "/srv/caf\udce9")
+    assert (result.exit_code, "is no UTF-8: name a folder around it" in result.stderr) == (3, True)
+    assert methods(box) == []
+
+
 def test_a_word_that_names_nothing_is_told_so_and_nothing_starts(box: Box, cli: Cli) -> None:
     script(box, RUNNING)
     box.answers["GetIngestion"] = refusal(errors.NotFound("There is no such ingestion."))
@@ -255,12 +262,30 @@ def test_one_whose_job_is_forgotten_fails_with_its_problem(box: Box, cli: Cli) -
     assert "error: The disk was full." in result.stderr
 
 
+def test_a_file_that_was_left_by_one_that_is_done_shows_in_the_exit_code(box: Box, cli: Cli) -> None:
+    script(box, ingestion(State.STATE_SUCCEEDED, counts={"committed": 2, "left": 1}))
+    result = cli("ingest", "watch", "7f")
+    assert (result.exit_code, "1 of 3 files was left." in result.stderr) == (8, True)
+
+
 def test_a_pulled_stick_is_to_be_plugged_in_again(box: Box, cli: Cli) -> None:
-    script(box, RUNNING, ingestion(State.STATE_INTERRUPTED, problem="The stick was pulled."))
+    gone = answers.job(job_pb2.Job.STATE_FAILED, error_reason="SOURCE_GONE", error_message="The stick was pulled.")
+    script(box, RUNNING, ingestion(State.STATE_INTERRUPTED, problem="The stick was pulled. Plug it in."), job=gone)
+    for _ in range(2):
+        result = cli("ingest", "start", "/stick", "--yes")
+        assert result.exit_code == errors.SourceGone.exit_code == 6
+        assert "error: The stick was pulled." in result.stderr
+        assert "Plug it in again" in result.stderr
+        box.answers["GetJob"] = refusal(errors.NotFound("There is no job."))
+
+
+def test_a_source_that_is_refused_by_now_is_not_to_be_plugged_in_again(box: Box, cli: Cli) -> None:
+    refused = answers.job(job_pb2.Job.STATE_FAILED, error_reason="SOURCE_REFUSED", error_message="It lies outside.")
+    script(box, RUNNING, ingestion(State.STATE_INTERRUPTED, problem="It lies outside. Do so."), job=refused)
     result = cli("ingest", "start", "/stick", "--yes")
-    assert result.exit_code == errors.SourceGone.exit_code == 6
-    assert "error: The stick was pulled." in result.stderr
-    assert "Plug it in again" in result.stderr
+    assert result.exit_code == errors.SourceRefused.exit_code == 3
+    assert "error: It lies outside.\n" in result.stderr
+    assert "Plug it in again" not in result.stderr
 
 
 def test_ctrl_c_leaves_it_at_work_and_says_how_to_come_back(

@@ -10,7 +10,7 @@ import pytest
 from appliance import errors
 from appliance.cli.ingest.runs import write_new
 from appliance.gen.v1 import ingest_pb2 as pb
-from appliance.gen.v1 import knowledge_pb2
+from appliance.gen.v1 import job_pb2, knowledge_pb2
 from tests.box import Box, refusal
 from tests.cli import answers
 from tests.cli.answers import Cli
@@ -107,7 +107,8 @@ def test_one_code_tells_of_all_uploads_and_one_that_failed_comes_first(box: Box,
     assert (result.exit_code, "2 of 8 files were refused." in result.stderr) == (8, True)
     assert "a.md: 2 of 4 files taken into handbook: 1 known already, 1 refused.\n" in result.stdout
     assert (result.stdout.count("UNKNOWN_TYPE"), "whole story" in result.stdout) == (2, False)
-    script(box, RUNNING, ENDED, ingestion(State.STATE_INTERRUPTED, problem="It went away."))
+    gone = answers.job(job_pb2.Job.STATE_FAILED, error_reason="SOURCE_GONE", error_message="It went away.")
+    script(box, RUNNING, ENDED, ingestion(State.STATE_INTERRUPTED, problem="It went away."), job=gone)
     assert cli("ingest", "upload", *files).exit_code == errors.SourceGone.exit_code
 
 
@@ -153,9 +154,39 @@ def test_a_folder_is_sent_file_by_file_with_its_name_before_theirs(box: Box, cli
     script(box, ENDED)
     uploads = Uploads(box)
     result = cli("ingest", "upload", str(folder), "--no-wait")
-    assert result.exit_code == 0, result.stderr
     assert uploads.names == ["docs/b.md", "docs/a/c.md", "docs/a/d.md"]
-    assert f"{folder}/secret.md is left out: it is a link" in result.stderr.replace("\n", " ")
+    for name in ("secret.md", "way"):
+        assert f"{folder}/{name} is left out: it is a link" in result.stderr.replace("\n", " ")
+    assert (result.exit_code, "Not all was sent: 2 left out" in result.stderr) == (8, True)
+    for name in ("secret.md", "way"):
+        (folder / name).unlink()
+    assert cli("ingest", "upload", str(folder), "--no-wait").exit_code == 0
+
+
+def test_a_file_that_cannot_be_opened_leaves_no_upload_behind(box: Box, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").touch()
+    script(box, ENDED)
+    uploads = Uploads(box)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("builtins.open", _forbidden)
+        result = cli("ingest", "upload", str(tmp_path / "docs"))
+    assert (result.exit_code, uploads.names) == (4, [])
+    assert "cannot be read: Permission denied." in result.stderr.replace("\n", " ")
+
+
+def _forbidden(path: Any, *arguments: Any, opened: Any = open, **named: Any) -> Any:
+    if str(path).endswith("/docs/a.md"):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, *arguments, **named)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_named_with_how_to_go_on(box: Box, cli: Cli) -> None:
+    Uploads(box)
+    result = cli("ingest", "upload", "/proc/self/mem")  # its first page is in no process
+    told = result.stderr.replace("\n", " ")
+    assert (result.exit_code, "/proc/self/mem cannot be read: Input/output error." in told) == (4, True)
+    assert "appliance ingest uploads cancel 5e" in told
 
 
 def test_a_folder_without_a_file_is_named(box: Box, cli: Cli, tmp_path: Path) -> None:

@@ -210,13 +210,13 @@ async def test_a_kill_or_a_power_cut_at_any_step_leaves_no_byte_of_it_and_change
     assert step > 40
 
 
-async def test_a_mail_that_was_committed_stays_and_what_it_carries_is_refused(tmp_path: Path) -> None:
+async def test_of_a_mail_that_carries_a_bomb_all_else_is_taken(tmp_path: Path) -> None:
     holds = bomb()
     bench = Bench(tmp_path, Unpacker(holds=holds | {b"mail": members(a__zip=b"root", n__txt=b"Carried.")}))
     bench.stick.files = {"m.eml": b"mail of mine"}
     _, files = await bench.run()
     carried = {f"m.eml/{path}": end for path, end in BOMB_ENDS.items() if path != "z.txt"}
-    assert ends(files) == carried | {"m.eml": "committed", "m.eml/n.txt": "left ZIP_BOMB"}
+    assert ends(files) == carried | {"m.eml": "committed", "m.eml/n.txt": "committed"}
 
 
 async def test_a_container_that_is_known_counts_as_any(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from appliance.errors import DiskFull
 from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.service import Ingest
 from appliance.types import FileState, Ingestion, IngestionState, NewDocument
-from tests.ingest.bench import EVERYBODY, OPERATOR, Bench, ends
+from tests.ingest.bench import EVERYBODY, OPERATOR, Bench, GatedExtractor, ends, until
 
 
 @pytest.fixture
@@ -65,6 +65,24 @@ async def test_the_attachments_of_a_mail_that_was_deleted_so_are_taken_all_the_s
     done = await bench.wait(await bench.ingest.resume(OPERATOR, stopped.name))
     assert ends(bench.files(done)) == {"a.eml": "committed", "a.eml/x.txt": "committed"}
     assert bench.titles() == ["a.eml/x.txt"]
+
+
+async def test_what_is_deleted_while_its_file_is_being_read_again_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = GatedExtractor()
+    extractor.may_read.set()
+    bench = Bench(tmp_path, extractor)
+    bench.write(a__eml="Hello.\nx.txt=One.")
+    stopped = await stopped_after_the_commit(bench, monkeypatch)
+    extractor.may_read.clear()
+    resumed = await bench.ingest.resume(OPERATOR, stopped.name)
+    await until(lambda: extractor.waiting == 2)
+    delete(bench, "a.eml")
+    extractor.may_read.set()
+    await bench.wait(resumed)
+    assert bench.titles() == ["a.eml/x.txt"]
+    assert ends(bench.files(resumed)) == {"a.eml": "committed", "a.eml/x.txt": "committed"}
 
 
 async def test_what_cannot_be_written_of_a_document_is_a_reason_not_to_delete_it(

@@ -1,16 +1,19 @@
 """An ingestion that stops at any point, for its source went away or the daemon ended, goes on from there."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import SourceGone
+from appliance.errors import DiskFull, SourceGone
 from appliance.ingest import runs
+from appliance.ingest.ledger import Item, Ledger
 from appliance.ingest.sealed_log import HEADER_BYTES
 from appliance.types import (
     FileState,
+    Ingestion,
     IngestionState,
 )
 from tests.ingest.bench import (
@@ -92,6 +95,16 @@ async def test_a_stick_that_comes_back_goes_on_by_itself_where_it_was_approved(
     tending.cancel()
 
 
+async def test_one_that_is_resumed_twice_at_once_leaves_no_source_open(bench: Bench) -> None:
+    bench.write(a__txt="One.", b__txt="Two.")
+    bench.stick.goes_after = 2
+    stopped = await bench.wait(await bench.start())
+    bench.stick.goes_after = 1 << 30
+    await asyncio.gather(*(bench.ingest.resume(OPERATOR, stopped.name) for _ in range(2)))
+    assert (await bench.wait(stopped)).state is IngestionState.SUCCEEDED
+    assert all(source.closed for source in bench.sources.opened)
+
+
 async def test_another_stick_in_the_same_place_is_not_gone_on_with(bench: Bench) -> None:
     bench.write(a__txt="One.")
     bench.stick.goes_after = 1
@@ -144,6 +157,25 @@ async def test_a_copy_that_no_ledger_knows_is_destroyed_at_the_start(bench: Benc
     await bench.restart_daemon()
     assert bench.held() == [kept]
     assert [path.name for path in kept.parents[2].iterdir() if path.is_dir()] == [done.id]
+
+
+async def test_copies_that_a_full_disk_kept_out_of_the_ledger_go_when_it_is_cancelled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Ledger.write
+
+    def full(self: Ledger, items: Iterable[Item] = (), **changes: object) -> Ingestion:
+        items = tuple(items)
+        if any(item.container >= 0 for item in items):
+            raise DiskFull("No space is left to write the ledger.")
+        return real(self, items, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "write", full)
+    bench.write(a__zip="b.txt=One.\nc.txt=Two.")
+    stopped, _ = await bench.run()
+    assert (stopped.state, len(bench.held())) == (IngestionState.FAILED, 3)
+    await bench.ingest.cancel(OPERATOR, stopped.name)
+    assert bench.held() == []
 
 
 async def test_a_daemon_that_ends_cancels_nothing(tmp_path: Path) -> None:

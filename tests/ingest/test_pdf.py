@@ -1,12 +1,13 @@
 """What pages of PDFs give: order, headings, tables, lists, fields, notes, embedded files; which parser is believed."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
-from appliance.ingest.extract import Reader
+from appliance.ingest.extract import Reader, pdf
 from tests import pdf_files, picture_files
 
 FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "pdf"
@@ -259,9 +260,27 @@ def test_a_scan_without_tesseract_is_refused_with_the_remedy_and_text_is_read() 
 def test_pages_that_the_budget_leaves_out_are_named() -> None:
     image = picture_files.drawn(SCANNED, (1240, 1754))
     mixed = pdf_files.joined(pdf_files.text_pdf(("A page of text.",)), *[scan()] * 3)
-    assert parser(mixed, Caps(ocr_cpu_seconds=0)).endswith("; not recognised: pages 2-4")
+    assert parser(mixed, Caps(ocr_cpu_seconds=0)).endswith("; not read: pages 2-4")
     assert pages(mixed, Caps(ocr_cpu_seconds=0)) == ("A page of text.", "", "", "")
     assert reason(pdf_files.picture_pdf(image.tobytes(), *image.size), Caps(ocr_cpu_seconds=0)) == "OCR_TOO_SLOW"
+
+
+def test_a_page_that_no_reader_can_open_is_named() -> None:
+    assert pages(pdf_files.half_broken_pdf("A page of text.")) == ("A page of text.", "")
+    assert parser(pdf_files.half_broken_pdf("A page of text.")).endswith("; not read: pages 2")
+
+
+def test_a_second_opinion_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bytes] = []
+
+    def refuse(data: bytes) -> NoReturn:
+        opened.append(data)
+        raise DocumentRefused("PDF_BROKEN", "It cannot be read.")
+
+    monkeypatch.setattr(pdf, "SecondOpinion", refuse)
+    unreadable = pdf_files.joined(*[pdf_files.glyphs_pdf("\ue001\ue002\ue003")] * 5)
+    assert reason(unreadable, Caps(languages="")) == "OCR_UNAVAILABLE"
+    assert len(opened) == 1
 
 
 def test_a_picture_with_too_many_pixels_is_not_decoded() -> None:

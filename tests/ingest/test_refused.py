@@ -1,6 +1,7 @@
 """Refused files: kept within a bound, released, purged."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from appliance.errors import (
     SecondPerson,
 )
 from appliance.ingest import work
-from appliance.types import Extracted, FileOutcome, FileState, IngestionState, Principal, Role
+from appliance.ingest.ledger import Item, Ledger
+from appliance.types import Extracted, FileOutcome, FileState, Ingestion, IngestionState, Principal, Role
 from tests.ingest.bench import EVERYBODY, LIMITS, OPERATOR, RIVAL, SECOND, Bench, PlainExtractor, ends
 
 
@@ -190,6 +192,23 @@ async def test_the_oldest_go_first_where_too_much_is_kept_and_it_is_said(tmp_pat
     assert len(bench.held()) == 2, "another tenant's stays"
 
 
+async def test_an_old_ledger_that_cannot_be_read_stops_no_ingestion_and_keeps_no_other_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SHED_EVERY_BYTES", 1)
+    bench = Bench(tmp_path, _Refusing(), replace(LIMITS, quarantine_max_mib=1))
+    for name in ("a.txt", "b.txt", "c.txt"):
+        bench.stick.files = {name: name.encode() * (180 << 10)}
+        done = await bench.wait(await bench.start())
+        assert done.state is IngestionState.SUCCEEDED
+        if name == "a.txt":
+            path = bench.config.data_dir / "ingest" / "clinic" / done.id / "log"
+            raw = path.read_bytes()
+            path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert {held.parts[-3] for held in bench.held()} == {path.parent.name, done.id}
+    assert {name.removeprefix("ingestions/") for _, name in bench.ingest.damaged()} == {path.parent.name}
+
+
 class _Refusing(PlainExtractor):
     async def extract(self, fd: int, name: str) -> Extracted:
         raise DocumentRefused("CRASHED", "Its parser crashed.")
@@ -254,6 +273,24 @@ async def test_a_release_that_fails_leaves_nothing(bench: Bench, monkeypatch: py
         await bench.ingest.release(OPERATOR, [one.id for one in files.values()])
     assert (bench.held(), [one.id for one in bench.ingest.list("clinic")]) == (before, [done.id])
     assert not list(bench.config.data_dir.glob("ingest/clinic/*/held/.*"))
+
+
+async def test_a_release_goes_on_where_the_old_ingestion_cannot_be_told_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(a__txt="no text")
+    _, files = await bench.run()
+    real = Ledger.write
+
+    def full(self: Ledger, items: Iterable[Item] = (), **changes: object) -> Ingestion:
+        items = tuple(items)
+        if any(item.outcome.released for item in items):
+            raise DiskFull("No space is left to write the ledger.")
+        return real(self, items, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "write", full)
+    released = await bench.wait(await bench.ingest.release(OPERATOR, [files["a.txt"].id]))
+    assert released.state is IngestionState.SUCCEEDED
 
 
 async def test_refused_files_are_let_go_while_an_ingestion_is_at_work(

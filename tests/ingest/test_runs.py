@@ -1,6 +1,7 @@
 """The life of an ingestion: preview, approval, cancel, end."""
 
 import asyncio
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -338,6 +339,24 @@ async def test_a_preview_that_nobody_approves_goes_after_its_days(
     tending.cancel()
     assert (bench.ingest.unended(), bench.titles()) == ([], [])
     assert ends(bench.files(waiting)) == {"a.txt": "left"}
+    assert "Nobody approved it" in bench.ingest.get("clinic", waiting.name).problem
+
+
+async def test_the_days_of_a_preview_count_from_when_it_was_whole(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "TEND_SECONDS", 0.01)
+    bench.write(a__txt="One.")
+    waiting, _ = await bench.run(approve=False)
+    old = datetime.now(UTC) - runs.PREVIEW_KEPT - timedelta(seconds=1)
+    ledger = bench.ingest._ledgers.get("clinic", waiting.id)
+    ledger.tell(create_time=old)  # it was interrupted for days
+    tending = asyncio.create_task(bench.ingest.tend())
+    await asyncio.sleep(0.1)
+    assert bench.ingest.get("clinic", waiting.name).state is IngestionState.WAITING
+    os.utime(ledger.folder / "log", (old.timestamp(), old.timestamp()))
+    await until(lambda: bench.ingest.get("clinic", waiting.name).state is IngestionState.CANCELLED)
+    tending.cancel()
 
 
 def test_what_a_watch_saw_and_what_came_here_waits_for_as_long_as_it_takes() -> None:

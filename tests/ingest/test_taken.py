@@ -169,3 +169,19 @@ def test_a_list_of_forgotten_ones_that_cannot_be_read_is_never_taken_for_an_empt
             shelf.taken("one")
     taken.write_bytes(sound)
     assert shelf.taken("one") == [True]
+
+
+def test_an_old_one_that_cannot_be_read_is_named_and_keeps_no_other_from_being_forgotten(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, kept=1)
+    shelf.end("One.")
+    damaged = shelf.end("Two.")
+    shelf.end("Three.")
+    with (damaged.folder / "log").open("r+b") as log:
+        log.seek(-1, 2)
+        last = log.read(1)
+        log.seek(-1, 2)
+        log.write(bytes([last[0] ^ 1]))
+    shelf.ledgers.prune("clinic")
+    assert [one.ingestion.id[-1] for one in shelf.ledgers.of("clinic")] == ["3", "2"]
+    assert [name for _, name in shelf.ledgers.damaged()] == [damaged.ingestion.name]
+    shelf.ledgers.prune("clinic")

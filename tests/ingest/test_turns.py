@@ -7,9 +7,9 @@ from threading import Event
 
 import pytest
 
-from appliance.ingest.work import LONG_CHARACTERS, TENANTS_AT_ONCE, Turns
+from appliance.ingest.work import BATCH_FILES, LONG_CHARACTERS, TENANTS_AT_ONCE, Lane, Turns
 from appliance.types import IngestionState, NewDocument
-from tests.ingest.bench import EVERYBODY, STICK, Bench, Gate, MemoryStick, ends, until
+from tests.ingest.bench import EVERYBODY, RIVAL, STICK, Bench, Gate, MemoryStick, ends, until
 
 X, Y = ("handbook", "x"), ("handbook", "y")
 
@@ -17,9 +17,9 @@ X, Y = ("handbook", "x"), ("handbook", "y")
 class Lasting:
     """A commit that ends when it may."""
 
-    def __init__(self, turns: Turns, tenant: str, touches: Collection[tuple[str, str]], is_long: bool) -> None:
+    def __init__(self, turns: Turns, tenant: str, touches: Collection[tuple[str, str]], lane: Lane) -> None:
         self.began, self.may_end = Event(), Event()
-        self.task = asyncio.create_task(turns.run(tenant, touches, is_long, self._commit))
+        self.task = asyncio.create_task(turns.run(tenant, touches, lane, self._commit))
 
     def _commit(self) -> bool:
         self.began.set()
@@ -30,16 +30,16 @@ class Lasting:
         assert await self.task
 
 
-async def goes(turns: Turns, tenant: str, touches: Collection[tuple[str, str]], is_long: bool) -> bool:
+async def goes(turns: Turns, tenant: str, touches: Collection[tuple[str, str]], lane: Lane) -> bool:
     """Whether a commit is let through; one that is not holds up the test until it fails."""
     async with asyncio.timeout(60):
-        return await turns.run(tenant, touches, is_long, lambda: True)
+        return await turns.run(tenant, touches, lane, lambda: True)
 
 
-async def waits(turns: Turns, tenant: str, touches: Collection[tuple[str, str]], is_long: bool) -> bool:
+async def waits(turns: Turns, tenant: str, touches: Collection[tuple[str, str]], lane: Lane) -> bool:
     """Whether a commit is not let through; it is given up."""
     began = Event()
-    task = asyncio.create_task(turns.run(tenant, touches, is_long, began.set))
+    task = asyncio.create_task(turns.run(tenant, touches, lane, began.set))
     for _ in range(50):
         await asyncio.sleep(0.001)
     is_waiting = not began.is_set()
@@ -50,25 +50,25 @@ async def waits(turns: Turns, tenant: str, touches: Collection[tuple[str, str]],
 
 async def test_a_long_commit_holds_up_the_tenants_other_long_ones_alone() -> None:
     turns = Turns()
-    long = Lasting(turns, "clinic", {X}, True)
+    long = Lasting(turns, "clinic", {X}, Lane.LONG)
     await until(long.began.is_set)
-    assert await goes(turns, "clinic", {Y}, False)
-    assert await waits(turns, "clinic", {Y}, True)
-    assert await goes(turns, "bank", {X}, True)
+    assert await goes(turns, "clinic", {Y}, Lane.SHORT)
+    assert await waits(turns, "clinic", {Y}, Lane.LONG)
+    assert await goes(turns, "bank", {X}, Lane.LONG)
     await long.end()
-    assert await goes(turns, "clinic", {Y}, True)
+    assert await goes(turns, "clinic", {Y}, Lane.LONG)
 
 
 async def test_of_two_that_touch_the_same_one_waits_and_holds_up_nobody_meanwhile() -> None:
     turns = Turns()
-    long = Lasting(turns, "clinic", {X}, True)
+    long = Lasting(turns, "clinic", {X}, Lane.LONG)
     await until(long.began.is_set)
-    waiting = Lasting(turns, "clinic", {X, Y}, False)
+    waiting = Lasting(turns, "clinic", {X, Y}, Lane.SHORT)
     for _ in range(20):
         await asyncio.sleep(0)
     assert not waiting.began.is_set()
-    assert await goes(turns, "clinic", {("handbook", "z")}, False)
-    assert await goes(turns, "bank", {X, Y}, False), "another tenant's are other documents"
+    assert await goes(turns, "clinic", {("handbook", "z")}, Lane.SHORT)
+    assert await goes(turns, "bank", {X, Y}, Lane.SHORT), "another tenant's are other documents"
     await long.end()
     await until(waiting.began.is_set)
     await waiting.end()
@@ -76,13 +76,13 @@ async def test_of_two_that_touch_the_same_one_waits_and_holds_up_nobody_meanwhil
 
 async def test_one_that_is_cancelled_while_it_waits_leaves_nothing_taken() -> None:
     turns = Turns()
-    long = Lasting(turns, "clinic", {X}, True)
+    long = Lasting(turns, "clinic", {X}, Lane.LONG)
     await until(long.began.is_set)
     for _ in range(TENANTS_AT_ONCE + 1):
-        assert await waits(turns, "clinic", {X, Y}, False)
-    assert await goes(turns, "clinic", {Y}, False)
+        assert await waits(turns, "clinic", {X, Y}, Lane.SHORT)
+    assert await goes(turns, "clinic", {Y}, Lane.SHORT)
     await long.end()
-    assert await goes(turns, "clinic", {X, Y}, True)
+    assert await goes(turns, "clinic", {X, Y}, Lane.LONG)
 
 
 # --- of whole ingestions ---------------------------------------------------------------------------------------------
@@ -143,3 +143,32 @@ async def test_what_has_the_path_or_the_bytes_of_a_long_text_waits_for_it_and_is
     [document] = bench.library.documents("handbook", EVERYBODY)
     assert document.title == "a.txt"
     assert document.size_bytes == (len(text) if end == "committed" else len(LONG_TEXT))
+
+
+MANY = "\n".join(f"{number}.txt=Number {number}." for number in range(BATCH_FILES + 1))
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_archive_that_comes_after_a_long_text_holds_up_no_other_tenants_archives(
+    bench: Bench, own: bool
+) -> None:
+    """own: the text is of its ingestion; or of another of its tenant."""
+    gate = hold_long_ones(bench)
+    bench.write(a__txt=LONG_TEXT)
+    bench.sources.sticks["sources/two"].files = {"b.zip": MANY.encode()}
+    bench.sources.sticks["sources/three"] = MemoryStick({"c.zip": b"d.txt=One."})
+    if own:
+        bench.stick.files |= bench.sources.sticks["sources/two"].files
+    long = [await bench.start()]
+    await until(gate.reached.is_set)
+    if not own:
+        long.append(await bench.start(source="sources/two"))
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    other = await bench.start(caller=RIVAL, source="sources/three")
+    try:
+        async with asyncio.timeout(10):
+            assert (await bench.wait(other, "rival")).state is IngestionState.SUCCEEDED
+    finally:
+        gate.open()
+    assert {(await bench.wait(one)).state for one in long} == {IngestionState.SUCCEEDED}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import InvalidArgument, NotFound, QueueFull, UploadTooLarge
+from appliance.errors import InvalidArgument, NotFound, QueueFull, StoreDamaged, UploadTooLarge
 from appliance.ingest import uploads
 from appliance.ingest.sealed_log import SealedLog
 from appliance.types import FileState, IngestionState, SourceKind
@@ -47,6 +47,20 @@ async def test_a_file_comes_in_pieces_and_is_taken(bench: Bench) -> None:
     assert (bench.held(), TEXT in bench.bytes_on_disk()) == ([], False)
 
 
+async def test_a_whole_file_is_taken_also_where_what_came_of_it_cannot_be_destroyed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(bench)
+    await bench.ingest.append(OPERATOR, upload, 0, TEXT)
+
+    def stuck(tenant: str, upload: str) -> None:
+        raise StoreDamaged("It cannot be destroyed.")
+
+    monkeypatch.setattr(bench.ingest._uploads, "drop", stuck)
+    done = await bench.wait(await bench.ingest.finish(OPERATOR, upload, sha256(TEXT)))
+    assert ends(bench.files(done)) == {"rules.txt": "committed"}
+
+
 async def test_an_upload_goes_on_where_it_broke_off_also_after_a_restart(bench: Bench) -> None:
     upload = await begin(bench)
     await bench.ingest.append(OPERATOR, upload, 0, TEXT[:10])
@@ -75,13 +89,13 @@ async def test_a_gap_is_refused_and_named(bench: Bench) -> None:
     assert bench.ingest.upload_size(OPERATOR, upload) == 3
 
 
-async def test_what_is_too_large_is_refused_before_it_is_written(bench: Bench) -> None:
+async def test_what_grows_too_large_is_refused_and_nothing_of_it_stays(bench: Bench) -> None:
     upload = await begin(bench)
     await bench.ingest.append(OPERATOR, upload, 0, bytes(1 << 20))
     with pytest.raises(UploadTooLarge, match=r"at most 1 MiB here \(option `document_max_mib`\)") as refused:
         await bench.ingest.append(OPERATOR, upload, 1 << 20, b"x")
     assert refused.value.remedy.startswith("Split the file")
-    assert bench.ingest.upload_size(OPERATOR, upload) == 1 << 20
+    assert bench.ingest.uploads("clinic") == ()
 
 
 async def test_what_says_that_it_will_be_too_large_is_not_begun(bench: Bench) -> None:

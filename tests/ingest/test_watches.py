@@ -127,7 +127,7 @@ async def test_a_file_that_is_written_to_after_it_was_whole_is_left_and_taken_on
     bench.write(a__txt="Half of wh")
     left = await hand_on(bench, Found("a.txt", 4))
     assert (left.state, ends(bench.files(left))) == (IngestionState.SUCCEEDED, {"a.txt": "left WRITTEN_TO"})
-    assert "Nothing to do" in bench.files(left)["a.txt"].remedy
+    assert "Its watch takes it" in bench.files(left)["a.txt"].remedy
     assert (bench.titles(), bench.held(), bench.stick.copied) == ([], [], [])
     bench.write(a__txt="Half of what is whole.")
     assert ends(bench.files(await hand_on(bench, Found("a.txt", 22)))) == {"a.txt": "committed"}

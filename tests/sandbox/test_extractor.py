@@ -155,7 +155,7 @@ async def test_children_die_with_a_daemon_that_is_killed() -> None:
     script = (
         "import asyncio\n"
         "from appliance.sandbox.extractor import LockedExtractor\n"
-        "from tests.sandbox.locked import LIMITS, extract, until, zygotes\n"
+        "from tests.sandbox.locked import LIMITS, extract\n"
         "asyncio.run(extract(LockedExtractor(LIMITS, 'tests.sandbox.hostile', {}), b'sleep'))\n"
     )
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)

@@ -61,17 +61,18 @@ def raise_failure(client: "Client", *ingestions: "Ingestion") -> None:
     for ingestion in ingestions:
         raise_stop(client, ingestion)
     counts = [ingestion.counts for ingestion in ingestions if ingestion.state is IngestionState.SUCCEEDED]
-    refused = sum(one.get(FileState.QUARANTINED, 0) for one in counts)
-    require_none_refused(refused, sum(sum(one.values()) for one in counts))
+    files = sum(sum(one.values()) for one in counts)
+    for state, word in ((FileState.QUARANTINED, "refused"), (FileState.LEFT, "left")):
+        require_none_refused(sum(one.get(state, 0) for one in counts), files, word)
 
 
-def require_none_refused(refused: int, files: int) -> None:
+def require_none_refused(refused: int, files: int, word: str = "refused") -> None:
     """Raises SomeRefused."""
     from appliance.errors import SomeRefused
 
     if refused:
         raise SomeRefused(
-            f"{refused:,} of {files:,} file{'s' * (files != 1)} {'was' if refused == 1 else 'were'} refused."
+            f"{refused:,} of {files:,} file{'s' * (files != 1)} {'was' if refused == 1 else 'were'} {word}."
         )
 
 
@@ -83,9 +84,7 @@ def raise_stop(client: "Client", ingestion: "Ingestion") -> None:
 
     if ingestion.state is IngestionState.CANCELLED:
         raise Cancelled(f"{ingestion.name} was cancelled.")
-    if ingestion.state is IngestionState.INTERRUPTED:
-        raise SourceGone(ingestion.problem)
-    if ingestion.state is IngestionState.FAILED:
-        with suppress(NotFound):
+    if ingestion.state in (IngestionState.INTERRUPTED, IngestionState.FAILED):
+        with suppress(NotFound):  # the daemon forgets old jobs
             progress.raise_failure(client.job(ingestion.job))
-        raise Broken(ingestion.problem)
+        raise (SourceGone if ingestion.state is IngestionState.INTERRUPTED else Broken)(ingestion.problem)

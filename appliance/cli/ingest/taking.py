@@ -201,13 +201,19 @@ def _ingestion(client: "Client", what: str) -> "Ingestion | None":
 
 
 def source_of(client: "Client", what: str) -> str:
-    """As the box names it: "sources/ID", or an absolute path. Raises NotFound for a word that is neither."""
-    from appliance.errors import NotFound
+    """As the box names it: "sources/ID", or an absolute path.
+
+    Raises NotFound for a word that is neither, InvalidArgument for a path that no call can carry.
+    """
+    from appliance.errors import InvalidArgument, NotFound
 
     if what.startswith("sources/"):
         return what
     if "/" in what or Path(what).exists():
-        return os.path.abspath(os.path.expanduser(what))
+        path = os.path.abspath(os.path.expanduser(what))
+        if path.encode("utf-8", "replace").decode() != path:
+            raise InvalidArgument.of("path", f"{path} is no UTF-8: name a folder around it, or send it with `upload`.")
+        return path
     if all(source.id != what for source in client.sources()):
         raise NotFound(f"Nothing is called {what}: no ingestion, no source, and no path here.")
     return f"sources/{what}"

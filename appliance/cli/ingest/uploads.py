@@ -1,8 +1,8 @@
 """`appliance ingest upload` and `uploads`: files of this machine, and those that are on their way to the box."""
 
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,14 +39,14 @@ def upload(
     if resume and (len(files) != 1 or files[0].is_dir()):
         raise typer.BadParameter("--resume takes the one FILE that it was")
     from appliance.cli import output
-    from appliance.errors import NotFound, UploadTooLarge
+    from appliance.errors import LeftOut, NotFound, UploadTooLarge
 
-    sent, refused = [], list[UploadTooLarge]()
+    sent, refused, left_out = [], list[UploadTooLarge](), list[Path]()
     with session.connect() as client:
-        for file, name in _named(files):
+        for file, name in _named(files, left_out):
             try:
-                began = resume or client.create_upload(name, collection, reader, size_bytes=_size(file))
-                sent.append(ended(session, client, _send(session, client, file, began), no_wait))
+                begin = partial(client.create_upload, name, collection, reader)
+                sent.append(ended(session, client, _send(session, client, file, begin, resume), no_wait))
             except UploadTooLarge as error:
                 output.note(f"{file} is not taken: {error}")
                 refused.append(error)
@@ -60,6 +60,8 @@ def upload(
         if not sent:
             raise NotFound(f"There is no file in {files[0]}.")
         raise_failure(client, *(ingestion for ingestion, _ in sent))
+        if left_out:
+            raise LeftOut(f"Not all was sent: {len(left_out)} left out, links, pipes or devices.")
 
 
 @command(uploads, "list")
@@ -116,8 +118,10 @@ def _show_sent(
     return shown.show_failed(failed, session.line(*shown.every_file(ingestion))) if failed else None
 
 
-def _named(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Each file, and what the box shall call it: of a folder with that folder's name before it. Links are left out."""
+def _named(files: list[Path], left_out: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Each file, and what the box shall call it: of a folder with that folder's name before it. What there is no file,
+    also a link to one or to a folder, is said and noted in `left_out`.
+    """
     from appliance.cli import output
 
     for given in files:
@@ -127,11 +131,13 @@ def _named(files: list[Path]) -> Iterator[tuple[Path, str]]:
         top = given.resolve()
         for place, folders, names in os.walk(top, onerror=_unreadable):
             folders.sort()
-            for path in (Path(place, name) for name in sorted(names)):
-                if stat.S_ISREG(path.lstat().st_mode):
+            links = {name for name in folders if Path(place, name).is_symlink()}
+            for path in (Path(place, name) for name in sorted({*names, *links})):
+                if path.is_file() and not path.is_symlink():
                     yield path, _text(path.relative_to(top.parent).as_posix())
                 else:
                     output.note(f"{path} is left out: it is a link, a pipe or a device.")
+                    left_out.append(path)
 
 
 def _unreadable(error: OSError) -> None:
@@ -145,31 +151,27 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _size(file: Path) -> int:
-    """Raises NotFound."""
-    from appliance.errors import NotFound
+def _send(session: Session, client: "Client", file: Path, begin: Callable[..., str], resume: str) -> "Ingestion":
+    """The ingestion of a file that was sent whole, by the upload `resume` or one that `begin` makes (`size_bytes`).
 
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise NotFound(f"{file} cannot be read: {error.strerror}.") from None
-
-
-def _send(session: Session, client: "Client", file: Path, upload: str) -> "Ingestion":
-    """The ingestion of a file that was sent whole. Where it breaks off, says how to go on."""
+    Where it breaks off, says how to go on.
+    """
     from appliance.cli import output, progress
     from appliance.errors import ApplianceError, NotFound
 
+    upload = ""
     try:
-        with open(file, "rb") as opened, progress.sending(file.name, os.fstat(opened.fileno()).st_size) as sent:
-            return client.upload(upload, opened, sent)
-    except OSError as error:
-        raise NotFound(f"{file} cannot be read: {error.strerror}.") from None
-    except (ApplianceError, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or error.retryable:
-            again = session.line("ingest", "upload", str(file), "--resume", upload.removeprefix("uploads/"))
-            output.note(f"It broke off. Go on: {again}")
-            output.note(f"Drop it: {session.line('ingest', 'uploads', 'cancel', upload.removeprefix('uploads/'))}")
+        with open(file, "rb") as opened:
+            size_bytes = os.fstat(opened.fileno()).st_size
+            upload = (resume or begin(size_bytes=size_bytes)).removeprefix("uploads/")
+            with progress.sending(file.name, size_bytes) as sent:
+                return client.upload(upload, opened, sent)
+    except (ApplianceError, OSError, KeyboardInterrupt) as error:
+        if upload and (not isinstance(error, ApplianceError) or error.retryable):
+            output.note(f"It broke off. Go on: {session.line('ingest', 'upload', str(file), '--resume', upload)}")
+            output.note(f"Drop it: {session.line('ingest', 'uploads', 'cancel', upload)}")
+        if isinstance(error, OSError):
+            raise NotFound(f"{file} cannot be read: {error.strerror}.") from None
         if isinstance(error, KeyboardInterrupt):
             raise typer.Exit(130) from None
         raise

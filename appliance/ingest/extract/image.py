@@ -61,8 +61,6 @@ def read(data: bytes, caps: Caps) -> Read:
     recognition = Recognition(caps)
     pages = []
     for number, frame in enumerate(_frames(data, caps), 1):
-        if number > caps.pages:
-            raise DocumentRefused("TOO_MANY_PAGES", f"It has more than {caps.pages} pages.")
         pages.append(Page(arrange(recognition.read(number, frame))))
     texts: list[str] = []
     blocks: list[Row] = []
@@ -83,6 +81,8 @@ def _frames(data: bytes, caps: Caps) -> Iterator[Callable[[], Picture]]:
     with _decoding():
         image = decoder(BytesIO(data))
         count = getattr(image, "n_frames", 1) if decoder is TiffImagePlugin.TiffImageFile else 1
+    if count > caps.pages:
+        raise DocumentRefused("TOO_MANY_PAGES", f"It has {count} pages; {caps.pages} are allowed.")
     for frame in range(count):
         clock.extend(PAGE_CPU_SECONDS)
         with _decoding():

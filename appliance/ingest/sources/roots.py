@@ -42,8 +42,9 @@ class Roots:
         self._require_inside(tenant, asked, asked)
         place = Path(os.path.realpath(asked.parent), asked.name)  # a link of that very name is refused as one
         self._require_inside(tenant, asked, place)
-        self._require_foreign(tenant, asked, place)
         try:
+            self._require_foreign(tenant, asked, place)
+            self._require_own_names(tenant, asked, place)
             fd = _open(place, os.O_PATH)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 return Folder(fd, place, self._own)
@@ -65,14 +66,24 @@ class Roots:
             raise SourceRefused(f"{_shown(asked)} holds what is another tenant's too: name folders in it one by one.")
 
     def _require_foreign(self, tenant: str, asked: Path, place: Path) -> None:
-        """Raises SourceRefused for what is the box's own, by whatever mount it is reached."""
+        """Raises SourceRefused for what is the box's own, by whatever mount it is reached; OSError."""
         if place.is_relative_to(self._own / IMPORTS / tenant):
             return
         own = os.stat(self._own)
-        around = (folder for folder in (place, *place.parents) if os.path.exists(folder))
-        if any(os.path.samestat(os.stat(folder), own) for folder in around):
+        if any(os.path.samestat(os.lstat(folder), own) for folder in (*reversed(place.parents), place)):
             why = f"{_shown(asked)} lies in the box's own data directory, which is not read"
             raise SourceRefused(f"{why}. {self._other_ways(tenant)}")
+
+    def _require_own_names(self, tenant: str, asked: Path, place: Path) -> None:
+        """Raises SourceRefused for what may be another tenant's folder by another of its names (its short one, or in
+        capitals where a file system ignores case); OSError.
+        """
+        for _, folder in self._named:
+            around = Path(os.path.commonpath((folder, place)))
+            if around == place or self._may(tenant, folder) or not self._may(tenant, around):
+                continue
+            if place.parts[len(around.parts)] not in os.listdir(around):
+                raise SourceRefused(f"{_shown(asked)} is not how its folder lists it: name it as it is listed.")
 
     def _may(self, tenant: str, place: Path) -> bool:
         """Whether the innermost named folders around a place are everyone's, or this tenant's."""
@@ -92,9 +103,8 @@ class Roots:
         imports = self._own / IMPORTS / tenant
         with suppress(OSError):  # it is there for who does as he is told
             imports.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (
-            f"Send the files with `appliance ingest upload`, or copy them to {IMPORTS}/{tenant} in the data directory."
-        )
+        where = f"{IMPORTS}/{tenant} in the data directory"
+        return f"Send the files with `appliance ingest upload`, or copy them to {where} and name that."
 
 
 def _open(place: Path, flags: int) -> int:

@@ -224,3 +224,32 @@ def test_a_folder_around_anothers_is_refused_where_it_would_be_walked_with_it(tm
         with pytest.raises(SourceRefused, match="another tenant's"):
             names(found, place)
     assert names(found, tmp_path / "srv", "globex") == ["deep/globex/a.txt"]
+
+
+@pytest.mark.parametrize("path", ["ACME", "ACME/a.txt", "ACME/below", "DEEP/x/a.txt"])
+def test_another_name_of_a_tenants_folder_is_no_way_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    found, listed = roots(tmp_path, "DIR/srv, acme:DIR/srv/acme, acme:DIR/srv/deep/x"), os.listdir
+    for name in ("ACME/a.txt", "ACME/below/a.txt", "DEEP/x/a.txt", "acme2/a.txt"):
+        file(tmp_path / "srv" / name)
+    assert names(found, tmp_path / "srv" / path, "globex") == ["a.txt"] or path == "ACME"  # a folder of its own
+    monkeypatch.setattr(os, "listdir", lambda top: [name.lower() for name in listed(top)])  # as where case is ignored
+    with pytest.raises(SourceRefused, match="name it as it is listed"):
+        names(found, tmp_path / "srv" / path, "globex")
+    assert names(found, tmp_path / "srv" / "acme2", "globex") == ["a.txt"]
+    with pytest.raises(NotFound):
+        names(found, tmp_path / "srv" / "none", "globex")
+
+
+def test_a_file_that_goes_while_it_is_looked_for_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, one, lstat = roots(tmp_path, "DIR/drop"), file(tmp_path / "drop" / "a.txt"), os.lstat
+
+    def goes(path: Path | str) -> os.stat_result:
+        if path == one:
+            one.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", goes)
+    with pytest.raises(NotFound):
+        names(found, one)

@@ -9,6 +9,7 @@ no less than half as many. What neither can read, and a page that is a picture, 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 from appliance.errors import DocumentRefused
 from appliance.ingest.caps import Caps
@@ -58,10 +59,8 @@ class _Reading:
 
     def __init__(self, data: bytes, pdf: Pdf, caps: Caps) -> None:
         self._data, self._pdf, self._caps = data, pdf, caps
-        self._opinion: SecondOpinion | None = None
         self._parsers = {pdfium.PARSER: None}
         self._recognition = Recognition(caps)
-        self._broken = 0  # pages
 
     def read(self) -> Read:
         _check_pages(self._pdf.page_count, self._caps)
@@ -70,8 +69,6 @@ class _Reading:
         members = self._members()
         if not members and not any(texts):
             self._recognition.refuse_where_missed()
-            if self._broken:
-                raise DocumentRefused("PDF_BROKEN", f"Neither pdfium nor pypdf can read {self._broken} of its pages.")
         return Read(self._recognition.told(" + ".join(self._parsers)), texts, blocks, members)
 
     def _members(self) -> tuple[Member, ...]:
@@ -97,7 +94,7 @@ class _Reading:
             if found:
                 self._parsers[pypdf_text.PARSER] = None
             else:
-                self._broken += 1
+                self._recognition.miss(number + 1, "PDF_BROKEN")
             return Page(found)
         try:
             return Page(self._pieces(page, number), page.notes())
@@ -124,20 +121,25 @@ class _Reading:
     def _second(self, number: int) -> str:
         """What pypdf reads on a page, '' where it cannot."""
         try:
-            self._opinion = self._opinion or SecondOpinion(self._data)
-            return self._opinion.text(number).strip()
+            return self._opinion.text(number).strip() if self._opinion else ""
         except (DocumentRefused, IndexError):
             return ""
+
+    @cached_property
+    def _opinion(self) -> SecondOpinion | None:
+        try:
+            return SecondOpinion(self._data)
+        except DocumentRefused:
+            return None
 
     def _recognised(self, page: PdfPage, number: int) -> list[Word]:
         max_pixels = min(self._caps.pixels, _MAX_RENDERED_PIXELS)
         if page.largest_picture_pixels() > self._caps.pixels:
-            self._recognition.miss(number + 1, "IMAGE_TOO_LARGE")
-            return []
+            return self._recognition.miss(number + 1, "IMAGE_TOO_LARGE")
         try:
             return self._recognition.read(number + 1, lambda: page.render(_DOTS_PER_INCH, max_pixels))
         except Broken:
-            return []
+            return self._recognition.miss(number + 1, "PDF_BROKEN")
 
 
 def unreadable_share(text: str) -> float:
