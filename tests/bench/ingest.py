@@ -196,7 +196,8 @@ async def embed_share(folder: Path, extractor: LockedExtractor, config: Config) 
 async def measure(rounds: int) -> dict[str, float]:
     data = report.data_folder()
     pdfs = sorted((data / "pdf").glob("*.pdf"))
-    paragraphs, _ = paragraphs_of(data / "xquad" / "xquad.en.json")
+    of_each = [paragraphs_of(data / "xquad" / f"xquad.{language}.json")[0] for language in ("en", "de", "ru")]
+    paragraphs = [paragraph for found in of_each for paragraph in found]
     with tempfile.TemporaryDirectory() as scratch:
         config = Config(data_dir=Path(scratch) / "data")
         extractor = LockedExtractor(config, PARSERS, Caps().settings())
